@@ -1,0 +1,108 @@
+"""Configuration of SARCSE: a pretrained text encoder and the TextCNN autoencoder on top of it (arXiv 2402.15153)."""
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+from transformers.activations import ACT2FN
+
+
+POOLERS = ("autoencoder", "cls", "mean")
+POOLINGS = ("mean", "max")
+
+
+class SarcseConfig(PretrainedConfig):
+    """
+    Everything that [`SarcseModel`] is built from. The paper fixes kernel sizes 3, 4 and 5 and leaves the other sizes
+    open; their defaults here are this project's choices, measured in the README.
+
+    Args:
+        encoder_config (`PretrainedConfig` or `dict`, *optional*):
+            Configuration of the pretrained text encoder, nested. Default: RoBERTa-base's shape.
+        pooler (`str`, defaults to `"autoencoder"`):
+            What makes the sentence embedding: `"autoencoder"`, the TextCNN encoder (SARCSE); `"cls"`, the first
+            token's vector, with a tanh layer during training only (SimCSE, arXiv 2104.08821, section 6.3); `"mean"`,
+            the mean over all attended tokens (as sentence-transformers pools).
+        kernel_sizes (`list[int]`, defaults to `[3, 4, 5]`):
+            Widths, in tokens, of the TextCNN's convolutions (paper, section on the autoencoder).
+        channels (`int`, defaults to 128):
+            Output channels of each of these convolutions.
+        integration_kernel_size (`int`, defaults to 3):
+            Width, in tokens, of the convolution that integrates the scales into vectors of the encoder's hidden size.
+        activation (`str`, defaults to `"gelu"`):
+            Activation after every convolution of the TextCNNs, a key of transformers' `ACT2FN`.
+        pooling (`str`, defaults to `"mean"`):
+            How the integrated vectors become one: `"mean"` or `"max"` over the content tokens.
+        decoder_length (`int`, defaults to 32):
+            Number of tokens that the decoder can reconstruct. Tokens past it are encoded but not reconstructed.
+        special_token_ids (`list[int]`, defaults to `[]`):
+            Ids that are not content: the paper drops `<s>` and `</s>` from the sequence. They are stored here because
+            not every encoder configuration carries them (BERT's has neither `[CLS]` nor `[SEP]`);
+            [`SarcseModel.from_encoder_pretrained`] fills them in from the tokenizer.
+
+    Raises:
+        ValueError: a field has an impossible value; the message names the field and the value.
+    """
+
+    model_type = "sarcse"
+    sub_configs = {"encoder_config": AutoConfig}
+
+    def __init__(
+        self,
+        encoder_config: PretrainedConfig | dict[str, Any] | None = None,
+        pooler: str = "autoencoder",
+        kernel_sizes: list[int] | tuple[int, ...] = (3, 4, 5),
+        channels: int = 128,
+        integration_kernel_size: int = 3,
+        activation: str = "gelu",
+        pooling: str = "mean",
+        decoder_length: int = 32,
+        special_token_ids: list[int] | tuple[int, ...] = (),
+        **kwargs: Any,
+    ) -> None:
+        if encoder_config is None:
+            encoder_config = AutoConfig.for_model("roberta")
+        elif isinstance(encoder_config, dict):
+            if "model_type" not in encoder_config:
+                raise ValueError("`encoder_config` must name its `model_type`, for example 'roberta'.")
+            encoder_config = AutoConfig.for_model(**encoder_config)
+        elif not isinstance(encoder_config, PretrainedConfig):
+            raise ValueError(f"`encoder_config` must be a configuration or a dict, got {encoder_config!r}.")
+        if pooler not in POOLERS:
+            raise ValueError(f"`pooler` must be one of {', '.join(POOLERS)}, got {pooler!r}.")
+        if not isinstance(kernel_sizes, list | tuple) or not kernel_sizes:
+            raise ValueError(f"`kernel_sizes` must be a list of at least one size, got {kernel_sizes!r}.")
+        for size in kernel_sizes:
+            _check_count("kernel_sizes", size)
+        _check_count("channels", channels)
+        _check_count("integration_kernel_size", integration_kernel_size)
+        if activation not in ACT2FN:
+            raise ValueError(f"`activation` must be one of {', '.join(sorted(ACT2FN))}, got {activation!r}.")
+        if pooling not in POOLINGS:
+            raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, got {pooling!r}.")
+        _check_count("decoder_length", decoder_length)
+        for token_id in special_token_ids:
+            _check_count("special_token_ids", token_id, minimum=0)
+
+        self.encoder_config = encoder_config
+        self.pooler = pooler
+        self.kernel_sizes = list(kernel_sizes)
+        self.channels = channels
+        self.integration_kernel_size = integration_kernel_size
+        self.activation = activation
+        self.pooling = pooling
+        self.decoder_length = decoder_length
+        self.special_token_ids = sorted(special_token_ids)
+        super().__init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Size of a sentence embedding: the encoder's hidden size, under the name that other libraries look for."""
+        return self.encoder_config.hidden_size
+
+
+def _check_count(name: str, value: int, minimum: int = 1) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"`{name}` must be made of whole numbers of at least {minimum}, got {value!r}.")
+
+
+SarcseConfig.register_for_auto_class()

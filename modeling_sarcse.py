@@ -1,0 +1,334 @@
+"""
+SARCSE: sentence embeddings from a pretrained encoder and a TextCNN autoencoder (arXiv 2402.15153).
+
+Shapes, here and everywhere: B sentences, L positions with padding, d hidden size, c channels, K kernel sizes, and
+T = min(L, decoder_length) positions that are reconstructed.
+"""
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import ACT2FN
+from transformers.utils import ModelOutput, can_return_tuple
+
+
+try:  # The Hub's loader imports this file as part of a package ...
+    from .configuration_sarcse import SarcseConfig
+except ImportError:  # ... and a script beside it as a top-level module; a plain import here would confuse that loader.
+    SarcseConfig = importlib.import_module("configuration_sarcse").SarcseConfig
+
+
+@dataclass
+class SarcseModelOutput(ModelOutput):
+    """
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(B, L, d)`):
+            The encoder's contextual vectors, where the tokenizer put them (X of the paper, with special tokens).
+        pooler_output (`torch.FloatTensor` of shape `(B, d)`):
+            The sentence embeddings, not normalised.
+        hidden_states, attentions (*optional*):
+            The encoder's, with `output_hidden_states=True` and `output_attentions=True`.
+        reconstruction (`torch.FloatTensor` of shape `(B, T, d)`, *optional*):
+            The decoder's contextual vectors, with `output_reconstruction=True`, as the following three.
+        reconstruction_target (`torch.FloatTensor` of shape `(B, T, d)`, *optional*):
+            The content tokens' contextual vectors packed to the left, detached from the graph.
+        content_mask (`torch.BoolTensor` of shape `(B, T)`, *optional*):
+            True where a content token stands, False behind the last one.
+        content_input_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
+            The content tokens' ids, by which the training loss weighs their errors.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    reconstruction: torch.FloatTensor | None = None
+    reconstruction_target: torch.FloatTensor | None = None
+    content_mask: torch.BoolTensor | None = None
+    content_input_ids: torch.LongTensor | None = None
+
+    def reconstruction_errors(self) -> torch.Tensor:
+        """
+        Squared error of each content token's reconstruction, mean over d, in float32: `(B, T)`, zero behind the last
+        content token.
+        """
+        difference = self.reconstruction.float() - self.reconstruction_target.float()
+        return difference.pow(2).mean(dim=-1) * self.content_mask  # (B, T, d) -> (B, T)
+
+
+class SameConv1d(nn.Conv1d):
+    """Convolution over (B, L, in) that keeps the length for even kernels too: the odd zero goes to the right."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        width = self.kernel_size[0]
+        channels_first = F.pad(hidden_states.transpose(1, 2), ((width - 1) // 2, width // 2))  # (B, in, L + width - 1)
+        return super().forward(channels_first).transpose(1, 2)  # (B, L, out)
+
+
+class TextCNN(nn.Module):
+    """Convolutions of several widths side by side: the multi-scale representations H3, H4, H5 of the paper."""
+
+    def __init__(self, config: SarcseConfig, in_channels: int) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            SameConv1d(in_channels, config.channels, kernel_size) for kernel_size in config.kernel_sizes
+        )
+        self.activation = ACT2FN[config.activation]
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        scales = [self.activation(convolution(hidden_states)) for convolution in self.convolutions]  # K x (B, L, c)
+        # Masked, because biases fill the padding, which the next convolution would then see.
+        return torch.cat(scales, dim=-1) * mask.unsqueeze(-1)  # (B, L, K c)
+
+
+class SarcseEncoder(nn.Module):
+    """Packed contextual vectors -> TextCNN -> integrating convolution -> pooling: the sentence embedding h."""
+
+    def __init__(self, config: SarcseConfig) -> None:
+        super().__init__()
+        self.textcnn = TextCNN(config, config.hidden_size)
+        self.integration = SameConv1d(
+            config.channels * len(config.kernel_sizes), config.hidden_size, config.integration_kernel_size
+        )
+        self.pooling = config.pooling
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        integrated = self.integration(self.textcnn(hidden_states, mask))  # (B, L, d) -> (B, L, K c) -> (B, L, d)
+        pool = masked_mean if self.pooling == "mean" else masked_max
+        return pool(integrated, mask)  # (B, d)
+
+
+class SarcseDecoder(nn.Module):
+    """Sentence embedding -> transposed convolution to `decoder_length` positions -> TextCNN -> contextual vectors."""
+
+    def __init__(self, config: SarcseConfig) -> None:
+        super().__init__()
+        width = config.channels * len(config.kernel_sizes)
+        self.expansion = nn.ConvTranspose1d(config.hidden_size, width, config.decoder_length)
+        self.activation = ACT2FN[config.activation]
+        self.textcnn = TextCNN(config, width)
+        self.output = nn.Linear(width, config.hidden_size)  # a convolution of width 1
+
+    def forward(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        expanded = self.expansion(embeddings.unsqueeze(-1)).transpose(1, 2)  # (B, d) -> (B, decoder_length, K c)
+        expanded = self.activation(expanded[:, : mask.shape[1]]) * mask.unsqueeze(-1)  # (B, T, K c)
+        return self.output(self.textcnn(expanded, mask))  # (B, T, d)
+
+
+class SarcseModel(PreTrainedModel):
+    """
+    A pretrained text encoder with the TextCNN autoencoder (`config.pooler == "autoencoder"`), or with SimCSE's or mean
+    pooling, so that the baselines are configurations of the same class.
+    """
+
+    config_class = SarcseConfig
+    base_model_prefix = "sarcse"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    # Attention happens in the encoder, which checks for itself whether it has what is asked for.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # The loss is a mean over each batch (InfoNCE does not add up over micro-batches): the Trainer must divide it by
+    # the number of gradient accumulation steps.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SarcseConfig) -> None:
+        super().__init__(config)
+        # A pooler that nothing calls would stop DistributedDataParallel, which waits for every gradient.
+        self.encoder = AutoModel.from_config(config.encoder_config, **_without_pooler(config.encoder_config))
+        if config.pooler == "autoencoder":
+            self.sentence_encoder = SarcseEncoder(config)
+            self.sentence_decoder = SarcseDecoder(config)
+        elif config.pooler == "cls":
+            self.projection = nn.Linear(config.hidden_size, config.hidden_size)
+        self.post_init()
+
+    @classmethod
+    def from_encoder_pretrained(
+        cls,
+        name_or_path: str,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        revision: str = "main",
+        dtype: torch.dtype = torch.float32,
+        attn_implementation: str | None = None,
+        **sarcse_fields: Any,
+    ) -> "SarcseModel":
+        """
+        Put fresh SARCSE layers on a pretrained encoder. Only for the first time: a saved SARCSE model, trained or not,
+        is loaded with `from_pretrained`.
+
+        Args:
+            name_or_path (`str`): Hub id or folder of any text encoder that `AutoModel` loads.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): Tells the special tokens. Default: the encoder's own.
+            revision (`str`): Branch, tag or commit of the encoder on the Hub.
+            dtype (`torch.dtype`): Type of the weights, whatever type the checkpoint is stored in.
+            attn_implementation (`str`, *optional*): As in `AutoModel.from_pretrained`; default SDPA where it exists.
+            sarcse_fields: Fields of [`SarcseConfig`].
+
+        Raises:
+            ValueError: not a text encoder, or a field of the configuration has an impossible value.
+        """
+        encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        if encoder_config.model_type == cls.config_class.model_type:
+            raise ValueError(f"{name_or_path} is a SARCSE model already: load it with `from_pretrained`.")
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+        # The unknown token stays content: it stands for a word of the sentence.
+        special_token_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        config = cls.config_class(
+            encoder_config=encoder_config,
+            **{"special_token_ids": sorted(special_token_ids), **sarcse_fields},
+        )
+        model = cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+        model.encoder = AutoModel.from_pretrained(
+            name_or_path,
+            revision=revision,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            **_without_pooler(encoder_config),
+        )
+        config.encoder_config = model.encoder.config
+        return model.eval()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Variance-preserving weights for the new layers, zero biases; the encoder initialises its own."""
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoder.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        output_reconstruction: bool = False,
+        **encoder_kwargs: Any,
+    ) -> SarcseModelOutput:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, L)`): Token ids, padded on either side.
+            attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 for tokens, 0 for padding. Default: ones.
+            output_reconstruction (`bool`): Decode too, for training and for token importance.
+            encoder_kwargs: Passed on to the encoder, for example `token_type_ids` or `output_hidden_states`.
+
+        Raises:
+            ValueError: a reconstruction is asked of a model whose pooler is not the autoencoder.
+        """
+        if output_reconstruction and self.config.pooler != "autoencoder":
+            raise ValueError(f"pooler={self.config.pooler!r} has no decoder: only 'autoencoder' reconstructs.")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **encoder_kwargs)
+        output = SarcseModelOutput(
+            last_hidden_state=encoded.last_hidden_state,  # (B, L, d)
+            hidden_states=encoded.get("hidden_states"),
+            attentions=encoded.get("attentions"),
+        )
+
+        if self.config.pooler == "cls":
+            # The first attended position, which is not position 0 where padding is on the left.
+            first = attention_mask.long().argmax(dim=1)  # (B, L) -> (B,)
+            output.pooler_output = encoded.last_hidden_state[torch.arange(len(first), device=first.device), first]
+            if self.training:
+                # SimCSE keeps this layer for training only ("MLP during training", its section 6.3).
+                output.pooler_output = torch.tanh(self.projection(output.pooler_output))
+        elif self.config.pooler == "mean":
+            output.pooler_output = masked_mean(encoded.last_hidden_state, attention_mask.bool())
+        else:
+            content = self._content_mask(input_ids, attention_mask)
+            packed, packed_ids, mask = pack_left(encoded.last_hidden_state, input_ids, content)
+            output.pooler_output = self.sentence_encoder(packed, mask)
+            if output_reconstruction:
+                length = self.config.decoder_length
+                output.reconstruction_target = packed[:, :length].detach()  # (B, T, d)
+                output.content_mask = mask[:, :length]  # (B, T)
+                output.content_input_ids = packed_ids[:, :length]  # (B, T)
+                output.reconstruction = self.sentence_decoder(output.pooler_output, output.content_mask)
+        return output
+
+    def _content_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(B, L), True for content tokens; an empty sentence keeps its special tokens, so that it has an embedding."""
+        attended = attention_mask.bool()
+        special_token_ids = torch.tensor(self.config.special_token_ids, dtype=input_ids.dtype, device=input_ids.device)
+        content = attended & ~torch.isin(input_ids, special_token_ids)
+        return torch.where(content.any(dim=1, keepdim=True), content, attended)
+
+    @torch.no_grad()
+    def token_importance(
+        self, sentences: list[str], tokenizer: PreTrainedTokenizerBase
+    ) -> list[list[tuple[str, float]]]:
+        """
+        Tokens and their reconstruction errors, the smaller the more important to the sentence embedding (figure 1 of
+        the paper): for each sentence its `(token text, error)` pairs in order, without special tokens and without
+        tokens past `decoder_length`. An error is a mean square over d, in units of the encoder's vectors squared.
+
+        Raises:
+            ValueError: the pooler is not the autoencoder.
+        """
+        training = self.training
+        self.eval()
+        try:
+            batch = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt").to(self.device)
+            output = self(**batch, output_reconstruction=True)
+        finally:
+            self.train(training)
+        importance = []
+        for errors, ids, mask in zip(output.reconstruction_errors(), output.content_input_ids, output.content_mask):
+            content = mask & ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
+            importance.append(
+                [(tokenizer.decode([i]), error) for i, error in zip(ids[content].tolist(), errors[content].tolist())]
+            )
+        return importance
+
+
+def _without_pooler(encoder_config: Any) -> dict[str, bool]:
+    """The keyword that builds an encoder without a pooler, for the encoders that know it."""
+    if type(encoder_config) not in MODEL_MAPPING or encoder_config.is_encoder_decoder:
+        raise ValueError(f"model_type={encoder_config.model_type!r} is not a text encoder that SARCSE can wrap.")
+    parameters = inspect.signature(MODEL_MAPPING[type(encoder_config)]).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
+
+
+def pack_left(
+    hidden_states: torch.Tensor, input_ids: torch.Tensor, content_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Move the content tokens to the left, in order, and zero the rest, so that convolutions see the same neighbours
+    whatever the padding and its side: `(B, L, d)`, `(B, L)` and the mask `(B, L)` of what is content now.
+    """
+    order = (~content_mask).int().argsort(dim=1, stable=True)  # (B, L)
+    positions = torch.arange(content_mask.shape[1], device=content_mask.device)
+    mask = positions < content_mask.sum(dim=1, keepdim=True)  # (B, L)
+    packed = hidden_states.gather(1, order.unsqueeze(-1).expand_as(hidden_states)) * mask.unsqueeze(-1)  # (B, L, d)
+    return packed, input_ids.gather(1, order), mask
+
+
+def masked_mean(hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the positions where `mask` is True, summed in float32: `(B, L, d)` -> `(B, d)`."""
+    total = (hidden_states.float() * mask.unsqueeze(-1)).sum(dim=1)
+    return (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)
+
+
+def masked_max(hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Maximum over the positions where `mask` is True, zero where there is none: `(B, L, d)` -> `(B, d)`."""
+    maximum = hidden_states.masked_fill(~mask.unsqueeze(-1), float("-inf")).amax(dim=1)
+    return maximum.masked_fill(~mask.any(dim=1, keepdim=True), 0.0)
+
+
+SarcseModel.register_for_auto_class("AutoModel")
