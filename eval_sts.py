@@ -283,3 +283,95 @@ def score_pairs(
         "alignment": alignment(first[similar], second[similar]),
         "uniformity": uniformity(embeddings),
     }
+
+
+def score_model(
+    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, tasks: dict[str, datasets.Dataset], batch_size: int = 128
+) -> dict[str, Any]:
+    """
+    One model's entry of results.json: each task's scores, their average Spearman, and the alignment and uniformity of
+    STS-B, or of the only task where there is but one (otherwise `None`).
+    """
+    scores = {name: score_pairs(model, tokenizer, pairs, batch_size) for name, pairs in tasks.items()}
+    reference = scores.get("STSB") or (next(iter(scores.values())) if len(scores) == 1 else {})
+    return {
+        "tasks": {
+            name: {key: _number(task[key]) for key in ("spearman", "pearson", "pairs")} for name, task in scores.items()
+        },
+        "average": _number(sum(task["spearman"] for task in scores.values()) / len(scores)),
+        "alignment": _number(reference.get("alignment")),
+        "uniformity": _number(reference.get("uniformity")),
+    }
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no NaN: a correlation that does not exist is null."""
+    return None if value is None or math.isnan(value) else value
+
+
+# --- Reports and the command -----------------------------------------------------------------------------------------
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """The `{"models": ...}` of results.json as a Markdown table, aligned for the terminal too: Spearman x 100."""
+    tasks = list(dict.fromkeys(task for model in results["models"].values() for task in model["tasks"]))
+    rows = [["model", *tasks, "average"]]
+    for name, model in results["models"].items():
+        scores = [model["tasks"].get(task, {}).get("spearman") for task in tasks] + [model["average"]]
+        rows.append([name] + ["-" if score is None else f"{score:.2f}" for score in scores])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rows.insert(1, ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]])
+    return "\n".join(
+        "| " + " | ".join([row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:])]) + " |"
+        for row in rows
+    )
+
+
+def write_results(results: dict[str, Any], json_file: Path) -> None:
+    """Write `json_file` and the Markdown table beside it."""
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    json_file.with_suffix(".md").write_text(results_table(results) + "\n", encoding="utf-8")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Spearman correlation x 100 on the seven STS tasks, 'all' setting.", allow_abbrev=False
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="Folders or Hub ids of SARCSE or other encoders.")
+    parser.add_argument("--pooler", choices=("cls", "mean"), default="mean", help="For other encoders (mean).")
+    parser.add_argument("--revision", default="main", help="Branch, tag or commit of models from the Hub (main).")
+    parser.add_argument("--sts_dir", help="Folder with the tasks in SentEval's layout. Default: the Hub's data sets.")
+    parser.add_argument("--tasks", nargs="+", choices=STS_TASKS, default=list(STS_TASKS), help="Default: all seven.")
+    parser.add_argument("--pairs", help="Score on this file instead: sentence1, sentence2, score (.tsv, .csv, ...).")
+    parser.add_argument("--output_dir", help="Where to write results.json and results.md.")
+    parser.add_argument("--batch_size", type=int, default=128, help="Sentences encoded at once (128).")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="Default: a GPU.")
+    return parser.parse_args(arguments)
+
+
+def load_tasks(task_names: list[str], sts_dir: str | None, pairs: str | None) -> dict[str, datasets.Dataset]:
+    """The test pairs to score on, by task name; those of a file of one's own go by the file's name."""
+    if pairs is not None:
+        return {Path(pairs).stem: load_pairs(pairs)}
+    return {name: load_sts(name, sts_dir) for name in task_names}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    try:
+        tasks = load_tasks(args.tasks, args.sts_dir, args.pairs)
+        results: dict[str, Any] = {"models": {}}
+        for name in args.models:
+            model, tokenizer = load_model(name, args.pooler, args.revision)
+            results["models"][name] = score_model(model.to(args.device), tokenizer, tasks, args.batch_size)
+    except ValueError as error:
+        print(f"eval_sts.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(results_table(results))
+    if args.output_dir is not None:
+        write_results(results, Path(args.output_dir, "results.json"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,685 @@
+"""
+Train a SARCSE model on plain sentences.
+
+    python train.py [RECIPE.yaml] [--field value ...]
+    accelerate launch train.py recipes/roberta-base.yaml
+
+Top to bottom: arguments, data, token weights, the two losses, the Trainer, the command.
+"""
+
+import difflib
+import json
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import accelerate
+import datasets
+import fsspec
+import numpy as np
+import torch
+import yaml
+from torch import distributed
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    HfArgumentParser,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.utils import logging
+
+from configuration_sarcse import SarcseConfig
+from eval_sts import (
+    STS_TASKS,
+    encoder_max_length,
+    load_model,
+    load_pairs,
+    load_sts,
+    load_tasks,
+    results_table,
+    score_model,
+    score_pairs,
+    write_results,
+)
+from modeling_sarcse import SarcseModel, SarcseModelOutput
+
+
+logger = logging.get_logger("train")
+
+DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
+
+
+# --- Arguments -------------------------------------------------------------------------------------------------------
+
+
+def _architecture(name: str, help: str) -> Any:
+    return field(default=None, metadata={"help": f"{help} Default: {getattr(SarcseConfig(), name)}."})
+
+
+@dataclass
+class ModelArguments:
+    """The encoder to start from, and the shape of the layers on top of it (fields of `SarcseConfig`)."""
+
+    model_name_or_path: str = field(
+        default="FacebookAI/roberta-base",
+        metadata={"help": "Folder or Hub id of a text encoder, or of a SARCSE model to train further."},
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "As in AutoModel.from_pretrained, for example flash_attention_2."}
+    )
+    pooler: Literal["autoencoder", "cls", "mean"] | None = _architecture(
+        "pooler", "autoencoder (SARCSE), cls (SimCSE) or mean."
+    )
+    kernel_sizes: list[int] | None = _architecture("kernel_sizes", "Widths of the TextCNN's convolutions.")
+    channels: int | None = _architecture("channels", "Output channels of each of these convolutions.")
+    integration_kernel_size: int | None = _architecture(
+        "integration_kernel_size", "Width of the convolution that integrates the scales."
+    )
+    activation: str | None = _architecture("activation", "Activation of the TextCNNs.")
+    pooling: Literal["mean", "max"] | None = _architecture("pooling", "Pooling over the content tokens.")
+    decoder_length: int | None = _architecture("decoder_length", "Number of tokens that the decoder can reconstruct.")
+
+    def sarcse_fields(self) -> dict[str, Any]:
+        """Those fields of `SarcseConfig` that were given."""
+        names = {f.name for f in fields(self)} - {"model_name_or_path", "model_revision", "attn_implementation"}
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass
+class DataArguments:
+    """Where the sentences and the graded pairs come from."""
+
+    train_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Sentences: .txt with one a line (also .gz, .xz, .zst), .jsonl, .csv or .parquet, local or hf://. "
+            "Default: SimCSE's million Wikipedia sentences from the Hub."
+        },
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A data set of the Hub instead of a file; its split `train` is used."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "The data set's configuration."})
+    text_column: str = field(default="text", metadata={"help": "The column with the sentences."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many sentences."})
+    max_seq_length: int = field(
+        default=32, metadata={"help": "Sentences are cut at this many tokens in training, specials included."}
+    )
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
+    sts_dir: str | None = field(
+        default=None, metadata={"help": "STS tasks in SentEval's layout. Default: the Hub's data sets."}
+    )
+    sts_tasks: list[str] = field(
+        default_factory=lambda: list(STS_TASKS),
+        metadata={"help": "Tasks of the table before and after training.", "choices": list(STS_TASKS)},
+    )
+    eval_pairs: str | None = field(
+        default=None,
+        metadata={"help": "A file of graded pairs (sentence1, sentence2, score) that takes the place of all STS data."},
+    )
+
+
+# `hf://` reads a data set's file from the Hub. The file is the one that SimCSE's training script downloads.
+WIKI1M = "hf://datasets/princeton-nlp/datasets-for-simcse/wiki1m_for_simcse.txt"
+
+
+@dataclass
+class SarcseTrainingArguments(TrainingArguments):
+    """
+    transformers' arguments, with SimCSE's protocol for RoBERTa-base as defaults (arXiv 2104.08821, appendix A), and SARCSE's own.
+    """
+
+    contrastive_temperature: float = field(default=0.05, metadata={"help": "Temperature of InfoNCE."})
+    reconstruction_weight: float = field(
+        default=1.0, metadata={"help": "Weight (lambda) of the reconstruction loss; 0 leaves the decoder out."}
+    )
+    frequency_weighting: Literal["smooth_inverse", "self_information", "uniform"] = field(
+        default="smooth_inverse",
+        metadata={"help": "Token weights: a / (a + p), -log p, or 1, where p is a token's share of the corpus."},
+    )
+    frequency_smoothing: float = field(
+        default=1e-3, metadata={"help": "The a of smooth_inverse (Arora, Liang and Ma, ICLR 2017)."}
+    )
+    autoencoder_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the new layers. Default: learning_rate."}
+    )
+
+    output_dir: str = field(default="output/sarcse-roberta-base", metadata={"help": "Where the model is written."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the sentences."})
+    per_device_train_batch_size: int = field(default=512, metadata={"help": "Sentences a step and device."})
+    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to score STS-B dev: steps, epoch or no."})
+    eval_steps: float | None = field(default=125, metadata={"help": "Steps between two evaluations."})
+    save_steps: float = field(default=125, metadata={"help": "Steps between two checkpoints."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best one among them."})
+    logging_steps: float = field(default=25, metadata={"help": "Steps between two lines of the log."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best checkpoint, not the last."})
+    metric_for_best_model: str | None = field(default="stsb_spearman", metadata={"help": "What best means."})
+    # InfoNCE over a ragged last batch would be an easier task with a wrong weight.
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, incomplete batch."})
+
+    def __post_init__(self) -> None:
+        if str(self.eval_strategy) == "no":
+            self.load_best_model_at_end = False
+            self.metric_for_best_model = None
+        super().__post_init__()
+        for name in ("contrastive_temperature", "frequency_smoothing"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}.")
+        if self.reconstruction_weight < 0:
+            raise ValueError(f"--reconstruction_weight must not be negative, got {self.reconstruction_weight}.")
+
+
+class ArgumentParser(HfArgumentParser):
+    """HfArgumentParser whose errors are one line, without the 150 options of the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"train.py: error: {message}\n")
+
+
+def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, SarcseTrainingArguments]:
+    """
+    The three argument groups from a recipe, if the first argument is one, and the flags after it, which win.
+
+    Raises:
+        ValueError: the recipe cannot be read, or a field is unknown or has an impossible value.
+        SystemExit: `--help`, or a value of the wrong type (exit code 2).
+    """
+    groups = (ModelArguments, DataArguments, SarcseTrainingArguments)
+    parser = ArgumentParser(
+        groups,
+        description="Train a SARCSE model. The fields of RECIPE.yaml are these flags without the dashes.",
+        usage="train.py [RECIPE.yaml] [--field value ...]",
+        allow_abbrev=False,
+    )
+    known = [f.name for group in groups for f in fields(group) if f.init]
+    recipe = []
+    if not arguments:
+        recipe = read_recipe(DEMO_RECIPE, known)
+    elif not arguments[0].startswith("-"):
+        recipe = read_recipe(Path(arguments[0]), known)
+        arguments = arguments[1:]
+    *parsed, unknown = parser.parse_args_into_dataclasses(recipe + arguments, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(unknown_field(unknown[0], [f"--{name}" for name in known]))
+    return tuple(parsed)
+
+
+def read_recipe(path: Path, known: list[str]) -> list[str]:
+    """The recipe's fields as flags, so that argparse checks both alike; a field that is null keeps its default."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such recipe. A recipe is a YAML file; flags begin with --.")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML file: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path}: a recipe is made of lines `field: value`.")
+    flags = []
+    for name, value in recipe.items():
+        if name not in known:
+            raise ValueError(f"{path}: {unknown_field(name, known)}")
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict | bool) else value}")
+    return flags
+
+
+def unknown_field(name: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(str(name).split("=")[0], known, n=1)
+    return f"unknown field {name}." + (f" Did you mean {nearest[0]}?" if nearest else " --help lists all fields.")
+
+
+# --- Data ------------------------------------------------------------------------------------------------------------
+
+
+def load_sentences(arguments: DataArguments) -> datasets.Dataset:
+    """
+    The training sentences as the only column, named `text_column`, without blank ones (their number is logged).
+
+    Raises:
+        ValueError: the file is missing, empty, not UTF-8 (the line is named), or of an unknown kind; the data set
+            cannot be loaded; there is no such column. The message says which.
+    """
+    if arguments.dataset_name is not None:
+        if arguments.train_file is not None:
+            raise ValueError("give either --train_file or --dataset_name, not both.")
+        name = arguments.dataset_name
+        sentences = load_or_explain(name, name, arguments.dataset_config_name)
+    else:
+        name = arguments.train_file or WIKI1M
+        builder, compression = file_kind(name)
+        if "://" not in name and not Path(name).is_file():
+            raise ValueError(f"{name}: no such file.")
+        if "://" not in name and Path(name).stat().st_size == 0:
+            raise ValueError(f"{name}: the file is empty.")
+        options = {"encoding": "utf-8-sig"} if builder != "parquet" else {}
+        sentences = load_or_explain(name, builder, data_files=name, **options)
+    column = arguments.text_column
+    if column not in sentences.column_names:
+        raise ValueError(
+            f"{name}: no column {column!r}; --text_column must be one of {', '.join(sentences.column_names)}."
+        )
+    if sentences.features[column] != datasets.Value("string"):
+        raise ValueError(f"{name}: column {column!r} holds {sentences.features[column]}, not text.")
+    sentences = sentences.select_columns(column)
+    lines = len(sentences)
+    sentences = sentences.filter(_not_blank, input_columns=column, desc="Dropping blank lines")
+    if lines > len(sentences):
+        logger.warning(f"{name}: {lines - len(sentences)} of {lines} lines are blank and skipped.")
+    if len(sentences) == 0:
+        raise ValueError(f"{name}: no sentence in it.")
+    if arguments.max_train_samples is not None:
+        sentences = sentences.select(range(min(arguments.max_train_samples, len(sentences))))
+    return sentences
+
+
+def _not_blank(sentence: str | None) -> bool:
+    return sentence is not None and not sentence.isspace() and sentence != ""
+
+
+def file_kind(name: str) -> tuple[str, str | None]:
+    """
+    The `datasets` builder that reads a file, and its compression, from the ending of its name.
+
+    Raises:
+        ValueError: the ending is unknown.
+    """
+    builders = {".txt": "text", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+    compressions = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
+    path = Path(name)
+    compression = compressions.get(path.suffix)
+    suffix = path.with_suffix("").suffix if compression else path.suffix
+    if suffix not in builders:
+        raise ValueError(
+            f"{name}: a train file must end in {', '.join(builders)}, followed by nothing or {', '.join(compressions)}."
+        )
+    return builders[suffix], compression
+
+
+def load_or_explain(name: str, *arguments: Any, **options: Any) -> datasets.Dataset:
+    """`datasets.load_dataset(..., split="train")` with its exceptions as one message that names the file or data set."""
+    try:
+        return datasets.load_dataset(*arguments, split="train", **options)
+    except Exception as error:  # the builders and the Hub's client have a dozen exceptions for bad input
+        cause = error.__cause__ or error
+        if isinstance(cause, UnicodeDecodeError):
+            raise ValueError(f"{name}, line {undecodable_line(name)}: not UTF-8 ({cause.reason}).") from error
+        raise ValueError(f"{name} could not be loaded: {type(cause).__name__}: {cause}") from error
+
+
+def undecodable_line(name: str) -> int:
+    """Number of the first line, counted from 1, that is not UTF-8."""
+    with fsspec.open(name, "rb", compression=file_kind(name)[1]) as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    raise ValueError(f"{name}: every line is UTF-8, but not the whole.")
+
+
+def tokenize(
+    sentences: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
+) -> datasets.Dataset:
+    """`input_ids` of every sentence, cut at `max_seq_length` tokens, unpadded; cached by `datasets`."""
+
+    def encode_batch(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        encoded = tokenizer(batch[arguments.text_column], truncation=True, max_length=arguments.max_seq_length)
+        return {"input_ids": encoded["input_ids"]}
+
+    return sentences.map(
+        encode_batch,
+        batched=True,
+        remove_columns=sentences.column_names,
+        num_proc=arguments.preprocessing_num_workers,
+        desc="Tokenising",
+    )
+
+
+def token_counts(tokens: datasets.Dataset, vocabulary_size: int, special_token_ids: list[int]) -> np.ndarray:
+    """How often each id occurs in the `input_ids` of the data set, `(vocabulary_size,)`; special tokens count zero."""
+    counts = np.zeros(vocabulary_size, dtype=np.int64)
+    for table in tokens.with_format("arrow").iter(batch_size=10_000):
+        counts += np.bincount(table["input_ids"].combine_chunks().flatten().to_numpy(), minlength=vocabulary_size)
+    counts[special_token_ids] = 0
+    return counts
+
+
+def token_weights(counts: np.ndarray, frequency_weighting: str, frequency_smoothing: float) -> torch.Tensor:
+    """
+    Weight of each token's reconstruction error, `(vocabulary_size,)`, float32: the self-adaptive part of the loss. The
+    paper says that frequent tokens weigh less and leaves the formula open. With p a token's share of the corpus:
+
+    - `"smooth_inverse"`: a / (a + p), the smooth inverse frequency of Arora, Liang and Ma (ICLR 2017), a being
+      `frequency_smoothing`;
+    - `"self_information"`: -log p, in nats; a token that never occurs weighs as much as one that occurs once;
+    - `"uniform"`: 1, the ablation without self-adaptive weights.
+    """
+    share = torch.from_numpy(counts) / counts.sum()
+    if frequency_weighting == "smooth_inverse":
+        weights = frequency_smoothing / (frequency_smoothing + share)
+    elif frequency_weighting == "self_information":
+        weights = -share.clamp(min=1 / counts.sum()).log()
+    else:
+        weights = torch.ones_like(share)
+    return weights.float()
+
+
+# --- Losses ----------------------------------------------------------------------------------------------------------
+
+
+def info_nce(
+    first: torch.Tensor, second: torch.Tensor, temperature: float, positive_offset: int = 0
+) -> torch.Tensor:
+    """
+    Contrastive loss of SimCSE (arXiv 2104.08821, equation 1), mean over the rows, in float32:
+
+        -log( exp(cos(first_i, second_i) / temperature) / sum_j exp(cos(first_i, second_j) / temperature) )
+
+    Args:
+        first (`torch.Tensor` of shape `(B, d)`): Embeddings of the first dropout view.
+        second (`torch.Tensor` of shape `(M, d)`, M >= B): Of the second, those of all processes.
+        temperature (`float`): Divides the cosine similarities.
+        positive_offset (`int`): Row of `second` that belongs to the first row of `first`.
+    """
+    similarities = F.normalize(first.float(), dim=1) @ F.normalize(second.float(), dim=1).T  # (B, M)
+    positives = torch.arange(len(first), device=first.device) + positive_offset  # (B,)
+    return F.cross_entropy(similarities / temperature, positives)
+
+
+def weighted_reconstruction(
+    errors: torch.Tensor, weights: torch.Tensor, total_weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    Weighted mean of the tokens' reconstruction errors, sum(w e) / sum(w).
+
+    Args:
+        errors (`torch.Tensor` of shape `(B, T)`): From `SarcseModelOutput.reconstruction_errors`.
+        weights (`torch.Tensor` of shape `(B, T)`): Zero where there is no content.
+        total_weight (`torch.Tensor`, *optional*): Denominator where the batch is one of several processes' shares.
+    """
+    total_weight = weights.sum() if total_weight is None else total_weight
+    return (weights * errors).sum() / total_weight.clamp(min=torch.finfo(errors.dtype).tiny)
+
+
+# --- Trainer ---------------------------------------------------------------------------------------------------------
+
+
+class SarcseTrainer(Trainer):
+    """
+    transformers' Trainer with SARCSE's loss, and with graded sentence pairs as evaluation data.
+
+    Args:
+        token_weights (`torch.Tensor` of shape `(vocabulary_size,)`, *optional*): Needed if `reconstruction_weight` > 0.
+        eval_name (`str`): What the pairs are called in the metrics: `eval_{eval_name}_spearman`.
+        eval_dataset (`datasets.Dataset`): Columns sentence1, sentence2 and score.
+    """
+
+    # Each loss is a mean over its batch, for the Trainer to divide by the number of accumulated batches.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self, *args: Any, token_weights: torch.Tensor | None = None, eval_name: str = "stsb", **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.eval_name = eval_name
+        if self.args.reconstruction_weight > 0:
+            self.token_weights = token_weights.to(self.args.device)
+        elif self.model.config.pooler == "autoencoder":
+            # Parameters that get no gradient would stop DistributedDataParallel.
+            self.model.sentence_decoder.requires_grad_(False)
+        self._losses: dict[str, torch.Tensor] = {}
+        self._loss_batches = 0
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, SarcseModelOutput]:
+        """InfoNCE + reconstruction_weight * weighted reconstruction, of two dropout views in one forward of 2B rows."""
+        reconstruct = self.args.reconstruction_weight > 0
+        views = {name: tensor.repeat(2, 1) for name, tensor in inputs.items()}  # (B, L) -> (2B, L)
+        outputs = model(**views, output_reconstruction=reconstruct)
+        first, second = outputs.pooler_output.chunk(2)  # (2B, d) -> two of (B, d)
+        if self.args.world_size > 1:
+            # Negatives from all processes, with gradient: local rows against all columns is the exact global loss.
+            second = torch.cat(distributed.nn.functional.all_gather(second))
+        contrastive = info_nce(
+            first, second, self.args.contrastive_temperature, positive_offset=self.args.process_index * len(first)
+        )
+        loss, losses = contrastive, {"contrastive_loss": contrastive.detach()}
+        if reconstruct:
+            weights = self.token_weights[outputs.content_input_ids] * outputs.content_mask  # (2B, T)
+            # One denominator for all processes; times their number, since gradients are averaged over processes.
+            total_weight = self.accelerator.reduce(weights.sum(), "sum") / self.args.world_size
+            reconstruction = weighted_reconstruction(outputs.reconstruction_errors(), weights, total_weight)
+            loss = contrastive + self.args.reconstruction_weight * reconstruction
+            losses["reconstruction_loss"] = reconstruction.detach()
+        self._losses = {name: value + self._losses.get(name, 0.0) for name, value in losses.items()}
+        self._loss_batches += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Puts both losses, as means since the last line, beside the total."""
+        if "loss" in logs and self._loss_batches > 0:
+            for name, total in self._losses.items():
+                logs[name] = self.accelerator.gather(total / self._loss_batches).mean().item()
+            self._losses, self._loss_batches = {}, 0
+        super().log(logs, start_time)
+
+    def evaluate(
+        self,
+        eval_dataset: datasets.Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Spearman x 100, alignment and uniformity of the pairs; every process returns the same numbers."""
+        pairs = self.eval_dataset if eval_dataset is None else eval_dataset
+        model = self.accelerator.unwrap_model(self.model)
+        scores = score_pairs(model, self.processing_class, pairs)
+        names = {"spearman": f"{self.eval_name}_spearman", "alignment": "alignment", "uniformity": "uniformity"}
+        metrics = {f"{metric_key_prefix}_{names[key]}": scores[key] for key in names}
+        accelerate.utils.broadcast_object_list(received := [metrics])
+        self.log(dict(received[0]))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, received[0])
+        return received[0]
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's optimizer, with the new layers' parameters in groups of their own learning rate."""
+        optimizer = super().create_optimizer(model)
+        if self.args.autoencoder_learning_rate is not None:
+            encoder = set(self.accelerator.unwrap_model(self.model).encoder.parameters())
+            for group in list(optimizer.param_groups):
+                new = [parameter for parameter in group["params"] if parameter not in encoder]
+                if new:
+                    group["params"] = [parameter for parameter in group["params"] if parameter in encoder]
+                    optimizer.add_param_group({**group, "params": new, "lr": self.args.autoencoder_learning_rate})
+        return optimizer
+
+
+# --- The command -----------------------------------------------------------------------------------------------------
+
+
+def check_together(model: ModelArguments, data: DataArguments, training: SarcseTrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: arguments that are possible one by one and not together, or not on this machine.
+    """
+    if training.n_gpu > 1:
+        raise ValueError(
+            f"{training.n_gpu} GPUs are visible to one process. Start one process for each: "
+            "`accelerate launch train.py ...`, or choose one GPU with CUDA_VISIBLE_DEVICES=0."
+        )
+    if model.pooler in ("cls", "mean") and training.reconstruction_weight > 0:
+        raise ValueError(f"--pooler {model.pooler} has no decoder: add --reconstruction_weight 0 (SimCSE).")
+    if data.eval_pairs is not None and training.metric_for_best_model == "stsb_spearman":
+        training.metric_for_best_model = "pairs_spearman"
+    has_checkpoints = any(Path(training.output_dir).glob("checkpoint-*"))
+    if has_checkpoints and not training.resume_from_checkpoint:
+        raise ValueError(
+            f"{training.output_dir} holds checkpoints of an earlier run. Go on from the last one with "
+            "`--resume_from_checkpoint last`, or choose another --output_dir."
+        )
+    if training.resume_from_checkpoint == "last" and not has_checkpoints:
+        raise ValueError(f"--resume_from_checkpoint last: no checkpoint in {training.output_dir}.")
+
+
+def load_sts_data(
+    data: DataArguments, training: SarcseTrainingArguments
+) -> tuple[datasets.Dataset | None, dict[str, datasets.Dataset]]:
+    """Pairs for the evaluations during training, and the tasks for the table before and after: none, if not wanted."""
+    if str(training.eval_strategy.value) == "no" and data.sts_dir is None and data.eval_pairs is None:
+        return None, {}
+    tasks = load_tasks(data.sts_tasks, data.sts_dir, data.eval_pairs)
+    if data.eval_pairs is not None:
+        return next(iter(tasks.values())), tasks
+    return load_sts("STSB", data.sts_dir, split="dev"), tasks
+
+
+def build_model(arguments: ModelArguments) -> tuple[SarcseModel, PreTrainedTokenizerBase]:
+    """
+    New layers on a pretrained encoder, or a SARCSE model to train further, with its tokenizer.
+
+    Raises:
+        ValueError: nothing can be loaded there, or a given field is not the saved SARCSE model's.
+    """
+    source, revision = arguments.model_name_or_path, arguments.model_revision
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        options = {
+            "revision": revision,
+            "dtype": torch.float32,  # not the checkpoint's: half precision weights lose AdamW's small steps
+            "attn_implementation": arguments.attn_implementation,
+        }
+        if config.model_type == SarcseConfig.model_type:
+            for name, value in arguments.sarcse_fields().items():
+                if value != getattr(config, name):
+                    raise ValueError(f"{source} was saved with {name}={getattr(config, name)}: leave --{name} out.")
+            model = AutoModel.from_pretrained(source, **options)
+        else:
+            model = SarcseModel.from_encoder_pretrained(
+                source, tokenizer=tokenizer, **options, **arguments.sarcse_fields()
+            )
+    except OSError as error:
+        raise ValueError(f"{source}: neither a model folder nor a model on a reachable Hub.\n{error}") from error
+    tokenizer.model_max_length = encoder_max_length(model, tokenizer)
+    return model, tokenizer
+
+
+def build_trainer(
+    model_arguments: ModelArguments, data: DataArguments, training: SarcseTrainingArguments
+) -> tuple[SarcseTrainer, dict[str, datasets.Dataset]]:
+    """
+    Everything that can go wrong for a reason of the user's, in the order of its cost: arguments, data, model.
+
+    Returns:
+        The trainer, and the STS tasks to score before and after training.
+
+    Raises:
+        ValueError: with a message that says what was found and what to do.
+    """
+    check_together(model_arguments, data, training)
+    set_seed(training.seed)
+    with training.main_process_first(desc="reading the data"):
+        sentences = load_sentences(data)
+        eval_pairs, tasks = load_sts_data(data, training)
+    batch = training.per_device_train_batch_size * training.world_size * training.gradient_accumulation_steps
+    if len(sentences) < batch:
+        raise ValueError(
+            f"{len(sentences)} sentences do not fill one batch of {batch}: lower --per_device_train_batch_size."
+        )
+    model, tokenizer = build_model(model_arguments)
+    with training.main_process_first(desc="tokenising"):
+        tokens = tokenize(sentences, tokenizer, data)
+    weights = None
+    if training.reconstruction_weight > 0:
+        counts = token_counts(tokens, model.config.encoder_config.vocab_size, model.config.special_token_ids)
+        weights = token_weights(counts, training.frequency_weighting, training.frequency_smoothing)
+    trainer = SarcseTrainer(
+        model=model,
+        args=training,
+        train_dataset=tokens,
+        eval_dataset=eval_pairs,
+        eval_name="stsb" if data.eval_pairs is None else "pairs",
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        token_weights=weights,
+    )
+    return trainer, tasks
+
+
+def score_before(source: str, revision: str, device: torch.device, tasks: dict[str, datasets.Dataset]) -> dict:
+    """Entries of sts_results.json for the model that training starts from: an encoder under both simple poolers."""
+    is_sarcse = AutoConfig.from_pretrained(source, revision=revision).model_type == SarcseConfig.model_type
+    scores = {}
+    for pooler in ("mean",) if is_sarcse else ("cls", "mean"):
+        model, tokenizer = load_model(source, pooler, revision)
+        name = f"before: {source}" + ("" if is_sarcse else f", {pooler}")
+        scores[name] = score_model(model.to(device), tokenizer, tasks)
+    return scores
+
+
+def run(trainer: SarcseTrainer, tasks: dict[str, datasets.Dataset], source: str, revision: str) -> None:
+    """Train, write the output folder, and print the table of scores and the lines that load the model."""
+    args = trainer.args
+    results: dict[str, Any] = {"models": {}}
+    if tasks and trainer.is_world_process_zero():
+        results["models"] = score_before(source, revision, args.device, tasks)
+    resume = args.resume_from_checkpoint
+    metrics = trainer.train(resume_from_checkpoint=True if resume == "last" else resume).metrics
+    if not trainer.is_world_process_zero():
+        return
+    output_dir = Path(args.output_dir)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    # Not trainer.save_model, which adds a pickle of the arguments.
+    model.save_pretrained(output_dir)
+    trainer.processing_class.save_pretrained(output_dir)
+    trainer.save_metrics("train", metrics, combined=False)
+    trainer.save_state()
+    if tasks:
+        results["models"][f"after: {output_dir}"] = score_model(model, trainer.processing_class, tasks)
+        write_results(results, output_dir / "sts_results.json")
+        print(f"\nSpearman x 100\n\n{results_table(results)}")
+    print(f"""
+The model is in {output_dir}. Load it with
+
+from transformers import AutoModel, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("{output_dir}", trust_remote_code=True)
+model = AutoModel.from_pretrained("{output_dir}", trust_remote_code=True)
+embeddings = model(**tokenizer(["A sentence.", "Another."], padding=True, return_tensors="pt")).pooler_output
+""")
+
+
+def main() -> None:
+    try:
+        model_arguments, data, training = parse_arguments(sys.argv[1:])
+        trainer, tasks = build_trainer(model_arguments, data, training)
+    except ValueError as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        run(trainer, tasks, model_arguments.model_name_or_path, model_arguments.model_revision)
+    except KeyboardInterrupt:
+        print(
+            f"\nInterrupted at step {trainer.state.global_step}. Go on from the last checkpoint in "
+            f"{training.output_dir} with the same command and `--resume_from_checkpoint last`.",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
