@@ -112,6 +112,8 @@ def load_pairs(path: str) -> datasets.Dataset:
         raise ValueError(f"{path}: no such file.")
     # Without quoting, as in SentEval's files: a quotation mark of a sentence is a character like any other.
     options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
+    if builders[suffix] == "csv":
+        options["keep_default_na"] = False  # "NA" is a sentence too
     pairs = datasets.load_dataset(builders[suffix], data_files=path, split="train", **options)
     missing = {"sentence1", "sentence2", "score"} - set(pairs.column_names)
     if missing:
@@ -132,16 +134,18 @@ def _load_from_hub(task: StsTask, split: str) -> datasets.Dataset:
 def _read_lines(path: Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file. Leave the task out with --tasks, or add the file.")
-    return path.read_text(encoding="utf-8-sig").split("\n")
+    # Not splitlines(), which also splits at characters that occur in sentences.
+    return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
 
 
 def _read_table(path: Path, columns: dict[str, int], has_header: bool) -> datasets.Dataset:
-    rows = [line.rstrip("\r").split("\t") for line in _read_lines(path)[has_header:] if line]
-    for number, row in enumerate(rows, start=1 + has_header):
-        if len(row) <= max(columns.values()):
-            raise ValueError(f"{path}, line {number}: {len(row)} tab-separated fields, too few for an STS pair.")
-    pairs = {name: [row[column] for row in rows] for name, column in columns.items()}
-    return datasets.Dataset.from_dict({**pairs, "score": [float(score) for score in pairs["score"]]})
+    rows = []
+    for number, line in enumerate(_read_lines(path), start=1):
+        if number > has_header:
+            cells = _split(path, number, line, at_least=max(columns.values()) + 1)
+            row = {name: cells[column] for name, column in columns.items()}
+            rows.append({**row, "score": _score(path, number, row["score"])})
+    return datasets.Dataset.from_list(rows)
 
 
 def _read_year(folder: Path) -> datasets.Dataset:
@@ -152,11 +156,30 @@ def _read_year(folder: Path) -> datasets.Dataset:
     rows = []
     for gold_file in gold_files:
         input_file = gold_file.with_name(gold_file.name.replace("STS.gs.", "STS.input."))
-        for line, gold in zip(_read_lines(input_file), _read_lines(gold_file)):
+        lines, golds = _read_lines(input_file), _read_lines(gold_file)
+        if len(lines) != len(golds):
+            raise ValueError(
+                f"{input_file} has {len(lines)} lines and {gold_file} {len(golds)}: they must be as many."
+            )
+        for number, (line, gold) in enumerate(zip(lines, golds), start=1):
             if gold.strip():  # most pairs of 2015 and 2016 were never scored
-                sentence1, sentence2 = line.rstrip("\r").split("\t")[:2]
-                rows.append({"sentence1": sentence1, "sentence2": sentence2, "score": float(gold)})
+                sentence1, sentence2 = _split(input_file, number, line, at_least=2)[:2]
+                rows.append({"sentence1": sentence1, "sentence2": sentence2, "score": _score(gold_file, number, gold)})
     return datasets.Dataset.from_list(rows)
+
+
+def _split(path: Path, number: int, line: str, at_least: int) -> list[str]:
+    cells = line.rstrip("\r").split("\t")
+    if len(cells) < at_least:
+        raise ValueError(f"{path}, line {number}: {len(cells)} tab-separated fields, where a pair needs {at_least}.")
+    return cells
+
+
+def _score(path: Path, number: int, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{path}, line {number}: {text.strip()!r} is not a number.") from None
 
 
 # --- Embeddings ------------------------------------------------------------------------------------------------------
@@ -296,7 +319,8 @@ def score_model(
     reference = scores.get("STSB") or (next(iter(scores.values())) if len(scores) == 1 else {})
     return {
         "tasks": {
-            name: {key: _number(task[key]) for key in ("spearman", "pearson", "pairs")} for name, task in scores.items()
+            name: {key: _number(task[key]) for key in ("spearman", "pearson", "pairs")}
+            for name, task in scores.items()
         },
         "average": _number(sum(task["spearman"] for task in scores.values()) / len(scores)),
         "alignment": _number(reference.get("alignment")),

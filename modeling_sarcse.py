@@ -177,14 +177,15 @@ class SarcseModel(PreTrainedModel):
         Raises:
             ValueError: not a text encoder, or a field of the configuration has an impossible value.
         """
-        encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        if encoder_config.model_type == cls.config_class.model_type:
+        fields, _ = SarcseConfig.get_config_dict(name_or_path, revision=revision)
+        if fields.get("model_type") == SarcseConfig.model_type:
             raise ValueError(f"{name_or_path} is a SARCSE model already: load it with `from_pretrained`.")
+        encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
         # The unknown token stays content: it stands for a word of the sentence.
         special_token_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-        config = cls.config_class(
+        config = SarcseConfig(
             encoder_config=encoder_config,
             **{"special_token_ids": sorted(special_token_ids), **sarcse_fields},
         )

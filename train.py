@@ -4,7 +4,7 @@ Train a SARCSE model on plain sentences.
     python train.py [RECIPE.yaml] [--field value ...]
     accelerate launch train.py recipes/roberta-base.yaml
 
-Top to bottom: arguments, data, token weights, the two losses, the Trainer, the command.
+Top to bottom: arguments, the two losses, the Trainer, the command. What a sentence goes through before is in data.py.
 """
 
 import difflib
@@ -16,8 +16,6 @@ from typing import Any, Literal, NoReturn
 
 import accelerate
 import datasets
-import fsspec
-import numpy as np
 import torch
 import yaml
 from torch import distributed
@@ -36,11 +34,10 @@ from transformers import (
 from transformers.utils import logging
 
 from configuration_sarcse import SarcseConfig
+from data import DataArguments, load_sentences, token_counts, token_weights, tokenize
 from eval_sts import (
-    STS_TASKS,
     encoder_max_length,
     load_model,
-    load_pairs,
     load_sts,
     load_tasks,
     results_table,
@@ -94,47 +91,10 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    """Where the sentences and the graded pairs come from."""
-
-    train_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "Sentences: .txt with one a line (also .gz, .xz, .zst), .jsonl, .csv or .parquet, local or hf://. "
-            "Default: SimCSE's million Wikipedia sentences from the Hub."
-        },
-    )
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "A data set of the Hub instead of a file; its split `train` is used."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "The data set's configuration."})
-    text_column: str = field(default="text", metadata={"help": "The column with the sentences."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many sentences."})
-    max_seq_length: int = field(
-        default=32, metadata={"help": "Sentences are cut at this many tokens in training, specials included."}
-    )
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
-    sts_dir: str | None = field(
-        default=None, metadata={"help": "STS tasks in SentEval's layout. Default: the Hub's data sets."}
-    )
-    sts_tasks: list[str] = field(
-        default_factory=lambda: list(STS_TASKS),
-        metadata={"help": "Tasks of the table before and after training.", "choices": list(STS_TASKS)},
-    )
-    eval_pairs: str | None = field(
-        default=None,
-        metadata={"help": "A file of graded pairs (sentence1, sentence2, score) that takes the place of all STS data."},
-    )
-
-
-# `hf://` reads a data set's file from the Hub. The file is the one that SimCSE's training script downloads.
-WIKI1M = "hf://datasets/princeton-nlp/datasets-for-simcse/wiki1m_for_simcse.txt"
-
-
-@dataclass
 class SarcseTrainingArguments(TrainingArguments):
     """
-    transformers' arguments, with SimCSE's protocol for RoBERTa-base as defaults (arXiv 2104.08821, appendix A), and SARCSE's own.
+    transformers' arguments, with SimCSE's protocol for RoBERTa-base as defaults (arXiv 2104.08821, appendix A), and
+    SARCSE's own.
     """
 
     contrastive_temperature: float = field(default=0.05, metadata={"help": "Temperature of InfoNCE."})
@@ -239,148 +199,10 @@ def unknown_field(name: str, known: list[str]) -> str:
     return f"unknown field {name}." + (f" Did you mean {nearest[0]}?" if nearest else " --help lists all fields.")
 
 
-# --- Data ------------------------------------------------------------------------------------------------------------
-
-
-def load_sentences(arguments: DataArguments) -> datasets.Dataset:
-    """
-    The training sentences as the only column, named `text_column`, without blank ones (their number is logged).
-
-    Raises:
-        ValueError: the file is missing, empty, not UTF-8 (the line is named), or of an unknown kind; the data set
-            cannot be loaded; there is no such column. The message says which.
-    """
-    if arguments.dataset_name is not None:
-        if arguments.train_file is not None:
-            raise ValueError("give either --train_file or --dataset_name, not both.")
-        name = arguments.dataset_name
-        sentences = load_or_explain(name, name, arguments.dataset_config_name)
-    else:
-        name = arguments.train_file or WIKI1M
-        builder, compression = file_kind(name)
-        if "://" not in name and not Path(name).is_file():
-            raise ValueError(f"{name}: no such file.")
-        if "://" not in name and Path(name).stat().st_size == 0:
-            raise ValueError(f"{name}: the file is empty.")
-        options = {"encoding": "utf-8-sig"} if builder != "parquet" else {}
-        sentences = load_or_explain(name, builder, data_files=name, **options)
-    column = arguments.text_column
-    if column not in sentences.column_names:
-        raise ValueError(
-            f"{name}: no column {column!r}; --text_column must be one of {', '.join(sentences.column_names)}."
-        )
-    if sentences.features[column] != datasets.Value("string"):
-        raise ValueError(f"{name}: column {column!r} holds {sentences.features[column]}, not text.")
-    sentences = sentences.select_columns(column)
-    lines = len(sentences)
-    sentences = sentences.filter(_not_blank, input_columns=column, desc="Dropping blank lines")
-    if lines > len(sentences):
-        logger.warning(f"{name}: {lines - len(sentences)} of {lines} lines are blank and skipped.")
-    if len(sentences) == 0:
-        raise ValueError(f"{name}: no sentence in it.")
-    if arguments.max_train_samples is not None:
-        sentences = sentences.select(range(min(arguments.max_train_samples, len(sentences))))
-    return sentences
-
-
-def _not_blank(sentence: str | None) -> bool:
-    return sentence is not None and not sentence.isspace() and sentence != ""
-
-
-def file_kind(name: str) -> tuple[str, str | None]:
-    """
-    The `datasets` builder that reads a file, and its compression, from the ending of its name.
-
-    Raises:
-        ValueError: the ending is unknown.
-    """
-    builders = {".txt": "text", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-    compressions = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
-    path = Path(name)
-    compression = compressions.get(path.suffix)
-    suffix = path.with_suffix("").suffix if compression else path.suffix
-    if suffix not in builders:
-        raise ValueError(
-            f"{name}: a train file must end in {', '.join(builders)}, followed by nothing or {', '.join(compressions)}."
-        )
-    return builders[suffix], compression
-
-
-def load_or_explain(name: str, *arguments: Any, **options: Any) -> datasets.Dataset:
-    """`datasets.load_dataset(..., split="train")` with its exceptions as one message that names the file or data set."""
-    try:
-        return datasets.load_dataset(*arguments, split="train", **options)
-    except Exception as error:  # the builders and the Hub's client have a dozen exceptions for bad input
-        cause = error.__cause__ or error
-        if isinstance(cause, UnicodeDecodeError):
-            raise ValueError(f"{name}, line {undecodable_line(name)}: not UTF-8 ({cause.reason}).") from error
-        raise ValueError(f"{name} could not be loaded: {type(cause).__name__}: {cause}") from error
-
-
-def undecodable_line(name: str) -> int:
-    """Number of the first line, counted from 1, that is not UTF-8."""
-    with fsspec.open(name, "rb", compression=file_kind(name)[1]) as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return number
-    raise ValueError(f"{name}: every line is UTF-8, but not the whole.")
-
-
-def tokenize(
-    sentences: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
-) -> datasets.Dataset:
-    """`input_ids` of every sentence, cut at `max_seq_length` tokens, unpadded; cached by `datasets`."""
-
-    def encode_batch(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        encoded = tokenizer(batch[arguments.text_column], truncation=True, max_length=arguments.max_seq_length)
-        return {"input_ids": encoded["input_ids"]}
-
-    return sentences.map(
-        encode_batch,
-        batched=True,
-        remove_columns=sentences.column_names,
-        num_proc=arguments.preprocessing_num_workers,
-        desc="Tokenising",
-    )
-
-
-def token_counts(tokens: datasets.Dataset, vocabulary_size: int, special_token_ids: list[int]) -> np.ndarray:
-    """How often each id occurs in the `input_ids` of the data set, `(vocabulary_size,)`; special tokens count zero."""
-    counts = np.zeros(vocabulary_size, dtype=np.int64)
-    for table in tokens.with_format("arrow").iter(batch_size=10_000):
-        counts += np.bincount(table["input_ids"].combine_chunks().flatten().to_numpy(), minlength=vocabulary_size)
-    counts[special_token_ids] = 0
-    return counts
-
-
-def token_weights(counts: np.ndarray, frequency_weighting: str, frequency_smoothing: float) -> torch.Tensor:
-    """
-    Weight of each token's reconstruction error, `(vocabulary_size,)`, float32: the self-adaptive part of the loss. The
-    paper says that frequent tokens weigh less and leaves the formula open. With p a token's share of the corpus:
-
-    - `"smooth_inverse"`: a / (a + p), the smooth inverse frequency of Arora, Liang and Ma (ICLR 2017), a being
-      `frequency_smoothing`;
-    - `"self_information"`: -log p, in nats; a token that never occurs weighs as much as one that occurs once;
-    - `"uniform"`: 1, the ablation without self-adaptive weights.
-    """
-    share = torch.from_numpy(counts) / counts.sum()
-    if frequency_weighting == "smooth_inverse":
-        weights = frequency_smoothing / (frequency_smoothing + share)
-    elif frequency_weighting == "self_information":
-        weights = -share.clamp(min=1 / counts.sum()).log()
-    else:
-        weights = torch.ones_like(share)
-    return weights.float()
-
-
 # --- Losses ----------------------------------------------------------------------------------------------------------
 
 
-def info_nce(
-    first: torch.Tensor, second: torch.Tensor, temperature: float, positive_offset: int = 0
-) -> torch.Tensor:
+def info_nce(first: torch.Tensor, second: torch.Tensor, temperature: float, positive_offset: int = 0) -> torch.Tensor:
     """
     Contrastive loss of SimCSE (arXiv 2104.08821, equation 1), mean over the rows, in float32:
 
@@ -420,7 +242,8 @@ class SarcseTrainer(Trainer):
     transformers' Trainer with SARCSE's loss, and with graded sentence pairs as evaluation data.
 
     Args:
-        token_weights (`torch.Tensor` of shape `(vocabulary_size,)`, *optional*): Needed if `reconstruction_weight` > 0.
+        token_weights (`torch.Tensor` of shape `(vocabulary_size,)`, *optional*):
+            Weights of the reconstruction errors by token id, needed if `reconstruction_weight` > 0.
         eval_name (`str`): What the pairs are called in the metrics: `eval_{eval_name}_spearman`.
         eval_dataset (`datasets.Dataset`): Columns sentence1, sentence2 and score.
     """
@@ -448,7 +271,7 @@ class SarcseTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, SarcseModelOutput]:
-        """InfoNCE + reconstruction_weight * weighted reconstruction, of two dropout views in one forward of 2B rows."""
+        """InfoNCE + reconstruction_weight * weighted reconstruction: two dropout views in one forward of 2B rows."""
         reconstruct = self.args.reconstruction_weight > 0
         views = {name: tensor.repeat(2, 1) for name, tensor in inputs.items()}  # (B, L) -> (2B, L)
         outputs = model(**views, output_reconstruction=reconstruct)

@@ -1,0 +1,68 @@
+"""Shared fixtures: the embedded encoder, random encoders of other families, and the folder of real data."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face library is imported
+torch.set_num_threads(1)
+
+PROJECT = Path(__file__).parent.parent
+ENCODER = PROJECT / "demo" / "encoder"
+SENTENCES = [
+    "A dog runs across the wet grass.",
+    "The committee postponed its vote until the spring, when the new members will have taken their seats.",
+    "Why?",
+    "Heat flows from the warmer body to the colder one.",
+]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    folder = Path(os.environ.get("SARCSE_DATA") or PROJECT.parent / "shared")
+    if not (folder / "data" / "senteval").is_dir():
+        pytest.skip(f"no real data at {folder}: set SARCSE_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(ENCODER)
+
+
+@pytest.fixture(scope="session")
+def trained_like_model(tokenizer):
+    """The embedded encoder under a fresh autoencoder, in evaluation mode: for reading only."""
+    from modeling_sarcse import SarcseModel
+
+    torch.manual_seed(0)
+    return SarcseModel.from_encoder_pretrained(str(ENCODER), tokenizer=tokenizer, channels=16)
+
+
+@pytest.fixture(scope="session")
+def saved_model(trained_like_model, tokenizer, tmp_path_factory) -> Path:
+    """The same as a folder, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("saved") / "sarcse-test"
+    trained_like_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def run_python(*arguments: object, cwd: Path, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
+    """A real Python process, offline, with this interpreter and nothing of the project on its path."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env={**clean, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )

@@ -1,0 +1,313 @@
+import json
+
+import pytest
+import torch
+from tokenizers import BertWordPieceTokenizer
+from torch.nn import functional as F
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertTokenizerFast,
+    DistilBertConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    RobertaConfig,
+    T5Config,
+)
+
+from modeling_sarcse import SarcseModel, masked_max, masked_mean, pack_left
+
+from .conftest import ENCODER, PROJECT, SENTENCES, run_python
+
+
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+# ModernBERT alternates local and global attention; its defaults name ids of its own, larger vocabulary.
+ENCODER_CONFIGS = {
+    "roberta": RobertaConfig(**SHAPE, max_position_embeddings=40),
+    "bert": BertConfig(**SHAPE, max_position_embeddings=40),
+    "distilbert": DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=48, max_position_embeddings=40),
+    "mpnet": MPNetConfig(**SHAPE, max_position_embeddings=40),
+    "modernbert": ModernBertConfig(**SHAPE, local_attention=4, max_position_embeddings=40),
+}
+
+
+@pytest.fixture(scope="module")
+def wordpiece_tokenizer(tmp_path_factory):
+    trainer = BertWordPieceTokenizer(lowercase=True)
+    trainer.train_from_iterator(SENTENCES, vocab_size=200, min_frequency=1)
+    vocabulary = tmp_path_factory.mktemp("wordpiece") / "vocab.txt"
+    vocabulary.write_text("\n".join(sorted(trainer.get_vocab(), key=trainer.get_vocab().get)))
+    return BertTokenizerFast(str(vocabulary), model_max_length=38)
+
+
+@pytest.fixture(scope="module", params=list(ENCODER_CONFIGS))
+def wrapped(request, tokenizer, wordpiece_tokenizer, tmp_path_factory):
+    """A random encoder of each family, saved with a tokenizer and wrapped: (model, tokenizer, folder)."""
+    own_tokenizer = wordpiece_tokenizer if request.param in ("bert", "distilbert") else tokenizer
+    config = ENCODER_CONFIGS[request.param]
+    config.vocab_size = len(own_tokenizer)
+    config.pad_token_id, config.cls_token_id, config.sep_token_id = (
+        own_tokenizer.pad_token_id,
+        own_tokenizer.cls_token_id,
+        own_tokenizer.sep_token_id,
+    )
+    config.bos_token_id, config.eos_token_id = config.cls_token_id, config.sep_token_id
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(folder)
+    own_tokenizer.save_pretrained(folder)
+    return SarcseModel.from_encoder_pretrained(str(folder), channels=8, decoder_length=12), own_tokenizer, folder
+
+
+def embed(model, tokenizer, sentences, **options):
+    with torch.no_grad():
+        return model(**tokenizer(sentences, padding=True, return_tensors="pt", **options)).pooler_output
+
+
+def test_any_text_encoder_can_be_wrapped_and_keeps_its_weights(wrapped):
+    model, tokenizer, folder = wrapped
+    own = AutoModel.from_pretrained(folder).state_dict()
+    for name, tensor in model.encoder.state_dict().items():
+        assert torch.equal(tensor, own[name]), name
+    assert not any("pooler" in name for name, _ in model.named_parameters())
+    specials = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
+    assert specials <= set(model.config.special_token_ids)
+    assert tokenizer.unk_token_id not in model.config.special_token_ids
+    assert torch.isfinite(embed(model, tokenizer, SENTENCES)).all()
+
+
+def test_embedding_does_not_depend_on_padding_or_batch_mates(wrapped):
+    model, tokenizer, _ = wrapped
+    together = embed(model, tokenizer, SENTENCES)
+    alone = torch.cat([embed(model, tokenizer, [sentence]) for sentence in SENTENCES])
+    padded = embed(model, tokenizer, SENTENCES[2:], pad_to_multiple_of=32)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together[2:], padded, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pooler", ["autoencoder", "cls", "mean"])
+def test_embedding_does_not_depend_on_the_padding_side(tokenizer, pooler):
+    """Where the encoder's own positions do not: RoBERTa counts them from the first token that is not padding."""
+    torch.manual_seed(0)
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler)
+    right = embed(model, tokenizer, SENTENCES)
+    left = embed(model, tokenizer, SENTENCES, padding_side="left")
+    torch.testing.assert_close(left, right, atol=1e-5, rtol=0)
+
+
+def test_content_is_packed_in_order_without_specials_and_padding():
+    hidden_states = torch.arange(10.0).reshape(2, 5, 1)
+    input_ids = torch.tensor([[0, 11, 12, 2, 1], [1, 0, 13, 2, 14]])
+    content = torch.tensor([[0, 1, 1, 0, 0], [0, 0, 1, 0, 1]]).bool()
+    packed, ids, mask = pack_left(hidden_states, input_ids, content)
+    assert packed[:, :, 0].tolist() == [[1, 2, 0, 0, 0], [7, 9, 0, 0, 0]]
+    assert ids[mask].tolist() == [11, 12, 13, 14]
+    assert mask.sum(dim=1).tolist() == [2, 2]
+
+
+def test_masked_pooling_sees_only_the_masked_positions():
+    values = torch.tensor([[[1.0], [-5.0], [9.0]], [[-2.0], [-3.0], [7.0]]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 0]]).bool()
+    assert masked_mean(values, mask).tolist() == [[-2.0], [-2.5]]
+    assert masked_max(values, mask).tolist() == [[1.0], [-2.0]]
+    nothing = torch.zeros_like(mask)
+    assert masked_max(values, nothing).tolist() == masked_mean(values, nothing).tolist() == [[0.0], [0.0]]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_sentence_encoder_equals_its_formula_written_out(tokenizer, pooling):
+    """H_k = gelu(conv_k(X)), h = pool(conv(concat H_k)), over the content tokens of one sentence alone, in a loop."""
+    torch.manual_seed(0)
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=3, kernel_sizes=[2, 3], pooling=pooling)
+    batch = tokenizer(SENTENCES[:1], return_tensors="pt")
+    with torch.no_grad():
+        output = model(**batch)
+        tokens = output.last_hidden_state[0, 1:-1].double()  # <s> and </s> dropped
+
+        def convolve(sequence, convolution):
+            weight, bias = convolution.weight.double(), convolution.bias.double()  # (out, in, k), (out,)
+            left = (weight.shape[2] - 1) // 2
+            rows = []
+            for position in range(len(sequence)):
+                total = bias.clone()
+                for tap in range(weight.shape[2]):
+                    if 0 <= position + tap - left < len(sequence):
+                        total += weight[:, :, tap] @ sequence[position + tap - left]
+                rows.append(total)
+            return torch.stack(rows)
+
+        encoder = model.sentence_encoder
+        scales = torch.cat([F.gelu(convolve(tokens, conv)) for conv in encoder.textcnn.convolutions], dim=1)
+        integrated = convolve(scales, encoder.integration)
+        expected = integrated.mean(dim=0) if pooling == "mean" else integrated.amax(dim=0)
+    torch.testing.assert_close(output.pooler_output[0].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_reconstruction_covers_the_first_content_tokens(tokenizer):
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=4, decoder_length=5)
+    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    output = model(**batch, output_reconstruction=True)
+    assert output.reconstruction.shape == output.reconstruction_target.shape == (4, 5, 128)
+    content = [tokenizer(sentence, add_special_tokens=False).input_ids[:5] for sentence in SENTENCES]
+    assert [ids[mask].tolist() for ids, mask in zip(output.content_input_ids, output.content_mask)] == content
+    torch.testing.assert_close(output.reconstruction_target[0], output.last_hidden_state[0, 1:6])
+    assert not output.reconstruction_target.requires_grad
+    assert output.reconstruction_errors()[2].count_nonzero() == len(content[2])
+
+
+def test_cls_pooler_has_the_tanh_layer_in_training_only(tokenizer):
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="cls")
+    for dropout in model.modules():
+        if isinstance(dropout, torch.nn.Dropout):
+            dropout.p = 0.0
+    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    first = model(**batch).last_hidden_state[:, 0]
+    assert torch.equal(model(**batch).pooler_output, first)
+    expected = torch.tanh(first @ model.projection.weight.T + model.projection.bias)
+    torch.testing.assert_close(model.train()(**batch).pooler_output, expected)
+
+
+def test_mean_pooler_is_the_mean_over_all_attended_tokens(tokenizer):
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean")
+    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**batch)
+    for row, length in enumerate(batch.attention_mask.sum(dim=1)):
+        torch.testing.assert_close(output.pooler_output[row], output.last_hidden_state[row, :length].mean(dim=0))
+
+
+def test_only_the_autoencoder_reconstructs(tokenizer):
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean")
+    with pytest.raises(ValueError, match="has no decoder"):
+        model(**tokenizer(SENTENCES, padding=True, return_tensors="pt"), output_reconstruction=True)
+
+
+@pytest.mark.parametrize("sentence", ["", " ", "a", "</s>", "🙂", "long " * 1000])
+def test_every_sentence_has_a_finite_embedding(trained_like_model, tokenizer, sentence):
+    embedding = embed(trained_like_model, tokenizer, [sentence], truncation=True)
+    assert torch.isfinite(embedding).all()
+    assert embedding.norm() > 0
+
+
+def test_token_importance_gives_each_content_token_its_error(trained_like_model, tokenizer):
+    trained_like_model.train()
+    try:
+        importance = trained_like_model.token_importance(SENTENCES + [""], tokenizer)
+        assert trained_like_model.training, "the mode is left as it was"
+    finally:
+        trained_like_model.eval()
+    assert ["".join(token for token, _ in tokens) for tokens in importance] == SENTENCES + [""]
+    with torch.no_grad():
+        output = trained_like_model(**tokenizer(SENTENCES[0], return_tensors="pt"), output_reconstruction=True)
+    errors = (output.reconstruction - output.reconstruction_target)[0, : len(importance[0])].pow(2).mean(dim=1)
+    torch.testing.assert_close(torch.tensor([error for _, error in importance[0]]), errors, atol=1e-5, rtol=1e-5)
+
+
+def test_save_and_load_reproduce_every_tensor_and_output(wrapped, tmp_path):
+    model, tokenizer, _ = wrapped
+    model.save_pretrained(tmp_path)
+    loaded = SarcseModel.from_pretrained(tmp_path)
+    before, after = model.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    for name in before:
+        assert torch.equal(before[name], after[name]), name
+    buffers = dict(loaded.named_buffers())
+    for name, buffer in model.named_buffers():  # also those that are not saved
+        assert torch.equal(buffer, buffers[name]), name
+    assert torch.equal(embed(model, tokenizer, SENTENCES), embed(loaded, tokenizer, SENTENCES))
+    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        one = model(**batch, output_reconstruction=True)
+        other = loaded(**batch, output_reconstruction=True)
+    assert torch.equal(one.reconstruction, other.reconstruction)
+
+
+def test_loads_with_trust_remote_code_where_the_project_is_not(saved_model, trained_like_model, tokenizer, tmp_path):
+    """As from the Hub: a new process, in another folder, that knows nothing of this project."""
+    script = """
+import json, sys
+from transformers import AutoModel, AutoTokenizer
+folder, sentences = sys.argv[1], json.loads(sys.argv[2])
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+model, info = AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+assert not info["missing_keys"] and not info["unexpected_keys"], info
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+embeddings = model(**tokenizer(sentences, padding=True, return_tensors="pt")).pooler_output
+model.save_pretrained("again")
+print(json.dumps([embeddings.tolist(), tokenizer.model_max_length]))
+"""
+    assert {path.name for path in saved_model.glob("*.py")} == {"configuration_sarcse.py", "modeling_sarcse.py"}
+    cache = {"HF_HOME": str(tmp_path / "hf_home")}
+    process = run_python("-c", script, saved_model, json.dumps(SENTENCES), cwd=tmp_path, **cache)
+    assert process.returncode == 0, process.stderr
+    embeddings, max_length = json.loads(process.stdout.splitlines()[-1])
+    torch.testing.assert_close(
+        torch.tensor(embeddings), embed(trained_like_model, tokenizer, SENTENCES), atol=1e-6, rtol=0
+    )
+    assert max_length == 128
+    # A model that was loaded so can be saved again and still carries its code.
+    assert (tmp_path / "again" / "modeling_sarcse.py").read_bytes() == (PROJECT / "modeling_sarcse.py").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_give_nearly_the_same_embedding(saved_model, trained_like_model, tokenizer, dtype):
+    half = SarcseModel.from_pretrained(saved_model, dtype=dtype)
+    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = half(**batch, output_reconstruction=True)
+    assert output.pooler_output.dtype == dtype
+    assert output.reconstruction_errors().dtype == torch.float32
+    similarity = F.cosine_similarity(output.pooler_output.float(), embed(trained_like_model, tokenizer, SENTENCES))
+    assert (similarity > 0.999).all()
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tokenizer):
+    def gradients(checkpointing):
+        torch.manual_seed(0)
+        model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=4).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            assert all(layer.gradient_checkpointing for layer in model.encoder.encoder.layer)
+        torch.manual_seed(1)  # the same dropout
+        output = model(**tokenizer(SENTENCES, padding=True, return_tensors="pt"), output_reconstruction=True)
+        (output.pooler_output.sum() + output.reconstruction_errors().sum()).backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+    plain, checkpointed = gradients(False), gradients(True)
+    assert plain.keys() == checkpointed.keys()
+    for name in plain:
+        torch.testing.assert_close(plain[name], checkpointed[name], msg=name)
+
+
+def test_attention_is_sdpa_by_default_and_eager_on_request(wrapped):
+    model, tokenizer, folder = wrapped
+    eager = SarcseModel.from_encoder_pretrained(
+        str(folder), channels=8, decoder_length=12, attn_implementation="eager"
+    )
+    assert eager.encoder.config._attn_implementation == "eager"
+    if model.encoder._supports_sdpa:
+        assert model.encoder.config._attn_implementation == "sdpa"
+    eager.load_state_dict(model.state_dict())
+    torch.testing.assert_close(
+        embed(eager, tokenizer, SENTENCES), embed(model, tokenizer, SENTENCES), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_outputs_can_be_a_tuple(trained_like_model, tokenizer):
+    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        last_hidden_state, pooler_output = trained_like_model(**batch, return_dict=False)
+        output = trained_like_model(**batch, output_hidden_states=True)
+    assert torch.equal(pooler_output, output.pooler_output)
+    assert torch.equal(last_hidden_state, output.hidden_states[-1])
+
+
+def test_a_sarcse_folder_is_not_wrapped_again(saved_model):
+    with pytest.raises(ValueError, match="is a SARCSE model already"):
+        SarcseModel.from_encoder_pretrained(str(saved_model))
+
+
+def test_what_is_no_text_encoder_is_refused(tmp_path, tokenizer):
+    T5Config(d_model=8, num_layers=1, num_heads=1, d_kv=8, d_ff=8).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="not a text encoder"):
+        SarcseModel.from_encoder_pretrained(str(tmp_path), tokenizer=tokenizer)
