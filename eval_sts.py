@@ -127,7 +127,7 @@ def _load_from_hub(task: StsTask, split: str) -> datasets.Dataset:
     except Exception as error:  # the client has a dozen exceptions for "not reachable"
         raise ValueError(
             f"{task.hub_id} could not be loaded from the Hub ({type(error).__name__}: {error}). "
-            "Give a SentEval folder with --sts_dir, or try again with a connection."
+            "Give a folder in SentEval's layout with --sts_dir, or try again with a connection."
         ) from error
 
 

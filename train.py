@@ -127,7 +127,7 @@ class SarcseTrainingArguments(TrainingArguments):
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, incomplete batch."})
 
     def __post_init__(self) -> None:
-        if str(self.eval_strategy) == "no":
+        if self.eval_strategy == "no":
             self.load_best_model_at_end = False
             self.metric_for_best_model = None
         super().__post_init__()
@@ -363,12 +363,15 @@ def load_sts_data(
     data: DataArguments, training: SarcseTrainingArguments
 ) -> tuple[datasets.Dataset | None, dict[str, datasets.Dataset]]:
     """Pairs for the evaluations during training, and the tasks for the table before and after: none, if not wanted."""
-    if str(training.eval_strategy.value) == "no" and data.sts_dir is None and data.eval_pairs is None:
+    if training.eval_strategy == "no" and data.sts_dir is None and data.eval_pairs is None:
         return None, {}
-    tasks = load_tasks(data.sts_tasks, data.sts_dir, data.eval_pairs)
-    if data.eval_pairs is not None:
-        return next(iter(tasks.values())), tasks
-    return load_sts("STSB", data.sts_dir, split="dev"), tasks
+    try:
+        tasks = load_tasks(data.sts_tasks, data.sts_dir, data.eval_pairs)
+        if data.eval_pairs is not None:
+            return next(iter(tasks.values())), tasks
+        return load_sts("STSB", data.sts_dir, split="dev"), tasks
+    except ValueError as error:
+        raise ValueError(f"{error}\nTo train without scores: --eval_strategy no.") from error
 
 
 def build_model(arguments: ModelArguments) -> tuple[SarcseModel, PreTrainedTokenizerBase]:

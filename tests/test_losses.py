@@ -1,0 +1,68 @@
+"""The two losses against float64 loops written from the formulas, without a tensor operation of their own."""
+
+import math
+
+import pytest
+import torch
+
+from modeling_sarcse import SarcseModelOutput
+from train import info_nce, weighted_reconstruction
+
+
+def cosine(x, y):
+    dot = sum(a * b for a, b in zip(x, y))
+    return dot / math.sqrt(sum(a * a for a in x) * sum(b * b for b in y))
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_info_nce_equals_its_formula(temperature):
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 6, 9, generator=generator)
+    total = 0.0
+    for i, x in enumerate(first.tolist()):
+        scores = [math.exp(cosine(x, y) / temperature) for y in second.tolist()]
+        total -= math.log(scores[i] / sum(scores))
+    assert info_nce(first, second, temperature).item() == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_info_nce_of_each_share_averages_to_that_of_the_whole():
+    """As on several processes: local rows against all columns, the positives' offset being the process' share."""
+    first, second = torch.randn(2, 8, 5, generator=torch.Generator().manual_seed(0))
+    shares = [info_nce(first[start : start + 2], second, 0.1, positive_offset=start) for start in range(0, 8, 2)]
+    torch.testing.assert_close(torch.stack(shares).mean(), info_nce(first, second, 0.1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_are_computed_in_float32(dtype):
+    first, second = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(info_nce(first, second, 0.05), info_nce(first.float(), second.float(), 0.05))
+    output = SarcseModelOutput(
+        reconstruction=first[None], reconstruction_target=second[None], content_mask=torch.ones(1, 6).bool()
+    )
+    expected = (first.float() - second.float()).pow(2).mean(dim=1)
+    assert torch.equal(output.reconstruction_errors()[0], expected)
+
+
+def test_weighted_reconstruction_equals_its_formula():
+    generator = torch.Generator().manual_seed(0)
+    reconstruction, target = torch.randn(2, 3, 4, 5, generator=generator)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]]).bool()
+    token_weights, ids = torch.rand(10, generator=generator), torch.randint(10, (3, 4), generator=generator)
+    errors = SarcseModelOutput(
+        reconstruction=reconstruction, reconstruction_target=target, content_mask=mask
+    ).reconstruction_errors()
+    numerator = denominator = 0.0
+    for i in range(3):
+        for j in range(4):
+            if mask[i, j]:
+                squares = [(a - b) ** 2 for a, b in zip(reconstruction[i, j].tolist(), target[i, j].tolist())]
+                numerator += token_weights[ids[i, j]].item() * sum(squares) / 5
+                denominator += token_weights[ids[i, j]].item()
+    weights = token_weights[ids] * mask
+    assert weighted_reconstruction(errors, weights).item() == pytest.approx(numerator / denominator, rel=1e-5)
+    doubled = weighted_reconstruction(errors, weights, total_weight=2 * weights.sum())
+    assert doubled.item() == pytest.approx(numerator / denominator / 2, rel=1e-5)
+
+
+def test_a_batch_without_weight_has_no_reconstruction_loss():
+    assert weighted_reconstruction(torch.ones(2, 3), torch.zeros(2, 3)).item() == 0.0

@@ -1,0 +1,306 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModel
+
+from modeling_sarcse import SarcseModel
+from train import build_trainer, parse_arguments
+
+from .conftest import ENCODER, PROJECT, run_python
+
+
+DEMO = PROJECT / "demo"
+# A run of 4 steps of 8 sentences.
+TINY_RUN = {
+    "model_name_or_path": ENCODER,
+    "train_file": DEMO / "sentences.txt",
+    "eval_pairs": DEMO / "sts.tsv",
+    "max_train_samples": 32,
+    "per_device_train_batch_size": 8,
+    "channels": 4,
+    "eval_steps": 2,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "learning_rate": 0.001,
+}
+
+
+def flags(output_dir: Path, **fields) -> list[str]:
+    fields = {**TINY_RUN, "output_dir": output_dir, **fields}
+    return [f"--{name}={value}" for name, value in fields.items() if value is not None]
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """The tiny run through the command, from a folder that is not the project's: (output folder, process)."""
+    folder = tmp_path_factory.mktemp("run")
+    process = run_python(PROJECT / "train.py", *flags(folder / "model"), cwd=folder)
+    assert process.returncode == 0, process.stderr
+    return folder / "model", process
+
+
+def test_output_folder_holds_what_a_user_needs(finished_run):
+    folder, process = finished_run
+    names = {path.name for path in folder.iterdir() if not path.name.startswith("checkpoint-")}
+    assert names == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "configuration_sarcse.py",
+        "modeling_sarcse.py",
+        "train_results.json",
+        "trainer_state.json",
+        "sts_results.json",
+        "sts_results.md",
+    }
+    results = json.loads((folder / "sts_results.json").read_text())["models"]
+    assert list(results) == [f"before: {ENCODER}, cls", f"before: {ENCODER}, mean", f"after: {folder}"]
+    assert (folder / "sts_results.md").read_text().strip() in process.stdout
+    assert json.loads((folder / "train_results.json").read_text())["epoch"] == 1.0
+
+
+def test_printed_lines_load_the_model(finished_run, tmp_path):
+    folder, process = finished_run
+    lines = process.stdout[process.stdout.index("from transformers import") :].splitlines()
+    assert len([line for line in lines if line]) == 4
+    check = "assert embeddings.shape == (2, 128) and embeddings.isfinite().all()"
+    loaded = run_python("-c", "\n".join([*lines, check]), cwd=tmp_path, HF_HOME=str(tmp_path / "hf_home"))
+    assert loaded.returncode == 0, loaded.stderr
+
+
+def test_both_losses_are_logged_beside_the_total(finished_run):
+    folder, _ = finished_run
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    losses = [line for line in history if "loss" in line]
+    assert len(losses) == 4
+    for line in losses:
+        assert line["loss"] == pytest.approx(line["contrastive_loss"] + line["reconstruction_loss"], rel=1e-4)
+    evaluations = [line for line in history if "eval_pairs_spearman" in line]
+    assert [line["step"] for line in evaluations] == [2, 4]
+    assert all({"eval_alignment", "eval_uniformity"} <= set(line) for line in evaluations)
+
+
+def test_the_best_checkpoint_is_the_one_kept(finished_run):
+    folder, _ = finished_run
+    state = json.loads((folder / "trainer_state.json").read_text())
+    scores = {line["step"]: line["eval_pairs_spearman"] for line in state["log_history"] if "eval_alignment" in line}
+    best = max(scores, key=scores.get)
+    assert state["best_metric"] == scores[best]
+    kept = SarcseModel.from_pretrained(folder).state_dict()
+    checkpoint = SarcseModel.from_pretrained(folder / f"checkpoint-{best}").state_dict()
+    assert all(torch.equal(kept[name], checkpoint[name]) for name in kept)
+    after = json.loads((folder / "sts_results.json").read_text())["models"][f"after: {folder}"]
+    assert after["average"] == pytest.approx(scores[best], abs=1e-6)
+
+
+def test_checkpoints_carry_the_code_too(finished_run):
+    folder, _ = finished_run
+    assert (folder / "checkpoint-2" / "modeling_sarcse.py").is_file()
+
+
+def test_a_finished_run_is_not_trained_over(finished_run):
+    folder, _ = finished_run
+    process = run_python(PROJECT / "train.py", *flags(folder), cwd=folder.parent)
+    assert process.returncode == 2
+    assert (
+        "holds checkpoints of an earlier run" in process.stderr and "--resume_from_checkpoint last" in process.stderr
+    )
+
+
+def test_resuming_gives_the_weights_of_the_uninterrupted_run(finished_run, tmp_path):
+    """From the checkpoint at step 2 of 4, with dropout: the same random numbers, bit for bit."""
+    folder, _ = finished_run
+    resumed = run_python(
+        PROJECT / "train.py",
+        *flags(tmp_path / "model", resume_from_checkpoint=folder / "checkpoint-2"),
+        cwd=tmp_path,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    one = SarcseModel.from_pretrained(folder / "checkpoint-4").state_dict()
+    other = SarcseModel.from_pretrained(tmp_path / "model" / "checkpoint-4").state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_sarcse_model_can_be_trained_further(finished_run, tmp_path):
+    folder, _ = finished_run
+    options = {"model_name_or_path": folder, "channels": None, "max_train_samples": 8}
+    process = run_python(PROJECT / "train.py", *flags(tmp_path / "more", **options), cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert f"before: {folder}" in process.stdout
+    wrong = run_python(PROJECT / "train.py", *flags(tmp_path / "x", **{**options, "channels": 8}), cwd=tmp_path)
+    assert wrong.returncode == 2 and "was saved with channels=4: leave --channels out" in wrong.stderr
+
+
+def test_simcse_is_a_configuration_of_the_same_program(tmp_path):
+    options = {
+        "pooler": "cls",
+        "reconstruction_weight": 0,
+        "channels": None,
+        "eval_strategy": "no",
+        "eval_pairs": None,
+    }
+    process = run_python(PROJECT / "train.py", *flags(tmp_path / "simcse", **options), cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    model = AutoModel.from_pretrained(tmp_path / "simcse")
+    assert model.config.pooler == "cls" and hasattr(model, "projection")
+    assert not (tmp_path / "simcse" / "sts_results.json").exists(), "--eval_strategy no trains without STS data"
+
+
+def first_step(tmp_path, **fields):
+    """The trainer of a run, and the loss of its first batch with dropout off."""
+    trainer, _ = build_trainer(*parse_arguments(flags(tmp_path / "out", report_to="none", **fields)))
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    trainer.model.eval()
+    batch = next(iter(trainer.get_train_dataloader()))
+    return trainer, batch, trainer.compute_loss(trainer.model, batch, return_outputs=True)
+
+
+def test_one_forward_sees_two_views_of_every_sentence(tmp_path):
+    trainer, batch, (loss, outputs) = first_step(tmp_path)
+    assert set(batch) == {"input_ids", "attention_mask"}
+    assert batch["input_ids"].shape[0] == 8 and outputs.pooler_output.shape[0] == 16
+    first, second = outputs.pooler_output.chunk(2)
+    torch.testing.assert_close(first, second)  # no dropout: the same sentence twice, in the same order
+    trainer.model.train()
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+    first, second = trainer.compute_loss(trainer.model, batch, return_outputs=True)[1].pooler_output.chunk(2)
+    assert (first != second).any(dim=1).all(), "with dropout each view has a mask of its own"
+
+
+def test_reconstruction_weight_scales_its_loss_alone(tmp_path):
+    trainer, batch, (loss, _) = first_step(tmp_path)
+    parts = {name: value.item() for name, value in trainer._losses.items()}
+    assert loss.item() == pytest.approx(parts["contrastive_loss"] + parts["reconstruction_loss"], rel=1e-6)
+    trainer.args.reconstruction_weight = 3.0
+    heavier = trainer.compute_loss(trainer.model, batch).item()
+    assert heavier == pytest.approx(parts["contrastive_loss"] + 3 * parts["reconstruction_loss"], rel=1e-5)
+
+
+def test_without_reconstruction_the_decoder_is_frozen(tmp_path):
+    """Every parameter that is trained gets a gradient, as DistributedDataParallel demands."""
+    for weight in (0.0, 1.0):
+        trainer, _, (loss, _) = first_step(tmp_path, reconstruction_weight=weight)
+        loss.backward()
+        for name, parameter in trainer.model.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, name
+            assert parameter.requires_grad or (weight == 0 and name.startswith("sentence_decoder.")), name
+
+
+def test_new_layers_can_have_a_learning_rate_of_their_own(tmp_path):
+    trainer, _, _ = first_step(tmp_path, autoencoder_learning_rate=0.5, weight_decay=0.1)
+    groups = trainer.create_optimizer().param_groups
+    rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    decays = {parameter: group["weight_decay"] for group in groups for parameter in group["params"]}
+    for name, parameter in trainer.model.named_parameters():
+        assert rates[parameter] == (0.001 if name.startswith("encoder.") else 0.5), name
+        assert decays[parameter] == (0.0 if name.endswith("bias") or "LayerNorm" in name else 0.1), name
+
+
+# --- Arguments -------------------------------------------------------------------------------------------------------
+
+
+def test_without_arguments_the_demo_recipe_is_run():
+    model, data, training = parse_arguments([])
+    demo = yaml.safe_load((PROJECT / "recipes" / "demo.yaml").read_text())
+    assert (model.model_name_or_path, data.train_file) == (demo["model_name_or_path"], demo["train_file"])
+    assert training.output_dir == demo["output_dir"]
+
+
+def test_flags_without_a_recipe_start_from_simcse_protocol():
+    model, data, training = parse_arguments(["--seed", "7"])
+    assert model.model_name_or_path == "FacebookAI/roberta-base"
+    assert data.train_file is None and data.max_seq_length == 32
+    assert (training.per_device_train_batch_size, training.learning_rate, training.num_train_epochs) == (512, 1e-5, 1)
+    assert (training.contrastive_temperature, training.warmup_steps, training.weight_decay) == (0.05, 0, 0)
+    assert str(training.lr_scheduler_type.value) == "linear"
+    assert (training.eval_steps, training.metric_for_best_model) == (125, "stsb_spearman")
+
+
+def test_a_flag_overrides_the_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learning_rate: 1e-4\nkernel_sizes: [2, 3]\nbf16: false\nseed: 3\nlr_scheduler_kwargs: {a: 1}\n")
+    model, _, training = parse_arguments([str(recipe), "--seed", "4", "--output_dir", "x"])
+    assert (training.learning_rate, training.seed, training.output_dir) == (1e-4, 4, "x")
+    assert model.kernel_sizes == [2, 3] and training.bf16 is False and training.lr_scheduler_kwargs == {"a": 1}
+
+
+@pytest.mark.parametrize("recipe", sorted((PROJECT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_parses(recipe):
+    parse_arguments([str(recipe)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning_rat", "1"], "unknown field --learning_rat. Did you mean --learning_rate?"),
+        (["--learning_rate", "fast"], "argument --learning_rate.*invalid float value: 'fast'"),
+        (["--frequency_weighting", "tfidf"], "frequency_weighting.*invalid choice: 'tfidf'"),
+        (["--contrastive_temperature", "0"], "--contrastive_temperature must be above 0, got 0.0"),
+        (["--reconstruction_weight", "-1"], "--reconstruction_weight must not be negative"),
+        (["--pooler", "cls"], "--pooler cls has no decoder: add --reconstruction_weight 0"),
+        (["--channels", "0"], "`channels` must be .* at least 1, got 0"),
+        (["--resume_from_checkpoint", "last"], "no checkpoint in"),
+        (["none.yaml"], "none.yaml: no such recipe"),
+        (["{tmp}/typo.yaml"], "typo.yaml: unknown field chanels. Did you mean channels?"),
+        (["{tmp}/type.yaml"], "invalid int value: 'many'"),
+        (["{tmp}/list.yaml"], "list.yaml: a recipe is made of lines"),
+        (["{tmp}/broken.yaml"], "broken.yaml: not a YAML file"),
+        (["--train_file", "none.txt"], "none.txt: no such file"),
+        (["--eval_pairs", "none.tsv"], "none.tsv: no such file"),
+        (["--sts_dir", "nowhere", "--eval_pairs="], "nowhere/STS"),
+        (
+            ["--model_name_or_path", "no/such-model"],
+            "no/such-model: neither a model folder nor a model on a reachable",
+        ),
+        (["--max_train_samples", "5"], "5 sentences do not fill one batch of 8"),
+    ],
+)
+def test_user_errors_are_one_message(tmp_path, capsys, arguments, message):
+    (tmp_path / "typo.yaml").write_text("chanels: 3\n")
+    (tmp_path / "type.yaml").write_text("channels: many\n")
+    (tmp_path / "list.yaml").write_text("- channels\n")
+    (tmp_path / "broken.yaml").write_text("channels: [\n")
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    if not arguments[0].endswith(".yaml"):
+        fields = {"eval_pairs": None} if "--eval_pairs=" in arguments else {}
+        arguments = flags(tmp_path / "out", **fields) + [a for a in arguments if a != "--eval_pairs="]
+    try:
+        build_trainer(*parse_arguments(arguments))
+    except ValueError as error:
+        text = str(error)
+    except SystemExit as error:  # argparse
+        assert error.code == 2
+        text = capsys.readouterr().err
+        assert text.startswith("train.py: error: ") and text.count("\n") == 1
+    else:
+        pytest.fail("no error")
+    assert re.search(message, text), text
+
+
+def test_without_sts_data_the_message_comes_before_any_model(tmp_path):
+    """... and says both ways out: a folder, or training without evaluation."""
+    process = run_python(
+        PROJECT / "train.py", *flags(tmp_path / "out", eval_pairs=None, model_name_or_path="no/model"), cwd=tmp_path
+    )
+    assert process.returncode == 2
+    assert "--sts_dir" in process.stderr and "--eval_strategy no" in process.stderr
+    assert "no/model" not in process.stderr and "Traceback" not in process.stderr
+
+
+def test_help_lists_every_field_and_unknown_flags_exit_with_2(tmp_path):
+    listed = run_python(PROJECT / "train.py", "--help", cwd=tmp_path)
+    assert listed.returncode == 0
+    for field in ("kernel_sizes", "train_file", "contrastive_temperature", "frequency_weighting", "learning_rate"):
+        assert f"--{field}" in listed.stdout
+    wrong = run_python(PROJECT / "train.py", "--sts_dri", "x", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert wrong.stderr.splitlines()[-1] == "train.py: error: unknown field --sts_dri. Did you mean --sts_dir?"
