@@ -103,6 +103,29 @@ class SarcseEncoder(nn.Module):
         pool = masked_mean if self.pooling == "mean" else masked_max
         return pool(integrated, mask)  # (B, d)
 
+    @torch.no_grad()
+    def initialize_as_pooling(self) -> None:
+        """
+        Start as a projection of the contextual vectors that is then pooled, instead of as a random mixture of them:
+        untrained mean pooling is a strong baseline, and random convolutions would first have to win it back.
+
+        The middle taps hold pairs of channels q and -q, and their integration q and -q again, all other taps zero.
+        Since f(z) - f(-z) = z for ReLU, GELU and SiLU, each pair passes q's part of a vector on unchanged ("looks
+        linear" initialisation, arXiv 1702.08591, on the middle taps alone, arXiv 1806.05393). The q are orthonormal:
+        with at least 2 d channels in all, the whole is the identity.
+        """
+        weights = [convolution.weight for convolution in self.textcnn.convolutions]  # K x (c, d, k)
+        directions = torch.empty(sum(len(weight) for weight in weights) // 2, weights[0].shape[1])  # (K c / 2, d)
+        nn.init.orthogonal_(directions)
+        mirrored = torch.zeros(sum(len(weight) for weight in weights), weights[0].shape[1])  # (K c, d)
+        mirrored[0 : 2 * len(directions) : 2] = directions
+        mirrored[1 : 2 * len(directions) : 2] = -directions
+        for weight, rows in zip(weights, mirrored.split([len(weight) for weight in weights])):
+            weight.zero_()
+            weight[:, :, (weight.shape[2] - 1) // 2] = rows.to(weight)
+        self.integration.weight.zero_()
+        self.integration.weight[:, :, (self.integration.weight.shape[2] - 1) // 2] = mirrored.T.to(weights[0])
+
 
 class SarcseDecoder(nn.Module):
     """Sentence embedding -> transposed convolution to `decoder_length` positions -> TextCNN -> contextual vectors."""
@@ -190,6 +213,8 @@ class SarcseModel(PreTrainedModel):
             **{"special_token_ids": sorted(special_token_ids), **sarcse_fields},
         )
         model = cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+        if config.pooler == "autoencoder":
+            model.sentence_encoder.initialize_as_pooling()
         model.encoder = AutoModel.from_pretrained(
             name_or_path,
             revision=revision,

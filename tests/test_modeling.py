@@ -119,6 +119,8 @@ def test_sentence_encoder_equals_its_formula_written_out(tokenizer, pooling):
     """H_k = gelu(conv_k(X)), h = pool(conv(concat H_k)), over the content tokens of one sentence alone, in a loop."""
     torch.manual_seed(0)
     model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=3, kernel_sizes=[2, 3], pooling=pooling)
+    for parameter in model.sentence_encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # not the mostly empty taps of a fresh model
     batch = tokenizer(SENTENCES[:1], return_tensors="pt")
     with torch.no_grad():
         output = model(**batch)
@@ -141,6 +143,16 @@ def test_sentence_encoder_equals_its_formula_written_out(tokenizer, pooling):
         integrated = convolve(scales, encoder.integration)
         expected = integrated.mean(dim=0) if pooling == "mean" else integrated.amax(dim=0)
     torch.testing.assert_close(output.pooler_output[0].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "silu"])
+def test_fresh_autoencoder_pools_the_content_vectors_unchanged(tokenizer, activation):
+    """... where it has 2 d channels: training then starts from mean pooling, not from random convolutions."""
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=86, activation=activation)
+    with torch.no_grad():
+        output = model(**tokenizer(SENTENCES[0], return_tensors="pt"))
+    expected = output.last_hidden_state[0, 1:-1].mean(dim=0)
+    torch.testing.assert_close(output.pooler_output[0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_reconstruction_covers_the_first_content_tokens(tokenizer):
