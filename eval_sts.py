@@ -392,6 +392,8 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         print(f"eval_sts.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
     print(results_table(results))
     if args.output_dir is not None:
         write_results(results, Path(args.output_dir, "results.json"))

@@ -15,13 +15,16 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 
 try:  # The Hub's loader imports this file as part of a package ...
     from .configuration_sarcse import SarcseConfig
 except ImportError:  # ... and a script beside it as a top-level module; a plain import here would confuse that loader.
     SarcseConfig = importlib.import_module("configuration_sarcse").SarcseConfig
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -210,12 +213,15 @@ class SarcseModel(PreTrainedModel):
         special_token_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         config = SarcseConfig(
             encoder_config=encoder_config,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
             **{"special_token_ids": sorted(special_token_ids), **sarcse_fields},
         )
         model = cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
         if config.pooler == "autoencoder":
             model.sentence_encoder.initialize_as_pooling()
-        model.encoder = AutoModel.from_pretrained(
+        model.encoder = _load_encoder(
             name_or_path,
             revision=revision,
             dtype=dtype,
@@ -321,6 +327,23 @@ class SarcseModel(PreTrainedModel):
                 [(tokenizer.decode([i]), error) for i, error in zip(ids[content].tolist(), errors[content].tolist())]
             )
         return importance
+
+
+def _load_encoder(name_or_path: str, **options: Any) -> PreTrainedModel:
+    """
+    `AutoModel.from_pretrained`, without its report on the weights of a language model's head, which no encoder has.
+    Weights that the checkpoint lacks are still reported.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        encoder, loading_info = AutoModel.from_pretrained(name_or_path, output_loading_info=True, **options)
+    finally:
+        logging.set_verbosity(verbosity)
+    if loading_info["missing_keys"]:
+        missing = ", ".join(sorted(loading_info["missing_keys"]))
+        logger.warning(f"{name_or_path} lacks weights of the encoder, which are now random: {missing}.")
+    return encoder
 
 
 def _without_pooler(encoder_config: Any) -> dict[str, bool]:

@@ -125,6 +125,10 @@ class SarcseTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(default="stsb_spearman", metadata={"help": "What best means."})
     # InfoNCE over a ragged last batch would be an easier task with a wrong weight.
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, incomplete batch."})
+    # Without a GPU pinned memory does nothing but warn.
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Pin the batches in memory. Default: with a GPU."}
+    )
 
     def __post_init__(self) -> None:
         if self.eval_strategy == "no":
@@ -464,6 +468,7 @@ def run(trainer: SarcseTrainer, tasks: dict[str, datasets.Dataset], source: str,
     results: dict[str, Any] = {"models": {}}
     if tasks and trainer.is_world_process_zero():
         results["models"] = score_before(source, revision, args.device, tasks)
+    set_seed(args.seed)  # again, so that a run trains the same model whether it is scored before or not
     resume = args.resume_from_checkpoint
     metrics = trainer.train(resume_from_checkpoint=True if resume == "last" else resume).metrics
     if not trainer.is_world_process_zero():
@@ -499,11 +504,10 @@ def main() -> None:
     try:
         run(trainer, tasks, model_arguments.model_name_or_path, model_arguments.model_revision)
     except KeyboardInterrupt:
-        print(
-            f"\nInterrupted at step {trainer.state.global_step}. Go on from the last checkpoint in "
-            f"{training.output_dir} with the same command and `--resume_from_checkpoint last`.",
-            file=sys.stderr,
-        )
+        message = f"\nInterrupted at step {trainer.state.global_step}."
+        if any(Path(training.output_dir).glob("checkpoint-*")):
+            message += " `--resume_from_checkpoint last` with the same command goes on from the last checkpoint."
+        print(message, file=sys.stderr)
         sys.exit(130)
 
 

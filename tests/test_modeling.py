@@ -14,6 +14,7 @@ from transformers import (
     RobertaConfig,
     T5Config,
 )
+from transformers.utils import logging
 
 from modeling_sarcse import SarcseModel, masked_max, masked_mean, pack_left
 
@@ -317,6 +318,21 @@ def test_outputs_can_be_a_tuple(trained_like_model, tokenizer):
 def test_a_sarcse_folder_is_not_wrapped_again(saved_model):
     with pytest.raises(ValueError, match="is a SARCSE model already"):
         SarcseModel.from_encoder_pretrained(str(saved_model))
+
+
+def test_missing_weights_are_reported_and_a_language_model_head_is_not(tmp_path, tokenizer, caplog, capsys):
+    logging.get_logger("modeling_sarcse").parent.propagate = True
+    encoder = AutoModel.from_pretrained(ENCODER, add_pooling_layer=False)
+    state = encoder.state_dict()
+    del state["encoder.layer.1.output.dense.bias"]
+    encoder.save_pretrained(tmp_path, state_dict=state)
+    caplog.clear()
+    capsys.readouterr()
+    SarcseModel.from_encoder_pretrained(str(tmp_path), tokenizer=tokenizer)
+    assert "lacks weights of the encoder, which are now random: encoder.layer.1.output.dense.bias." in caplog.text
+    caplog.clear()
+    SarcseModel.from_encoder_pretrained(str(ENCODER), tokenizer=tokenizer)  # saved with its masked-LM head
+    assert caplog.text == "" and "UNEXPECTED" not in capsys.readouterr().err
 
 
 def test_what_is_no_text_encoder_is_refused(tmp_path, tokenizer):
