@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 
 from modeling_sarcse import SarcseModel
 from train import build_trainer, parse_arguments
@@ -203,6 +203,41 @@ def test_new_layers_can_have_a_learning_rate_of_their_own(tmp_path):
     for name, parameter in trainer.model.named_parameters():
         assert rates[parameter] == (0.001 if name.startswith("encoder.") else 0.5), name
         assert decays[parameter] == (0.0 if name.endswith("bias") or "LayerNorm" in name else 0.1), name
+
+
+def test_two_processes_take_the_step_of_one_on_the_same_global_batch(tmp_path):
+    """Real gloo processes; dropout off; both losses, with gathered negatives and global weights."""
+    encoder = AutoModel.from_pretrained(ENCODER, add_pooling_layer=False)
+    encoder.config.hidden_dropout_prob = encoder.config.attention_probs_dropout_prob = 0.0
+    encoder.save_pretrained(tmp_path / "encoder")
+    AutoTokenizer.from_pretrained(ENCODER).save_pretrained(tmp_path / "encoder")
+    # accelerate launch --cpu would need mpirun for several processes; torchrun sets the same variables.
+    launch = ["-m", "torch.distributed.run", "--standalone"]
+    states = {}
+    for processes in (1, 2):
+        options = {
+            "model_name_or_path": tmp_path / "encoder",
+            "per_device_train_batch_size": 16 // processes,
+            "max_train_samples": 16,
+            "optim": "sgd",
+            "use_cpu": "true",
+            "ddp_backend": "gloo" if processes > 1 else None,
+            "learning_rate": 0.1,
+            "eval_strategy": "no",
+            "eval_pairs": None,
+            "save_strategy": "no",
+        }
+        name = f"with-{processes}"
+        process = run_python(
+            *launch, f"--nproc-per-node={processes}", PROJECT / "train.py", *flags(name, **options), cwd=tmp_path
+        )
+        assert process.returncode == 0, process.stderr
+        states[processes] = SarcseModel.from_pretrained(tmp_path / name).state_dict()
+    start = SarcseModel.from_encoder_pretrained(str(tmp_path / "encoder"), channels=4).state_dict()
+    moved = [key for key in start if key.startswith("encoder.") and not torch.equal(start[key], states[1][key])]
+    assert moved, "the step did something"
+    for key, one in states[1].items():
+        torch.testing.assert_close(states[2][key], one, rtol=1e-6, atol=1e-6, msg=key)
 
 
 # --- Arguments -------------------------------------------------------------------------------------------------------
