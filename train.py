@@ -182,19 +182,22 @@ def read_recipe(path: Path, known: list[str]) -> list[str]:
     if not path.is_file():
         raise ValueError(f"{path}: no such recipe. A recipe is a YAML file; flags begin with --.")
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text) or {}
+        # As they stand in the file: YAML takes `no` for false and 1e-5, which has no point, for a word.
+        texts = yaml.load(text, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a YAML file: {error}") from error
-    if not isinstance(recipe, dict):
+    if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is made of lines `field: value`.")
     flags = []
-    for name, value in recipe.items():
+    for name, value in values.items():
         if name not in known:
             raise ValueError(f"{path}: {unknown_field(name, known)}")
         if isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
+            flags += [f"--{name}", *texts[name]]
         elif value is not None:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict | bool) else value}")
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else texts[name]}")
     return flags
 
 

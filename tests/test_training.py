@@ -262,10 +262,14 @@ def test_flags_without_a_recipe_start_from_simcse_protocol():
 
 def test_a_flag_overrides_the_recipe(tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("learning_rate: 1e-4\nkernel_sizes: [2, 3]\nbf16: false\nseed: 3\nlr_scheduler_kwargs: {a: 1}\n")
-    model, _, training = parse_arguments([str(recipe), "--seed", "4", "--output_dir", "x"])
+    recipe.write_text(
+        "learning_rate: 1e-4\nkernel_sizes: [2, 3]\nbf16: false\nseed: 3\nlr_scheduler_kwargs: {a: 1}\n"
+        "eval_strategy: no\nmax_train_samples: null\n"
+    )
+    model, data, training = parse_arguments([str(recipe), "--seed", "4", "--output_dir", "x"])
     assert (training.learning_rate, training.seed, training.output_dir) == (1e-4, 4, "x")
     assert model.kernel_sizes == [2, 3] and training.bf16 is False and training.lr_scheduler_kwargs == {"a": 1}
+    assert training.eval_strategy == "no" and data.max_train_samples is None
 
 
 @pytest.mark.parametrize("recipe", sorted((PROJECT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
