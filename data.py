@@ -1,5 +1,6 @@
 """Training data: sentences from files or the Hub, their token ids, and the weights of tokens by frequency."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,11 @@ import fsspec
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from eval_sts import STS_TASKS
 
 
-logger = logging.get_logger("data")
+logger = logging.getLogger(__name__)
 
 # `hf://` reads a data set's file from the Hub. The file is the one that SimCSE's training script downloads.
 WIKI1M = "hf://datasets/princeton-nlp/datasets-for-simcse/wiki1m_for_simcse.txt"
@@ -147,7 +147,17 @@ def undecodable_line(name: str) -> int:
 def tokenize(
     sentences: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
 ) -> datasets.Dataset:
-    """`input_ids` of every sentence, cut at `max_seq_length` tokens, unpadded; cached by `datasets`."""
+    """
+    `input_ids` of every sentence, cut at `max_seq_length` tokens, unpadded; cached by `datasets`.
+
+    Raises:
+        ValueError: `max_seq_length` leaves no token beside the special ones, or is more than the encoder can take.
+    """
+    shortest, longest = tokenizer.num_special_tokens_to_add() + 1, tokenizer.model_max_length
+    if not shortest <= arguments.max_seq_length <= longest:
+        raise ValueError(
+            f"--max_seq_length must be from {shortest} to {longest} for this encoder, got {arguments.max_seq_length}."
+        )
     return sentences.map(
         _encode_batch,
         batched=True,

@@ -10,6 +10,7 @@ and one Spearman correlation, times 100, is taken over cosine similarities.
 import argparse
 import csv
 import json
+import logging
 import math
 import sys
 from dataclasses import dataclass
@@ -22,8 +23,7 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel
@@ -33,7 +33,7 @@ from modeling_sarcse import SarcseModel
 AutoConfig.register(SarcseConfig.model_type, SarcseConfig)
 AutoModel.register(SarcseConfig, SarcseModel)
 
-logger = logging.get_logger("eval_sts")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,20 @@ def _score(path: Path, number: int, text: str) -> float:
 # --- Embeddings ------------------------------------------------------------------------------------------------------
 
 
+def load_config_and_tokenizer(
+    name_or_path: str, revision: str = "main"
+) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """
+    Raises:
+        ValueError: nothing at `name_or_path` can be loaded.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        return config, AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name_or_path}: neither a model folder nor a model on a reachable Hub.\n{error}") from error
+
+
 def load_model(
     name_or_path: str, pooler: str = "mean", revision: str = "main"
 ) -> tuple[SarcseModel, PreTrainedTokenizerBase]:
@@ -192,19 +206,15 @@ def load_model(
     A SARCSE model as it was saved, or any other text encoder under `pooler` ("cls" or "mean").
 
     Raises:
-        ValueError: nothing at `name_or_path` can be loaded.
+        ValueError: nothing at `name_or_path` can be loaded, or it is not a text encoder.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        if config.model_type == SarcseConfig.model_type:
-            model = AutoModel.from_pretrained(name_or_path, revision=revision)
-        else:
-            model = SarcseModel.from_encoder_pretrained(
-                name_or_path, tokenizer=tokenizer, revision=revision, pooler=pooler
-            )
-    except OSError as error:
-        raise ValueError(f"{name_or_path}: neither a model folder nor a model on a reachable Hub.\n{error}") from error
+    config, tokenizer = load_config_and_tokenizer(name_or_path, revision)
+    if config.model_type == SarcseConfig.model_type:
+        model = AutoModel.from_pretrained(name_or_path, revision=revision)
+    else:
+        model = SarcseModel.from_encoder_pretrained(
+            name_or_path, tokenizer=tokenizer, revision=revision, pooler=pooler
+        )
     tokenizer.model_max_length = encoder_max_length(model, tokenizer)
     return model.eval(), tokenizer
 
@@ -342,7 +352,10 @@ def results_table(results: dict[str, Any]) -> str:
     rows = [["model", *tasks, "average"]]
     for name, model in results["models"].items():
         scores = [model["tasks"].get(task, {}).get("spearman") for task in tasks] + [model["average"]]
-        rows.append([name] + ["-" if score is None else f"{score:.2f}" for score in scores])
+        rows.append(
+            [f"{name}, {model['pooler']}" if "pooler" in model else name]
+            + ["-" if score is None else f"{score:.2f}" for score in scores]
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     rows.insert(1, ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]])
     return "\n".join(
@@ -388,7 +401,8 @@ def main(arguments: list[str] | None = None) -> None:
         results: dict[str, Any] = {"models": {}}
         for name in args.models:
             model, tokenizer = load_model(name, args.pooler, args.revision)
-            results["models"][name] = score_model(model.to(args.device), tokenizer, tasks, args.batch_size)
+            scores = score_model(model.to(args.device), tokenizer, tasks, args.batch_size)
+            results["models"][name] = {"pooler": model.config.pooler, **scores}
     except ValueError as error:
         print(f"eval_sts.py: error: {error}", file=sys.stderr)
         sys.exit(2)

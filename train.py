@@ -21,9 +21,7 @@ import yaml
 from torch import distributed
 from torch.nn import functional as F
 from transformers import (
-    AutoConfig,
     AutoModel,
-    AutoTokenizer,
     DataCollatorWithPadding,
     HfArgumentParser,
     PreTrainedTokenizerBase,
@@ -31,12 +29,12 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.utils import logging
 
 from configuration_sarcse import SarcseConfig
 from data import DataArguments, load_sentences, token_counts, token_weights, tokenize
 from eval_sts import (
     encoder_max_length,
+    load_config_and_tokenizer,
     load_model,
     load_sts,
     load_tasks,
@@ -47,8 +45,6 @@ from eval_sts import (
 )
 from modeling_sarcse import SarcseModel, SarcseModelOutput
 
-
-logger = logging.get_logger("train")
 
 DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 
@@ -386,28 +382,24 @@ def build_model(arguments: ModelArguments) -> tuple[SarcseModel, PreTrainedToken
     New layers on a pretrained encoder, or a SARCSE model to train further, with its tokenizer.
 
     Raises:
-        ValueError: nothing can be loaded there, or a given field is not the saved SARCSE model's.
+        ValueError: nothing can be loaded there, or a given field is impossible or not the saved SARCSE model's.
     """
     source, revision = arguments.model_name_or_path, arguments.model_revision
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        options = {
-            "revision": revision,
-            "dtype": torch.float32,  # not the checkpoint's: half precision weights lose AdamW's small steps
-            "attn_implementation": arguments.attn_implementation,
-        }
-        if config.model_type == SarcseConfig.model_type:
-            for name, value in arguments.sarcse_fields().items():
-                if value != getattr(config, name):
-                    raise ValueError(f"{source} was saved with {name}={getattr(config, name)}: leave --{name} out.")
-            model = AutoModel.from_pretrained(source, **options)
-        else:
-            model = SarcseModel.from_encoder_pretrained(
-                source, tokenizer=tokenizer, **options, **arguments.sarcse_fields()
-            )
-    except OSError as error:
-        raise ValueError(f"{source}: neither a model folder nor a model on a reachable Hub.\n{error}") from error
+    config, tokenizer = load_config_and_tokenizer(source, revision)
+    options = {
+        "revision": revision,
+        "dtype": torch.float32,  # not the checkpoint's: half precision weights lose AdamW's small steps
+        "attn_implementation": arguments.attn_implementation,
+    }
+    if config.model_type == SarcseConfig.model_type:
+        for name, value in arguments.sarcse_fields().items():
+            if value != getattr(config, name):
+                raise ValueError(f"{source} was saved with {name}={getattr(config, name)}: leave --{name} out.")
+        model = AutoModel.from_pretrained(source, **options)
+    else:
+        model = SarcseModel.from_encoder_pretrained(
+            source, tokenizer=tokenizer, **options, **arguments.sarcse_fields()
+        )
     tokenizer.model_max_length = encoder_max_length(model, tokenizer)
     return model, tokenizer
 
@@ -456,7 +448,7 @@ def build_trainer(
 
 def score_before(source: str, revision: str, device: torch.device, tasks: dict[str, datasets.Dataset]) -> dict:
     """Entries of sts_results.json for the model that training starts from: an encoder under both simple poolers."""
-    is_sarcse = AutoConfig.from_pretrained(source, revision=revision).model_type == SarcseConfig.model_type
+    is_sarcse = load_config_and_tokenizer(source, revision)[0].model_type == SarcseConfig.model_type
     scores = {}
     for pooler in ("mean",) if is_sarcse else ("cls", "mean"):
         model, tokenizer = load_model(source, pooler, revision)

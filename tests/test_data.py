@@ -9,7 +9,6 @@ import torch
 import zstandard
 from transformers import AutoTokenizer
 
-import data
 from data import DataArguments, load_sentences, token_counts, token_weights, tokenize
 
 from .conftest import ENCODER
@@ -22,7 +21,6 @@ EXPECTED = ["One sentence.", "Another, with é and 🙂.", "NA"]
 @pytest.mark.parametrize("kind", ["txt", "bom", "crlf", "gz", "xz", "zst", "jsonl", "csv", "parquet"])
 def test_every_kind_of_file_gives_the_same_sentences(tmp_path, kind, caplog):
     """... without its blank lines, whose number is logged."""
-    data.logger.parent.propagate = True
     lines = TEXT.splitlines()
     table = datasets.Dataset.from_dict({"text": lines, "other": [1] * len(lines)})
     files = {

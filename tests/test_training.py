@@ -300,6 +300,9 @@ def test_every_recipe_parses(recipe):
             ["--model_name_or_path", "no/such-model"],
             "no/such-model: neither a model folder nor a model on a reachable",
         ),
+        (["--model_name_or_path", str(DEMO)], "demo: neither a model folder nor a model on a reachable Hub"),
+        (["--max_seq_length", "2"], "--max_seq_length must be from 3 to 128 for this encoder, got 2"),
+        (["--max_seq_length", "129"], "--max_seq_length must be from 3 to 128"),
         (["--max_train_samples", "5"], "5 sentences do not fill one batch of 8"),
     ],
 )
