@@ -119,6 +119,8 @@ class SarcseEncoder(nn.Module):
         """
         weights = [convolution.weight for convolution in self.textcnn.convolutions]  # K x (c, d, k)
         directions = torch.empty(sum(len(weight) for weight in weights) // 2, weights[0].shape[1])  # (K c / 2, d)
+        if len(directions) == 0:
+            return  # a single channel has no mirror image
         nn.init.orthogonal_(directions)
         mirrored = torch.zeros(sum(len(weight) for weight in weights), weights[0].shape[1])  # (K c, d)
         mirrored[0 : 2 * len(directions) : 2] = directions
