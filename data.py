@@ -71,7 +71,7 @@ def load_sentences(arguments: DataArguments) -> datasets.Dataset:
         sentences = load_or_explain(name, name, arguments.dataset_config_name)
     else:
         name = arguments.train_file or WIKI1M
-        builder, compression = file_kind(name)
+        builder, _ = file_kind(name)
         if "://" not in name and not Path(name).is_file():
             raise ValueError(f"{name}: no such file.")
         if "://" not in name and Path(name).stat().st_size == 0:
@@ -100,7 +100,7 @@ def load_sentences(arguments: DataArguments) -> datasets.Dataset:
 
 
 def _not_blank(sentence: str | None) -> bool:
-    return sentence is not None and not sentence.isspace() and sentence != ""
+    return bool(sentence and sentence.strip())
 
 
 def file_kind(name: str) -> tuple[str, str | None]:

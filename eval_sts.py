@@ -123,7 +123,7 @@ def load_pairs(path: str) -> datasets.Dataset:
 
 def _load_from_hub(task: StsTask, split: str) -> datasets.Dataset:
     try:
-        return datasets.load_dataset(task.hub_id, split={"dev": "validation"}.get(split, split))
+        return datasets.load_dataset(task.hub_id, split="validation" if split == "dev" else split)
     except Exception as error:  # the client has a dozen exceptions for "not reachable"
         raise ValueError(
             f"{task.hub_id} could not be loaded from the Hub ({type(error).__name__}: {error}). "

@@ -117,19 +117,18 @@ class SarcseEncoder(nn.Module):
         linear" initialisation, arXiv 1702.08591, on the middle taps alone, arXiv 1806.05393). The q are orthonormal:
         with at least 2 d channels in all, the whole is the identity.
         """
-        weights = [convolution.weight for convolution in self.textcnn.convolutions]  # K x (c, d, k)
-        directions = torch.empty(sum(len(weight) for weight in weights) // 2, weights[0].shape[1])  # (K c / 2, d)
+        width, hidden_size = self.integration.in_channels, self.integration.out_channels  # K c, d
+        directions = torch.empty(width // 2, hidden_size)
         if len(directions) == 0:
             return  # a single channel has no mirror image
         nn.init.orthogonal_(directions)
-        mirrored = torch.zeros(sum(len(weight) for weight in weights), weights[0].shape[1])  # (K c, d)
+        mirrored = torch.zeros(width, hidden_size)
         mirrored[0 : 2 * len(directions) : 2] = directions
         mirrored[1 : 2 * len(directions) : 2] = -directions
-        for weight, rows in zip(weights, mirrored.split([len(weight) for weight in weights])):
-            weight.zero_()
-            weight[:, :, (weight.shape[2] - 1) // 2] = rows.to(weight)
-        self.integration.weight.zero_()
-        self.integration.weight[:, :, (self.integration.weight.shape[2] - 1) // 2] = mirrored.T.to(weights[0])
+        taps = mirrored.chunk(len(self.textcnn.convolutions))  # K x (c, d)
+        for convolution, tap in zip([*self.textcnn.convolutions, self.integration], [*taps, mirrored.T]):
+            convolution.weight.zero_()
+            convolution.weight[:, :, (convolution.kernel_size[0] - 1) // 2] = tap.to(convolution.weight)
 
 
 class SarcseDecoder(nn.Module):

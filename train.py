@@ -317,10 +317,10 @@ class SarcseTrainer(Trainer):
         scores = score_pairs(model, self.processing_class, pairs)
         names = {"spearman": f"{self.eval_name}_spearman", "alignment": "alignment", "uniformity": "uniformity"}
         metrics = {f"{metric_key_prefix}_{names[key]}": scores[key] for key in names}
-        accelerate.utils.broadcast_object_list(received := [metrics])
-        self.log(dict(received[0]))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, received[0])
-        return received[0]
+        metrics = accelerate.utils.broadcast_object_list([metrics])[0]
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, with the new layers' parameters in groups of their own learning rate."""
