@@ -6,7 +6,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 
 
-POOLERS = ("autoencoder", "cls", "mean")
+POOLERS = ("autoencoder", "cls", "mean", "first_last_average")
 POOLINGS = ("mean", "max")
 
 
@@ -21,7 +21,8 @@ class SarcseConfig(PretrainedConfig):
         pooler (`str`, defaults to `"autoencoder"`):
             What makes the sentence embedding: `"autoencoder"`, the TextCNN encoder (SARCSE); `"cls"`, the first
             token's vector, with a tanh layer during training only (SimCSE, arXiv 2104.08821, section 6.3); `"mean"`,
-            the mean over all attended tokens (as sentence-transformers pools).
+            the mean over all attended tokens (as sentence-transformers pools); `"first_last_average"`, the same mean
+            of the average of the first and the last layer (the "first-last avg." of SimCSE's tables).
         kernel_sizes (`list[int]`, defaults to `[3, 4, 5]`):
             Widths, in tokens, of the TextCNN's convolutions (paper, section on the autoencoder).
         channels (`int`, defaults to 128):

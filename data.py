@@ -1,6 +1,11 @@
-"""Training data: sentences from files or the Hub, their token ids, and the weights of tokens by frequency."""
+"""
+Data from files or the Hub: graded sentence pairs to score on; sentences to train on, their token ids, and the weights
+of tokens by frequency.
+"""
 
+import csv
 import logging
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +16,287 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from eval_sts import STS_TASKS
-
 
 logger = logging.getLogger(__name__)
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+BUILDERS = {".txt": "text", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
+
+
+def load_file(name: str) -> datasets.Dataset:
+    """
+    A file, local or `hf://`, as a data set, whatever its kind; a .txt has the one column `text`.
+
+    Raises:
+        ValueError: the file is missing, empty, not UTF-8 (the line is named), or of an unknown kind.
+    """
+    suffix, _ = file_kind(name)
+    if "://" not in name and not Path(name).is_file():
+        raise ValueError(f"{name}: no such file.")
+    if "://" not in name and Path(name).stat().st_size == 0:
+        raise ValueError(f"{name}: the file is empty.")
+    options: dict[str, Any] = {} if suffix == ".parquet" else {"encoding": "utf-8-sig"}
+    if BUILDERS[suffix] == "csv":
+        options["keep_default_na"] = False  # "NA" and "null" are sentences too
+    if suffix == ".tsv":
+        # As in SentEval's files: a quotation mark of a sentence is a character like any other.
+        options.update(sep="\t", quoting=csv.QUOTE_NONE)
+    return load_or_explain(name, BUILDERS[suffix], data_files=name, **options)
+
+
+def file_kind(name: str) -> tuple[str, str | None]:
+    """
+    A file's kind, a key of `BUILDERS`, and its compression for fsspec, both from the ending of its name.
+
+    Raises:
+        ValueError: the ending is unknown.
+    """
+    path = Path(name)
+    compression = COMPRESSIONS.get(path.suffix)
+    suffix = path.with_suffix("").suffix if compression else path.suffix
+    if suffix not in BUILDERS:
+        raise ValueError(
+            f"{name}: the name of a data file ends in {', '.join(BUILDERS)}, and maybe in {', '.join(COMPRESSIONS)}."
+        )
+    return suffix, compression
+
+
+def load_or_explain(name: str, *arguments: Any, split: str = "train", **options: Any) -> datasets.Dataset:
+    """`datasets.load_dataset`, its exceptions as one message that names the file or data set."""
+    try:
+        return datasets.load_dataset(*arguments, split=split, **options)
+    except Exception as error:  # the builders and the Hub's client have a dozen exceptions for bad input
+        cause = error.__cause__ or error
+        if isinstance(cause, UnicodeDecodeError):
+            raise ValueError(f"{name}, line {undecodable_line(name)}: not UTF-8 ({cause.reason}).") from error
+        raise ValueError(f"{name} could not be loaded: {type(cause).__name__}: {cause}") from error
+
+
+def undecodable_line(name: str) -> int:
+    """Number of the first line, counted from 1, that is not UTF-8."""
+    with fsspec.open(name, "rb", compression=file_kind(name)[1]) as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    raise ValueError(f"{name}: every line is UTF-8, but not the whole.")
+
+
+# --- Graded pairs: every loader returns a data set with the columns sentence1, sentence2, score and maybe subset -----
+
+
+@dataclass(frozen=True)
+class StsTask:
+    """One task: its place in a SentEval folder, its data set on the Hub, its scored test pairs, and its subsets."""
+
+    folder: str
+    hub_id: str
+    pairs: int
+    subsets: tuple[str, ...] = ()
+
+
+# The subsets are those that SentEval evaluates on (senteval/sts.py); SMT of 2013 is not free.
+STS_TASKS = {
+    "STS12": StsTask(
+        "STS/STS12-en-test",
+        "mteb/sts12-sts",
+        3108,
+        ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
+    ),
+    "STS13": StsTask("STS/STS13-en-test", "mteb/sts13-sts", 1500, ("FNWN", "headlines", "OnWN")),
+    "STS14": StsTask(
+        "STS/STS14-en-test",
+        "mteb/sts14-sts",
+        3750,
+        ("deft-forum", "deft-news", "headlines", "images", "OnWN", "tweet-news"),
+    ),
+    "STS15": StsTask(
+        "STS/STS15-en-test",
+        "mteb/sts15-sts",
+        3000,
+        ("answers-forums", "answers-students", "belief", "headlines", "images"),
+    ),
+    "STS16": StsTask(
+        "STS/STS16-en-test",
+        "mteb/sts16-sts",
+        1186,
+        ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
+    ),
+    "STSB": StsTask("STS/STSBenchmark", "mteb/stsbenchmark-sts", 1379),
+    "SICKR": StsTask("SICK", "mteb/sickr-sts", 4927),
+}
+STSB_DEV_PAIRS = 1500
+
+# Columns of the tab-separated files of STSBenchmark (no header) and SICK (with header).
+STSB_COLUMNS = {"subset": 0, "score": 4, "sentence1": 5, "sentence2": 6}
+SICK_COLUMNS = {"score": 3, "sentence1": 1, "sentence2": 2}
+
+
+def load_sts(task_name: str, sts_dir: str | None = None, split: str = "test") -> datasets.Dataset:
+    """
+    Scored sentence pairs of one STS task, all subsets concatenated. Missing subsets are named in a warning.
+
+    Args:
+        task_name (`str`): A key of `STS_TASKS`.
+        sts_dir (`str`, *optional*): Folder in SentEval's layout. Without it the pairs come from the Hub.
+        split (`str`): `"test"`, or `"dev"` for STSB.
+
+    Returns:
+        `datasets.Dataset` with the columns `sentence1`, `sentence2`, `score` and, from a folder, `subset` (for STSB
+        the genre). Pairs without a score are left out; runs of whitespace are one space, as SentEval reads them.
+
+    Raises:
+        ValueError: a file is missing or cannot be read, or the Hub cannot be reached; the message says what to do.
+    """
+    task = STS_TASKS[task_name]
+    if sts_dir is None:
+        pairs = _load_from_hub(task, split)
+    elif task_name == "STSB":
+        pairs = _read_table(Path(sts_dir, task.folder, f"sts-{split}.csv"), STSB_COLUMNS, has_header=False)
+    elif task_name == "SICKR":
+        pairs = _read_table(Path(sts_dir, task.folder, "SICK_test_annotated.txt"), SICK_COLUMNS, has_header=True)
+    else:
+        pairs = _read_year(Path(sts_dir, task.folder), task.subsets)
+    expected = task.pairs if split == "test" else STSB_DEV_PAIRS
+    if len(pairs) != expected:
+        logger.warning(
+            f"{task_name} {split} has {len(pairs)} scored pairs here, the published task has {expected}: "
+            "the score is not comparable with published ones."
+        )
+    return pairs
+
+
+def _load_from_hub(task: StsTask, split: str) -> datasets.Dataset:
+    try:
+        return load_or_explain(task.hub_id, task.hub_id, split="validation" if split == "dev" else split)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Give a folder in SentEval's layout with --sts_dir, or try again with a connection."
+        ) from error
+
+
+def _read_table(path: Path, columns: dict[str, int], has_header: bool) -> datasets.Dataset:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file. Leave the task out with --tasks, or add the file.")
+    rows = []
+    for number, line in enumerate(_read_lines(path)[has_header:], start=1 + has_header):
+        cells = _split(path, number, line, at_least=max(columns.values()) + 1)
+        row = {name: cells[column] for name, column in columns.items()}
+        if row["score"]:
+            rows.append({**row, "score": _score(path, number, row["score"])})
+    return _dataset(rows, path)
+
+
+def _read_year(folder: Path, subsets: tuple[str, ...]) -> datasets.Dataset:
+    """
+    Subsets of one year: `STS.input.NAME.txt` with two sentences a line, `STS.gs.NAME.txt` with the gold scores. Other
+    files (`STS.gs.ALL.txt` of 2012, `STS.gs.SMT.txt` of 2013) are not SentEval's business and not ours.
+    """
+    rows, missing = [], []
+    for subset in subsets:
+        # The archive of 2016 has names of its own, which SentEval's download script changes.
+        prefix = "STS2016" if (folder / f"STS2016.gs.{subset}.txt").is_file() else "STS"
+        input_file, gold_file = (folder / f"{prefix}.{kind}.{subset}.txt" for kind in ("input", "gs"))
+        found = [file.is_file() for file in (input_file, gold_file)]
+        if all(found):
+            rows += _read_subset(input_file, gold_file, subset)
+        elif any(found):
+            raise ValueError(f"{gold_file if found[0] else input_file}: no such file, but its other half is there.")
+        else:
+            missing.append(subset)
+    if len(missing) == len(subsets):
+        raise ValueError(
+            f"{folder}: no such folder, or none of STS.gs.{{{','.join(subsets)}}}.txt in it. "
+            "Leave the task out with --tasks, or add the files."
+        )
+    if missing:
+        logger.warning(f"{folder} lacks the subset{'s' * (len(missing) > 1)} {', '.join(missing)}.")
+    return _dataset(rows, folder)
+
+
+def _read_subset(input_file: Path, gold_file: Path, subset: str) -> list[dict[str, Any]]:
+    lines, golds = _read_lines(input_file), _read_lines(gold_file)
+    if len(lines) != len(golds):
+        raise ValueError(f"{input_file} has {len(lines)} lines and {gold_file} {len(golds)}: they must be as many.")
+    rows = []
+    for number, (line, gold) in enumerate(zip(lines, golds), start=1):
+        if gold.strip():  # most pairs of 2015 and 2016 were never scored
+            sentence1, sentence2 = _split(input_file, number, line, at_least=2)[:2]
+            score = _score(gold_file, number, gold)
+            rows.append({"sentence1": sentence1, "sentence2": sentence2, "score": score, "subset": subset})
+    return rows
+
+
+def _read_lines(path: Path) -> list[str]:
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}).") from error
+    # Not splitlines(), which also splits at characters that occur in sentences.
+    return text.removesuffix("\n").split("\n")
+
+
+def _split(path: Path, number: int, line: str, at_least: int) -> list[str]:
+    cells = line.split("\t")
+    if len(cells) < at_least:
+        raise ValueError(f"{path}, line {number}: {len(cells)} tab-separated fields, where a pair needs {at_least}.")
+    return [" ".join(cell.split()) for cell in cells]
+
+
+def _score(path: Path, number: int, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{path}, line {number}: {text.strip()!r} is not a number.") from None
+
+
+def _dataset(rows: list[dict[str, Any]], path: Path) -> datasets.Dataset:
+    if not rows:
+        raise ValueError(f"{path}: no scored pair in it.")
+    return datasets.Dataset.from_list(rows)
+
+
+def load_pairs(path: str) -> datasets.Dataset:
+    """
+    Scored pairs of one's own: a .tsv, .csv, .jsonl or .parquet file with the columns sentence1, sentence2 and score,
+    and, for scores by subset, maybe subset. Pairs without a score are left out, their number is logged.
+
+    Raises:
+        ValueError: the file is missing or cannot be read, lacks a column, or has a score that is not a number.
+    """
+    pairs = load_file(path)
+    missing = {"sentence1", "sentence2", "score"} - set(pairs.column_names)
+    if missing:
+        raise ValueError(f"{path}: no column {', '.join(sorted(missing))}; it has {', '.join(pairs.column_names)}.")
+    texts = [name for name in ("sentence1", "sentence2", "subset") if name in pairs.column_names]
+    rows = []
+    for number, pair in enumerate(pairs.select_columns([*texts, "score"]), start=1):
+        row = {name: "" if pair[name] is None else str(pair[name]) for name in texts}
+        try:
+            score = float(pair["score"] if pair["score"] not in (None, "") else "nan")
+        except (TypeError, ValueError):
+            raise ValueError(f"{path}, pair {number}: the score {pair['score']!r} is not a number.") from None
+        if not math.isnan(score):
+            rows.append({**row, "score": score})
+    if len(rows) < len(pairs):
+        logger.warning(f"{path}: {len(pairs) - len(rows)} of {len(pairs)} pairs have no score and are left out.")
+    return _dataset(rows, Path(path))
+
+
+def load_tasks(task_names: list[str], sts_dir: str | None, pairs: str | None) -> dict[str, datasets.Dataset]:
+    """The test pairs to score on, by task name; those of a file of one's own go by the file's name."""
+    if pairs is not None:
+        return {Path(pairs).name.split(".")[0]: load_pairs(pairs)}
+    return {name: load_sts(name, sts_dir) for name in task_names}
+
+
+# --- Sentences to train on -------------------------------------------------------------------------------------------
 
 # `hf://` reads a data set's file from the Hub. The file is the one that SimCSE's training script downloads.
 WIKI1M = "hf://datasets/princeton-nlp/datasets-for-simcse/wiki1m_for_simcse.txt"
@@ -27,8 +309,8 @@ class DataArguments:
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "Sentences: .txt with one a line (also .gz, .xz, .zst), .jsonl, .csv or .parquet, local or hf://. "
-            "Default: SimCSE's million Wikipedia sentences from the Hub."
+            "help": "Sentences: .txt with one a line, .jsonl, .csv, .tsv or .parquet (also .gz, .xz, .zst), local or "
+            "hf://. Default: SimCSE's million Wikipedia sentences from the Hub."
         },
     )
     dataset_name: str | None = field(
@@ -71,15 +353,7 @@ def load_sentences(arguments: DataArguments) -> datasets.Dataset:
         sentences = load_or_explain(name, name, arguments.dataset_config_name)
     else:
         name = arguments.train_file or WIKI1M
-        builder, _ = file_kind(name)
-        if "://" not in name and not Path(name).is_file():
-            raise ValueError(f"{name}: no such file.")
-        if "://" not in name and Path(name).stat().st_size == 0:
-            raise ValueError(f"{name}: the file is empty.")
-        options = {} if builder == "parquet" else {"encoding": "utf-8-sig"}
-        if builder == "csv":
-            options["keep_default_na"] = False  # "NA" and "null" are sentences too
-        sentences = load_or_explain(name, builder, data_files=name, **options)
+        sentences = load_file(name)
     column = arguments.text_column
     if column not in sentences.column_names:
         raise ValueError(
@@ -101,47 +375,6 @@ def load_sentences(arguments: DataArguments) -> datasets.Dataset:
 
 def _not_blank(sentence: str | None) -> bool:
     return bool(sentence and sentence.strip())
-
-
-def file_kind(name: str) -> tuple[str, str | None]:
-    """
-    The `datasets` builder that reads a file, and its compression, from the ending of its name.
-
-    Raises:
-        ValueError: the ending is unknown.
-    """
-    builders = {".txt": "text", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-    compressions = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
-    path = Path(name)
-    compression = compressions.get(path.suffix)
-    suffix = path.with_suffix("").suffix if compression else path.suffix
-    if suffix not in builders:
-        raise ValueError(
-            f"{name}: the name of a train file ends in {', '.join(builders)}, and maybe in {', '.join(compressions)}."
-        )
-    return builders[suffix], compression
-
-
-def load_or_explain(name: str, *arguments: Any, **options: Any) -> datasets.Dataset:
-    """`datasets.load_dataset(..., split="train")`, its exceptions as one message that names the file or data set."""
-    try:
-        return datasets.load_dataset(*arguments, split="train", **options)
-    except Exception as error:  # the builders and the Hub's client have a dozen exceptions for bad input
-        cause = error.__cause__ or error
-        if isinstance(cause, UnicodeDecodeError):
-            raise ValueError(f"{name}, line {undecodable_line(name)}: not UTF-8 ({cause.reason}).") from error
-        raise ValueError(f"{name} could not be loaded: {type(cause).__name__}: {cause}") from error
-
-
-def undecodable_line(name: str) -> int:
-    """Number of the first line, counted from 1, that is not UTF-8."""
-    with fsspec.open(name, "rb", compression=file_kind(name)[1]) as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return number
-    raise ValueError(f"{name}: every line is UTF-8, but not the whole.")
 
 
 def tokenize(

@@ -1,31 +1,41 @@
 """
-Score sentence embeddings on the seven semantic textual similarity (STS) tasks, offline or from the Hub.
+Score sentence embeddings on the seven semantic textual similarity (STS) tasks, offline or from the Hub, compare
+models, and draw the figures of the paper.
 
     python eval_sts.py MODEL [MODEL ...] [--sts_dir DIR] [--tasks STS12 ... STSB SICKR] [--output_dir OUT]
+    python eval_sts.py MODEL --explain "A sentence." "Another." [--output_dir OUT]
 
 The setting is the one that SimCSE calls "all" (arXiv 2104.08821, appendix B): all subsets of a year are concatenated
 and one Spearman correlation, times 100, is taken over cosine similarities.
+
+Shapes: P pairs of S distinct sentences, d dimensions.
 """
 
 import argparse
-import csv
 import json
-import logging
 import math
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
-import evaluate
+import numpy as np
 import torch
-from scipy import stats
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import has_file
 
+import figures
+from comparison import Measurement, compare, none_if_nan, reference_task, report, row_label, write_results
 from configuration_sarcse import SarcseConfig
+from data import STS_TASKS, load_tasks
 from modeling_sarcse import SarcseModel
 
 
@@ -33,156 +43,11 @@ from modeling_sarcse import SarcseModel
 AutoConfig.register(SarcseConfig.model_type, SarcseConfig)
 AutoModel.register(SarcseConfig, SarcseModel)
 
-logger = logging.getLogger(__name__)
+# From n sentences to their embeddings (n, d), float32 on the CPU: what every kind of model is reduced to.
+Embed = Callable[[list[str]], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class StsTask:
-    """One task: its place in a SentEval folder, its data set on the Hub, and the number of scored test pairs."""
-
-    folder: str
-    hub_id: str
-    pairs: int
-
-
-STS_TASKS = {
-    "STS12": StsTask("STS/STS12-en-test", "mteb/sts12-sts", 3108),
-    "STS13": StsTask("STS/STS13-en-test", "mteb/sts13-sts", 1500),
-    "STS14": StsTask("STS/STS14-en-test", "mteb/sts14-sts", 3750),
-    "STS15": StsTask("STS/STS15-en-test", "mteb/sts15-sts", 3000),
-    "STS16": StsTask("STS/STS16-en-test", "mteb/sts16-sts", 1186),
-    "STSB": StsTask("STS/STSBenchmark", "mteb/stsbenchmark-sts", 1379),
-    "SICKR": StsTask("SICK", "mteb/sickr-sts", 4927),
-}
-STSB_DEV_PAIRS = 1500
-
-# Columns of the tab-separated files of STSBenchmark (no header) and SICK (with header).
-STSB_COLUMNS = {"score": 4, "sentence1": 5, "sentence2": 6}
-SICK_COLUMNS = {"score": 3, "sentence1": 1, "sentence2": 2}
-
-
-# --- Data: every loader returns a data set with the columns sentence1, sentence2 and score ---------------------------
-
-
-def load_sts(task_name: str, sts_dir: str | None = None, split: str = "test") -> datasets.Dataset:
-    """
-    Scored sentence pairs of one STS task, all subsets concatenated.
-
-    Args:
-        task_name (`str`): A key of `STS_TASKS`.
-        sts_dir (`str`, *optional*): Folder in SentEval's layout. Without it the pairs come from the Hub.
-        split (`str`): `"test"`, or `"dev"` for STSB.
-
-    Returns:
-        `datasets.Dataset` with the columns `sentence1`, `sentence2` and `score`. Pairs without a score are left out.
-
-    Raises:
-        ValueError: a file is missing or cannot be read, or the Hub cannot be reached; the message says what to do.
-    """
-    task = STS_TASKS[task_name]
-    if sts_dir is None:
-        pairs = _load_from_hub(task, split)
-    elif task_name == "STSB":
-        pairs = _read_table(Path(sts_dir, task.folder, f"sts-{split}.csv"), STSB_COLUMNS, has_header=False)
-    elif task_name == "SICKR":
-        pairs = _read_table(Path(sts_dir, task.folder, "SICK_test_annotated.txt"), SICK_COLUMNS, has_header=True)
-    else:
-        pairs = _read_year(Path(sts_dir, task.folder))
-    expected = task.pairs if split == "test" else STSB_DEV_PAIRS
-    if len(pairs) != expected:
-        logger.warning(
-            f"{task_name} {split} has {len(pairs)} scored pairs here, the published task has {expected}: "
-            "the score is not comparable with published ones."
-        )
-    return pairs
-
-
-def load_pairs(path: str) -> datasets.Dataset:
-    """
-    Scored pairs of one's own: a .tsv, .csv, .jsonl or .parquet file with the columns sentence1, sentence2 and score.
-
-    Raises:
-        ValueError: the file is missing, of another kind, or lacks a column.
-    """
-    builders = {".tsv": "csv", ".csv": "csv", ".jsonl": "json", ".parquet": "parquet"}
-    suffix = Path(path).suffix
-    if suffix not in builders:
-        raise ValueError(f"{path}: graded pairs must be a {', '.join(builders)} file.")
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file.")
-    # Without quoting, as in SentEval's files: a quotation mark of a sentence is a character like any other.
-    options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
-    if builders[suffix] == "csv":
-        options["keep_default_na"] = False  # "NA" is a sentence too
-    pairs = datasets.load_dataset(builders[suffix], data_files=path, split="train", **options)
-    missing = {"sentence1", "sentence2", "score"} - set(pairs.column_names)
-    if missing:
-        raise ValueError(f"{path}: no column {', '.join(sorted(missing))}; it has {', '.join(pairs.column_names)}.")
-    return pairs
-
-
-def _load_from_hub(task: StsTask, split: str) -> datasets.Dataset:
-    try:
-        return datasets.load_dataset(task.hub_id, split="validation" if split == "dev" else split)
-    except Exception as error:  # the client has a dozen exceptions for "not reachable"
-        raise ValueError(
-            f"{task.hub_id} could not be loaded from the Hub ({type(error).__name__}: {error}). "
-            "Give a folder in SentEval's layout with --sts_dir, or try again with a connection."
-        ) from error
-
-
-def _read_lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file. Leave the task out with --tasks, or add the file.")
-    # Not splitlines(), which also splits at characters that occur in sentences.
-    return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-
-
-def _read_table(path: Path, columns: dict[str, int], has_header: bool) -> datasets.Dataset:
-    rows = []
-    for number, line in enumerate(_read_lines(path), start=1):
-        if number > has_header:
-            cells = _split(path, number, line, at_least=max(columns.values()) + 1)
-            row = {name: cells[column] for name, column in columns.items()}
-            rows.append({**row, "score": _score(path, number, row["score"])})
-    return datasets.Dataset.from_list(rows)
-
-
-def _read_year(folder: Path) -> datasets.Dataset:
-    """Subsets of one year: `STS.input.NAME.txt` with two sentences a line, `STS.gs.NAME.txt` with the gold scores."""
-    gold_files = sorted(folder.glob("STS.gs.*.txt"))
-    if not gold_files:
-        raise ValueError(f"{folder}/STS.gs.*.txt: no such files. Leave the task out with --tasks, or add the folder.")
-    rows = []
-    for gold_file in gold_files:
-        input_file = gold_file.with_name(gold_file.name.replace("STS.gs.", "STS.input."))
-        lines, golds = _read_lines(input_file), _read_lines(gold_file)
-        if len(lines) != len(golds):
-            raise ValueError(
-                f"{input_file} has {len(lines)} lines and {gold_file} {len(golds)}: they must be as many."
-            )
-        for number, (line, gold) in enumerate(zip(lines, golds), start=1):
-            if gold.strip():  # most pairs of 2015 and 2016 were never scored
-                sentence1, sentence2 = _split(input_file, number, line, at_least=2)[:2]
-                rows.append({"sentence1": sentence1, "sentence2": sentence2, "score": _score(gold_file, number, gold)})
-    return datasets.Dataset.from_list(rows)
-
-
-def _split(path: Path, number: int, line: str, at_least: int) -> list[str]:
-    cells = line.rstrip("\r").split("\t")
-    if len(cells) < at_least:
-        raise ValueError(f"{path}, line {number}: {len(cells)} tab-separated fields, where a pair needs {at_least}.")
-    return cells
-
-
-def _score(path: Path, number: int, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{path}, line {number}: {text.strip()!r} is not a number.") from None
-
-
-# --- Embeddings ------------------------------------------------------------------------------------------------------
+# --- Models ----------------------------------------------------------------------------------------------------------
 
 
 def load_config_and_tokenizer(
@@ -203,7 +68,7 @@ def load_model(
     name_or_path: str, pooler: str = "mean", revision: str = "main"
 ) -> tuple[SarcseModel, PreTrainedTokenizerBase]:
     """
-    A SARCSE model as it was saved, or any other text encoder under `pooler` ("cls" or "mean").
+    A SARCSE model as it was saved, or any other text encoder under `pooler` ("cls", "mean" or "first_last_average").
 
     Raises:
         ValueError: nothing at `name_or_path` can be loaded, or it is not a text encoder.
@@ -229,6 +94,63 @@ def encoder_max_length(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -
     return min(positions, tokenizer.model_max_length)
 
 
+def load_embedders(
+    name_or_path: str, poolers: list[str], revision: str, device: torch.device, batch_size: int
+) -> Iterator[tuple[str, str, Embed]]:
+    """
+    The rows that one model gives in a comparison, as (name of the row, pooler, embedder): a SARCSE model and a
+    sentence-transformers model bring their own pooling and are one row, a plain encoder is one for each of `poolers`.
+
+    Raises:
+        ValueError: nothing at `name_or_path` can be loaded, or it is not a text encoder.
+    """
+    if is_sentence_transformers_model(name_or_path, revision):
+        embed = load_sentence_transformer(name_or_path, revision, device, batch_size)
+        yield name_or_path, "sentence-transformers", embed
+        return
+    if load_config_and_tokenizer(name_or_path, revision)[0].model_type == SarcseConfig.model_type:
+        poolers = poolers[:1]
+    for pooler in poolers:
+        model, tokenizer = load_model(name_or_path, pooler, revision)
+        row = name_or_path if len(poolers) == 1 else f"{name_or_path}, {pooler}"
+        yield row, model.config.pooler, partial(encode, model.to(device), tokenizer, batch_size=batch_size)
+
+
+def is_sentence_transformers_model(name_or_path: str, revision: str) -> bool:
+    """It has a `modules.json`, and is not a SARCSE release, which has one for sentence-transformers' users."""
+    try:
+        if not has_file(name_or_path, "modules.json", revision=revision):
+            return False
+        if not has_file(name_or_path, "config.json", revision=revision):
+            return True
+        fields, _ = PretrainedConfig.get_config_dict(name_or_path, revision=revision)
+    except (OSError, ValueError):
+        return False  # what is wrong with it is said where it is loaded
+    return fields.get("model_type") != SarcseConfig.model_type
+
+
+def load_sentence_transformer(name_or_path: str, revision: str, device: torch.device, batch_size: int) -> Embed:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ValueError(
+            f"{name_or_path} is a sentence-transformers model: `pip install sentence-transformers` to score it."
+        ) from error
+    try:
+        model = SentenceTransformer(name_or_path, revision=revision, device=str(device))
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"{name_or_path}: sentence-transformers cannot load it.\n{error}") from error
+
+    def embed(sentences: list[str]) -> torch.Tensor:
+        embeddings = model.encode(sentences, batch_size=batch_size, convert_to_tensor=True, normalize_embeddings=False)
+        return embeddings.float().cpu()  # (len(sentences), d)
+
+    return embed
+
+
+# --- Embeddings ------------------------------------------------------------------------------------------------------
+
+
 @torch.no_grad()
 def encode(
     model: SarcseModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], batch_size: int = 128
@@ -245,7 +167,8 @@ def encode(
         # Characters stand in for tokens here: the order only saves work, every batch is padded to its own longest.
         order = sorted(range(len(sentences)), key=lambda index: -len(sentences[index]))
         embeddings = torch.empty(len(sentences), model.config.hidden_size)
-        for start in tqdm(range(0, len(order), batch_size), desc="Encoding", leave=False, disable=None):
+        quiet = None if PartialState().is_main_process else True
+        for start in tqdm(range(0, len(order), batch_size), desc="Encoding", leave=False, disable=quiet):
             indices = order[start : start + batch_size]
             batch = tokenizer([sentences[i] for i in indices], padding=True, truncation=True, return_tensors="pt")
             embeddings[indices] = model(**batch.to(model.device)).pooler_output.float().cpu()  # (batch_size, d)
@@ -254,121 +177,180 @@ def encode(
         model.train(training)
 
 
-# --- Metrics ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class EmbeddedPairs:
+    """
+    Graded pairs and the normalised embeddings of their distinct sentences, float64: single precision would swap the
+    ranks of pairs that are nearly as similar.
+    """
 
+    embeddings: torch.Tensor  # (S, d)
+    first: torch.Tensor  # (P,) rows of embeddings
+    second: torch.Tensor  # (P,)
+    scores: np.ndarray  # (P,)
 
-class StsCorrelation(evaluate.Metric):
-    """Spearman and Pearson correlation of similarities with gold scores, through scipy and without a download."""
+    def similarities(self) -> np.ndarray:
+        """
+        Cosine similarities, `(P,)`, to 12 decimals: two equal sentences have exactly 1, and all such pairs share a
+        rank. Without that, rounding errors would rank the 79 of them in STS12, which moves its Spearman correlation
+        by up to 3e-5 (0.003 in the tables) in SentEval and in sentence-transformers, as the precision falls.
+        """
+        return (self.embeddings[self.first] * self.embeddings[self.second]).sum(dim=1).numpy().round(12)  # (P,)
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Spearman and Pearson correlation, between -1 and 1.",
-            citation="",
-            inputs_description="predictions: cosine similarities; references: gold scores.",
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
-            ),
-        )
-
-    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
+    def geometry(self) -> dict[str, float | int | None]:
+        """
+        `alignment`, over the `positive_pairs` with a score of at least 4, and `uniformity`, over the distinct
+        `sentences`, as the SimCSE paper measures them on STS-B.
+        """
+        positive = torch.from_numpy(self.scores >= 4)  # (P,)
         return {
-            "spearman": float(stats.spearmanr(predictions, references).statistic),
-            "pearson": float(stats.pearsonr(predictions, references).statistic),
+            "alignment": alignment(self.embeddings[self.first[positive]], self.embeddings[self.second[positive]]),
+            "positive_pairs": int(positive.sum()),
+            "uniformity": uniformity(self.embeddings),
+            "sentences": len(self.embeddings),
         }
 
 
-def alignment(first: torch.Tensor, second: torch.Tensor) -> float:
+def embed_pairs(embed: Embed, pairs: datasets.Dataset) -> EmbeddedPairs:
     """
-    Mean squared distance of positive pairs (Wang and Isola 2020, arXiv 2005.10242, section 4.1, alpha = 2); the rows
-    of `first` and `second`, both `(P, d)`, are normalised embeddings.
+    Embed each distinct sentence of `pairs` once. Under several processes each embeds its share and all get all, so
+    every one of them has to call this.
     """
-    return (first - second).pow(2).sum(dim=1).mean().item()
-
-
-def uniformity(embeddings: torch.Tensor) -> float:
-    """
-    Log of the mean Gaussian potential exp(-2 d^2) over all pairs of distinct rows (Wang and Isola 2020, section 4.1,
-    t = 2); `embeddings` are normalised, `(S, d)`.
-    """
-    return torch.pdist(embeddings).pow(2).mul(-2).exp().mean().log().item()
-
-
-def score_pairs(
-    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, pairs: datasets.Dataset, batch_size: int = 128
-) -> dict[str, float]:
-    """
-    Scores of one task: `spearman` and `pearson` (times 100), `pairs`, and `alignment` (over pairs with a score of at
-    least 4) and `uniformity` (over all distinct sentences) as the SimCSE paper measures them on STS-B. A correlation
-    that does not exist, since all similarities are equal, is NaN.
-    """
-    sentences = sorted({*pairs["sentence1"], *pairs["sentence2"]})
-    position = {sentence: index for index, sentence in enumerate(sentences)}
-    embeddings = F.normalize(encode(model, tokenizer, sentences, batch_size), dim=1)  # (S, d)
-    first = embeddings[[position[sentence] for sentence in pairs["sentence1"]]]  # (P, d)
-    second = embeddings[[position[sentence] for sentence in pairs["sentence2"]]]  # (P, d)
-    similarities = (first.double() * second.double()).sum(dim=1)  # (P,)
-    correlation = StsCorrelation(keep_in_memory=True).compute(predictions=similarities, references=pairs["score"])
-    similar = torch.tensor(pairs["score"]) >= 4
-    return {
-        "spearman": 100 * correlation["spearman"],
-        "pearson": 100 * correlation["pearson"],
-        "pairs": len(pairs),
-        "alignment": alignment(first[similar], second[similar]),
-        "uniformity": uniformity(embeddings),
-    }
-
-
-def score_model(
-    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, tasks: dict[str, datasets.Dataset], batch_size: int = 128
-) -> dict[str, Any]:
-    """
-    One model's entry of results.json: each task's scores, their average Spearman, and the alignment and uniformity of
-    STS-B, or of the only task where there is but one (otherwise `None`).
-    """
-    scores = {name: score_pairs(model, tokenizer, pairs, batch_size) for name, pairs in tasks.items()}
-    reference = scores.get("STSB") or (next(iter(scores.values())) if len(scores) == 1 else {})
-    return {
-        "tasks": {
-            name: {key: _number(task[key]) for key in ("spearman", "pearson", "pairs")}
-            for name, task in scores.items()
-        },
-        "average": _number(sum(task["spearman"] for task in scores.values()) / len(scores)),
-        "alignment": _number(reference.get("alignment")),
-        "uniformity": _number(reference.get("uniformity")),
-    }
-
-
-def _number(value: float | None) -> float | None:
-    """JSON has no NaN: a correlation that does not exist is null."""
-    return None if value is None or math.isnan(value) else value
-
-
-# --- Reports and the command -----------------------------------------------------------------------------------------
-
-
-def results_table(results: dict[str, Any]) -> str:
-    """The `{"models": ...}` of results.json as a Markdown table, aligned for the terminal too: Spearman x 100."""
-    tasks = list(dict.fromkeys(task for model in results["models"].values() for task in model["tasks"]))
-    rows = [["model", *tasks, "average"]]
-    for name, model in results["models"].items():
-        scores = [model["tasks"].get(task, {}).get("spearman") for task in tasks] + [model["average"]]
-        rows.append(
-            [f"{name}, {model['pooler']}" if "pooler" in model else name]
-            + ["-" if score is None else f"{score:.2f}" for score in scores]
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    rows.insert(1, ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]])
-    return "\n".join(
-        "| " + " | ".join([row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:])]) + " |"
-        for row in rows
+    first, second = pairs["sentence1"][:], pairs["sentence2"][:]
+    sentences = sorted({*first, *second})
+    row = {sentence: index for index, sentence in enumerate(sentences)}
+    state = PartialState()
+    shares = gather_object([embed(sentences[state.process_index :: state.num_processes])])
+    embeddings = torch.empty(len(sentences), shares[0].shape[1], dtype=torch.float64)
+    for process, share in enumerate(shares):
+        embeddings[process :: state.num_processes] = share.double()
+    return EmbeddedPairs(
+        F.normalize(embeddings, dim=1),
+        torch.tensor([row[sentence] for sentence in first]),
+        torch.tensor([row[sentence] for sentence in second]),
+        np.array(pairs["score"][:], dtype=np.float64),
     )
 
 
-def write_results(results: dict[str, Any], json_file: Path) -> None:
-    """Write `json_file` and the Markdown table beside it."""
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    json_file.with_suffix(".md").write_text(results_table(results) + "\n", encoding="utf-8")
+def measure(embed: Embed, tasks: dict[str, datasets.Dataset], pooler: str | None = None) -> Measurement:
+    """
+    Similarities of every task's pairs, and alignment and uniformity of the reference task. Every process has to call
+    it, and all get the same.
+    """
+    measurement = Measurement(pooler)
+    for name, pairs in tasks.items():
+        embedded = embed_pairs(embed, pairs)
+        measurement.similarities[name] = embedded.similarities()
+        if name == reference_task(tasks):
+            measurement.geometry = embedded.geometry()
+    return measurement
+
+
+# --- Alignment and uniformity ----------------------------------------------------------------------------------------
+
+
+def alignment(first: torch.Tensor, second: torch.Tensor) -> float | None:
+    """
+    Mean squared distance of positive pairs (Wang and Isola 2020, arXiv 2005.10242, section 4.1, alpha = 2); the rows
+    of `first` and `second`, both `(P, d)`, are normalised embeddings. None without a pair.
+    """
+    return none_if_nan((first - second).pow(2).sum(dim=1).mean().item())
+
+
+def uniformity(embeddings: torch.Tensor, block_size: int = 1024) -> float | None:
+    """
+    Log of the mean Gaussian potential exp(-2 d^2) over all pairs of distinct rows (Wang and Isola 2020, section 4.1,
+    t = 2); `embeddings` are normalised, `(S, d)`. None for a single row. Memory grows with S, not with its square.
+    """
+    total, number = 0.0, len(embeddings)
+    starts = range(0, number, block_size)
+    for start in tqdm(starts, desc="Uniformity", leave=False, disable=None if len(starts) > 10 else True):
+        block = embeddings[start : start + block_size]
+        squares = (2 - 2 * block @ embeddings[start:].T).clamp(min=0)  # (block_size, S - start), of unit vectors
+        # Above the diagonal, each pair once.
+        total += squares.mul(-2).exp().triu(diagonal=1).sum(dtype=torch.float64).item()
+    return math.log(2 * total / (number * (number - 1))) if number > 1 else None
+
+
+# --- Figures ---------------------------------------------------------------------------------------------------------
+
+
+def draw_figures(
+    results: dict[str, Any],
+    measurements: dict[str, Measurement],
+    tasks: dict[str, datasets.Dataset],
+    output_dir: Path,
+) -> None:
+    """
+    Densities and the alignment-uniformity plane of the reference task; and the training curves of the models whose
+    folders have a log (`trainer_state.json`).
+    """
+    models, task = results["models"], reference_task(tasks)
+    labels = {name: row_label(Path(name).name, entry) for name, entry in models.items()}
+    if len(set(labels.values())) < len(labels):
+        labels = {name: row_label(name, entry) for name, entry in models.items()}
+    if task is not None:
+        figures.similarity_densities(
+            {labels[name]: measurement.similarities[task] for name, measurement in measurements.items()},
+            {labels[name]: entry["tasks"][task]["spearman"] for name, entry in models.items()},
+            np.array(tasks[task]["score"][:], dtype=np.float64),
+            output_dir / "similarity_densities",
+        )
+        figures.alignment_uniformity(
+            {
+                labels[name]: (entry["alignment"], entry["uniformity"], entry["average"])
+                for name, entry in models.items()
+            },
+            output_dir / "alignment_uniformity",
+        )
+    logs = {labels[name]: Path(name, "trainer_state.json") for name in models}
+    figures.training_curve(
+        {
+            label: json.loads(log.read_text(encoding="utf-8"))["log_history"]
+            for label, log in logs.items()
+            if log.is_file()
+        },
+        output_dir / "training_curve",
+    )
+
+
+def explain(
+    names: list[str], revision: str, device: torch.device, pairs: list[tuple[str, str]]
+) -> dict[str, list[figures.ExplainedPair]]:
+    """
+    Figure 1: the tokens of each pair with their reconstruction errors, and the cosine similarity, by model.
+
+    Raises:
+        ValueError: a model is not a SARCSE model with an autoencoder.
+    """
+    explained: dict[str, list[figures.ExplainedPair]] = {}
+    for name in names:
+        model, tokenizer = load_model(name, revision=revision)
+        if model.config.pooler != "autoencoder":
+            raise ValueError(f"{name} has no decoder to explain a sentence with: --explain needs a SARCSE model.")
+        model.to(device)
+        explained[name] = []
+        for pair in pairs:
+            first, second = model.token_importance(list(pair), tokenizer)
+            similarity = F.cosine_similarity(*encode(model, tokenizer, list(pair)), dim=0).item()
+            explained[name].append((first, second, similarity))
+    return explained
+
+
+def explanation_text(explained: dict[str, list[figures.ExplainedPair]]) -> str:
+    """The tokens of each sentence, the most important first, for the terminal."""
+    lines = []
+    for name, pairs in explained.items():
+        lines.append(f"{name}: tokens and their reconstruction errors, the most important first")
+        for *sentences, similarity in pairs:
+            for tokens in sentences:
+                ordered = sorted(tokens, key=lambda token: token[1])
+                lines.append("  " + "  ".join(f"{text.strip()} {error:.3f}" for text, error in ordered))
+            lines.append(f"  cosine similarity {similarity:.3f}")
+    return "\n".join(lines)
+
+
+# --- The command -----------------------------------------------------------------------------------------------------
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -376,41 +358,108 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Spearman correlation x 100 on the seven STS tasks, 'all' setting.", allow_abbrev=False
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="Folders or Hub ids of SARCSE or other encoders.")
-    parser.add_argument("--pooler", choices=("cls", "mean"), default="mean", help="For other encoders (mean).")
+    parser.add_argument(
+        "--pooler",
+        nargs="+",
+        choices=("cls", "mean", "first_last_average"),
+        default=["mean"],
+        help="For encoders that bring no pooling of their own; one row for each (mean).",
+    )
     parser.add_argument("--revision", default="main", help="Branch, tag or commit of models from the Hub (main).")
     parser.add_argument("--sts_dir", help="Folder with the tasks in SentEval's layout. Default: the Hub's data sets.")
     parser.add_argument("--tasks", nargs="+", choices=STS_TASKS, default=list(STS_TASKS), help="Default: all seven.")
     parser.add_argument("--pairs", help="Score on this file instead: sentence1, sentence2, score (.tsv, .csv, ...).")
-    parser.add_argument("--output_dir", help="Where to write results.json and results.md.")
+    parser.add_argument(
+        "--explain",
+        nargs=2,
+        action="append",
+        metavar="SENTENCE",
+        help="Instead of scores: which tokens of two sentences a SARCSE model keeps. May be given several times.",
+    )
+    parser.add_argument(
+        "--output_dir", help="Where to write results.json, results.md and the figures (--explain: output/explain)."
+    )
     parser.add_argument("--batch_size", type=int, default=128, help="Sentences encoded at once (128).")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="Default: a GPU.")
-    return parser.parse_args(arguments)
+    parser.add_argument("--bf16", action="store_true", help="Encode under bfloat16 autocast.")
+    parser.add_argument("--device", help="Default: a GPU, or whatever accelerate launch gives.")
+    args = parser.parse_args(arguments)
+    if args.batch_size < 1:
+        parser.error(f"argument --batch_size: must be at least 1, got {args.batch_size}")
+    return args
 
 
-def load_tasks(task_names: list[str], sts_dir: str | None, pairs: str | None) -> dict[str, datasets.Dataset]:
-    """The test pairs to score on, by task name; those of a file of one's own go by the file's name."""
-    if pairs is not None:
-        return {Path(pairs).stem: load_pairs(pairs)}
-    return {name: load_sts(name, sts_dir) for name in task_names}
+def choose_device(name: str | None) -> torch.device:
+    """
+    The device of this process; call it before anything else asks accelerate.
+
+    Raises:
+        ValueError: there is no such device, or one is chosen for several processes.
+    """
+    state = PartialState(cpu=name == "cpu" or not torch.accelerator.is_available())
+    if name is None or name == "cpu":
+        return state.device
+    if state.num_processes > 1:
+        raise ValueError(f"--device {name}: under several processes each has its own; leave it out.")
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: {error}") from error
+
+
+def writable_folder(name: str) -> Path:
+    """
+    Before the work, not after it.
+
+    Raises:
+        ValueError: the folder cannot be made or written to.
+    """
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=name):
+            return Path(name)
+    except OSError as error:
+        raise ValueError(f"--output_dir {name}: {error.strerror}.") from error
+
+
+def score_command(args: argparse.Namespace, device: torch.device) -> None:
+    output_dir = None if args.output_dir is None else writable_folder(args.output_dir)
+    with PartialState().main_process_first():
+        tasks = load_tasks(args.tasks, args.sts_dir, args.pairs)
+    measurements: dict[str, Measurement] = {}
+    for model in args.models:
+        for row, pooler, embed in load_embedders(model, args.pooler, args.revision, device, args.batch_size):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
+                measurements[row] = measure(embed, tasks, pooler)
+    if PartialState().is_main_process:
+        results = compare(measurements, tasks)
+        print(report(results))
+        if output_dir is not None:
+            write_results(results, output_dir / "results.json")
+            draw_figures(results, measurements, tasks, output_dir)
+
+
+def explain_command(args: argparse.Namespace, device: torch.device) -> None:
+    if not PartialState().is_main_process:
+        return
+    output_dir = writable_folder(args.output_dir or "output/explain")
+    explained = explain(args.models, args.revision, device, args.explain)
+    figures.token_importance(explained, output_dir / "token_importance")
+    print(explanation_text(explained))
+    print(f"Shaded: {output_dir / 'token_importance'}.html, .png and .svg")
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     try:
-        tasks = load_tasks(args.tasks, args.sts_dir, args.pairs)
-        results: dict[str, Any] = {"models": {}}
-        for name in args.models:
-            model, tokenizer = load_model(name, args.pooler, args.revision)
-            scores = score_model(model.to(args.device), tokenizer, tasks, args.batch_size)
-            results["models"][name] = {"pooler": model.config.pooler, **scores}
+        device = choose_device(args.device)
+        explain_command(args, device) if args.explain else score_command(args, device)
     except ValueError as error:
-        print(f"eval_sts.py: error: {error}", file=sys.stderr)
+        if PartialState().is_main_process:
+            print(f"eval_sts.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    print(results_table(results))
-    if args.output_dir is not None:
-        write_results(results, Path(args.output_dir, "results.json"))
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -150,8 +150,8 @@ class SarcseDecoder(nn.Module):
 
 class SarcseModel(PreTrainedModel):
     """
-    A pretrained text encoder with the TextCNN autoencoder (`config.pooler == "autoencoder"`), or with SimCSE's or mean
-    pooling, so that the baselines are configurations of the same class.
+    A pretrained text encoder with the TextCNN autoencoder (`config.pooler == "autoencoder"`), or with SimCSE's, mean
+    or first-last-average pooling, so that the baselines are configurations of the same class.
     """
 
     config_class = SarcseConfig
@@ -267,6 +267,8 @@ class SarcseModel(PreTrainedModel):
             raise ValueError(f"pooler={self.config.pooler!r} has no decoder: only 'autoencoder' reconstructs.")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if self.config.pooler == "first_last_average":
+            encoder_kwargs["output_hidden_states"] = True
         encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **encoder_kwargs)
         output = SarcseModelOutput(
             last_hidden_state=encoded.last_hidden_state,  # (B, L, d)
@@ -283,6 +285,10 @@ class SarcseModel(PreTrainedModel):
                 output.pooler_output = torch.tanh(self.projection(output.pooler_output))
         elif self.config.pooler == "mean":
             output.pooler_output = masked_mean(encoded.last_hidden_state, attention_mask.bool())
+        elif self.config.pooler == "first_last_average":
+            # Index 0 holds the input embeddings: the first layer is 1 (github.com/princeton-nlp/SimCSE/issues/133).
+            average = (encoded.hidden_states[1] + encoded.last_hidden_state) / 2  # (B, L, d)
+            output.pooler_output = masked_mean(average, attention_mask.bool())
         else:
             content = self._content_mask(input_ids, attention_mask)
             packed, packed_ids, mask = pack_left(encoded.last_hidden_state, input_ids, content)
@@ -309,7 +315,8 @@ class SarcseModel(PreTrainedModel):
         """
         Tokens and their reconstruction errors, the smaller the more important to the sentence embedding (figure 1 of
         the paper): for each sentence its `(token text, error)` pairs in order, without special tokens and without
-        tokens past `decoder_length`. An error is a mean square over d, in units of the encoder's vectors squared.
+        tokens past `decoder_length`; tokens that are bytes of one character are joined, with the mean of their errors.
+        An error is a mean square over d, in units of the encoder's vectors squared.
 
         Raises:
             ValueError: the pooler is not the autoencoder.
@@ -324,10 +331,22 @@ class SarcseModel(PreTrainedModel):
         importance = []
         for errors, ids, mask in zip(output.reconstruction_errors(), output.content_input_ids, output.content_mask):
             content = mask & ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
-            importance.append(
-                [(tokenizer.decode([i]), error) for i, error in zip(ids[content].tolist(), errors[content].tolist())]
-            )
+            importance.append(_whole_characters(ids[content].tolist(), errors[content].tolist(), tokenizer))
         return importance
+
+
+def _whole_characters(
+    token_ids: list[int], errors: list[float], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[str, float]]:
+    """Text and error of each token; tokens that are bytes of one character are one, with the mean of their errors."""
+    tokens, start = [], 0
+    for end in range(1, len(token_ids) + 1):
+        text = tokenizer.decode(token_ids[start:end])
+        # A replacement character stands for a character whose bytes are not all there yet.
+        if end == len(token_ids) or not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            tokens.append((text, sum(errors[start:end]) / (end - start)))
+            start = end
+    return tokens
 
 
 def _load_encoder(name_or_path: str, **options: Any) -> PreTrainedModel:

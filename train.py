@@ -9,8 +9,10 @@ Top to bottom: arguments, the two losses, the Trainer, the command. What a sente
 
 import difflib
 import json
+import math
 import sys
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -30,19 +32,11 @@ from transformers import (
     set_seed,
 )
 
+import figures
+from comparison import Measurement, compare, correlations, report, write_results
 from configuration_sarcse import SarcseConfig
-from data import DataArguments, load_sentences, token_counts, token_weights, tokenize
-from eval_sts import (
-    encoder_max_length,
-    load_config_and_tokenizer,
-    load_model,
-    load_sts,
-    load_tasks,
-    results_table,
-    score_model,
-    score_pairs,
-    write_results,
-)
+from data import DataArguments, load_sentences, load_sts, load_tasks, token_counts, token_weights, tokenize
+from eval_sts import embed_pairs, encode, encoder_max_length, load_config_and_tokenizer, load_model, measure
 from modeling_sarcse import SarcseModel, SarcseModelOutput
 
 
@@ -68,8 +62,8 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "As in AutoModel.from_pretrained, for example flash_attention_2."}
     )
-    pooler: Literal["autoencoder", "cls", "mean"] | None = _architecture(
-        "pooler", "autoencoder (SARCSE), cls (SimCSE) or mean."
+    pooler: Literal["autoencoder", "cls", "mean", "first_last_average"] | None = _architecture(
+        "pooler", "autoencoder (SARCSE), cls (SimCSE), mean or first_last_average."
     )
     kernel_sizes: list[int] | None = _architecture("kernel_sizes", "Widths of the TextCNN's convolutions.")
     channels: int | None = _architecture("channels", "Output channels of each of these convolutions.")
@@ -314,9 +308,15 @@ class SarcseTrainer(Trainer):
         """Spearman x 100, alignment and uniformity of the pairs; every process returns the same numbers."""
         pairs = self.eval_dataset if eval_dataset is None else eval_dataset
         model = self.accelerator.unwrap_model(self.model)
-        scores = score_pairs(model, self.processing_class, pairs)
-        names = {"spearman": f"{self.eval_name}_spearman", "alignment": "alignment", "uniformity": "uniformity"}
-        metrics = {f"{metric_key_prefix}_{names[key]}": scores[key] for key in names}
+        embedded = embed_pairs(partial(encode, model, self.processing_class), pairs)
+        geometry = embedded.geometry()
+        metrics = {
+            f"{self.eval_name}_spearman": correlations(embedded.similarities(), embedded.scores)["spearman"],
+            "alignment": geometry["alignment"],
+            "uniformity": geometry["uniformity"],
+        }
+        # The log has no missing values: what does not exist is not a number.
+        metrics = {f"{metric_key_prefix}_{name}": math.nan if v is None else v for name, v in metrics.items()}
         metrics = accelerate.utils.broadcast_object_list([metrics])[0]
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -348,7 +348,7 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
             f"{training.n_gpu} GPUs are visible to one process. Start one process for each: "
             "`accelerate launch train.py ...`, or choose one GPU with CUDA_VISIBLE_DEVICES=0."
         )
-    if model.pooler in ("cls", "mean") and training.reconstruction_weight > 0:
+    if model.pooler not in (None, "autoencoder") and training.reconstruction_weight > 0:
         raise ValueError(f"--pooler {model.pooler} has no decoder: add --reconstruction_weight 0 (SimCSE).")
     if data.eval_pairs is not None and training.metric_for_best_model == "stsb_spearman":
         training.metric_for_best_model = "pairs_spearman"
@@ -446,39 +446,47 @@ def build_trainer(
     return trainer, tasks
 
 
-def score_before(source: str, revision: str, device: torch.device, tasks: dict[str, datasets.Dataset]) -> dict:
-    """Entries of sts_results.json for the model that training starts from: an encoder under both simple poolers."""
+def measure_before(
+    source: str, revision: str, device: torch.device, tasks: dict[str, datasets.Dataset]
+) -> dict[str, Measurement]:
+    """
+    What the model that training starts from makes of the tasks: an encoder under both simple poolers. Mean pooling
+    comes first, for the differences in sts_results.json are to it: it is the baseline that is hard to beat.
+    """
     is_sarcse = load_config_and_tokenizer(source, revision)[0].model_type == SarcseConfig.model_type
-    scores = {}
-    for pooler in ("mean",) if is_sarcse else ("cls", "mean"):
+    measurements = {}
+    for pooler in ("mean",) if is_sarcse else ("mean", "cls"):
         model, tokenizer = load_model(source, pooler, revision)
         name = f"before: {source}" + ("" if is_sarcse else f", {pooler}")
-        scores[name] = score_model(model.to(device), tokenizer, tasks)
-    return scores
+        measurements[name] = measure(partial(encode, model.to(device), tokenizer), tasks, model.config.pooler)
+    return measurements
 
 
 def run(trainer: SarcseTrainer, tasks: dict[str, datasets.Dataset], source: str, revision: str) -> None:
     """Train, write the output folder, and print the table of scores and the lines that load the model."""
     args = trainer.args
-    results: dict[str, Any] = {"models": {}}
-    if tasks and trainer.is_world_process_zero():
-        results["models"] = score_before(source, revision, args.device, tasks)
+    # Every process has a share in this, as in the evaluations.
+    measurements = measure_before(source, revision, args.device, tasks) if tasks else {}
     set_seed(args.seed)  # again, so that a run trains the same model whether it is scored before or not
     resume = args.resume_from_checkpoint
     metrics = trainer.train(resume_from_checkpoint=True if resume == "last" else resume).metrics
-    if not trainer.is_world_process_zero():
-        return
     output_dir = Path(args.output_dir)
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if tasks:
+        embed = partial(encode, model, trainer.processing_class)
+        measurements[f"after: {output_dir}"] = measure(embed, tasks, model.config.pooler)
+    if not trainer.is_world_process_zero():
+        return
     # Not trainer.save_model, which adds a pickle of the arguments.
     model.save_pretrained(output_dir)
     trainer.processing_class.save_pretrained(output_dir)
     trainer.save_metrics("train", metrics, combined=False)
     trainer.save_state()
+    figures.training_curve({output_dir.name: trainer.state.log_history}, output_dir / "training_curve")
     if tasks:
-        results["models"][f"after: {output_dir}"] = score_model(model, trainer.processing_class, tasks)
+        results = compare(measurements, tasks)
         write_results(results, output_dir / "sts_results.json")
-        print(f"\nSpearman x 100\n\n{results_table(results)}")
+        print(f"\n{report(results)}")
     print(f"""
 The model is in {output_dir}. Load it with
 

@@ -18,7 +18,7 @@ TEXT = "One sentence.\n\n   \nAnother, with é and 🙂.\nNA\n"
 EXPECTED = ["One sentence.", "Another, with é and 🙂.", "NA"]
 
 
-@pytest.mark.parametrize("kind", ["txt", "bom", "crlf", "gz", "xz", "zst", "jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("kind", ["txt", "bom", "crlf", "gz", "xz", "zst", "jsonl", "csv", "tsv", "parquet"])
 def test_every_kind_of_file_gives_the_same_sentences(tmp_path, kind, caplog):
     """... without its blank lines, whose number is logged."""
     lines = TEXT.splitlines()
@@ -32,6 +32,7 @@ def test_every_kind_of_file_gives_the_same_sentences(tmp_path, kind, caplog):
         "zst": lambda path: path.write_bytes(zstandard.compress(TEXT.encode())),
         "jsonl": lambda path: path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines)),
         "csv": table.to_csv,
+        "tsv": lambda path: path.write_text("text\tother\n" + "".join(f"{line}\t1\n" for line in lines)),
         "parquet": table.to_parquet,
     }
     endings = {"bom": "txt", "crlf": "txt", "gz": "txt.gz", "xz": "txt.xz", "zst": "txt.zst"}
@@ -64,7 +65,7 @@ def test_a_changed_file_is_read_anew(tmp_path):
         ("a.csv", b"title,body\na,b\n", {}, "a.csv: no column 'text'; --text_column must be one of title, body"),
         ("a.csv", b"text\n1\n2\n", {}, "column 'text' holds .*, not text"),
         ("a.txt", b"a\n", {"text_column": "body"}, "no column 'body'; --text_column must be one of text"),
-        ("a.doc", b"a\n", {}, "a.doc: the name of a train file ends in .txt"),
+        ("a.doc", b"a\n", {}, "a.doc: the name of a data file ends in .txt"),
         ("a.jsonl", b"no json\n", {}, "a.jsonl could not be loaded"),
         ("a.txt.gz", b"no gzip\n", {}, "a.txt.gz"),
         ("a.txt", b"a\n", {"dataset_name": "you/sentences"}, "either --train_file or --dataset_name"),

@@ -1,26 +1,28 @@
 import json
-import math
+import sys
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.spatial.distance import pdist
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from torch.nn import functional as F
 
-import eval_sts
+from comparison import correlations
+from data import STS_TASKS, load_pairs, load_sts
 from eval_sts import (
-    STS_TASKS,
     alignment,
+    embed_pairs,
     encode,
+    encoder_max_length,
+    load_embedders,
     load_model,
-    load_pairs,
-    load_sts,
-    score_model,
-    score_pairs,
+    load_sentence_transformer,
+    main,
+    measure,
     uniformity,
 )
 
@@ -32,112 +34,35 @@ DEMO_PAIRS = str(PROJECT / "demo" / "sts.tsv")
 
 @pytest.fixture(scope="module")
 def senteval(tmp_path_factory):
-    """All seven tasks in SentEval's layout, a few pairs each, with unscored pairs, CRLF and a byte order mark."""
+    """All seven tasks in SentEval's layout, a few pairs each."""
     root = tmp_path_factory.mktemp("senteval")
-    for year in ("12", "13", "14", "15", "16"):
-        folder = root / "STS" / f"STS{year}-en-test"
+    for task in ("STS12", "STS13", "STS14", "STS15", "STS16"):
+        folder = root / STS_TASKS[task].folder
         folder.mkdir(parents=True)
-        (folder / "STS.input.first.txt").write_text('a cat\ta dog\none " two\tthree\nx\ty\n')
-        (folder / "STS.gs.first.txt").write_text("1.5\n\n4\n")
-        (folder / "STS.input.second.txt").write_bytes(b"\xef\xbb\xbfe\tf\r\ng\th\r\n")
-        (folder / "STS.gs.second.txt").write_bytes(b"0\r\n5.0\r\n")
+        for number, subset in enumerate(STS_TASKS[task].subsets):
+            (folder / f"STS.input.{subset}.txt").write_text(f"a cat\ta dog\ntwo {number}\tthree {number}\nx\ty\n")
+            (folder / f"STS.gs.{subset}.txt").write_text(f"1.5\n{number % 5}\n4\n")
     folder = root / "STS" / "STSBenchmark"
     folder.mkdir()
-    for split in ("dev", "test"):
-        rows = [f'genre\tfile\tyear\t{i:04}\t{i}.0\tsentence {i}\tother "{i}\tsource' for i in range(6)]
-        (folder / f"sts-{split}.csv").write_text("\n".join(rows) + "\n")
+    rows = [f'genre\tfile\tyear\t{i:04}\t{i % 6}.0\tsentence {i}\tother "{i}\tsource' for i in range(12)]
+    (folder / "sts-test.csv").write_text("\n".join(rows) + "\n")
     (root / "SICK").mkdir()
-    sick = [
-        "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment",
-        "1\tA\tB\t4.5\tN",
-        "2\tC\tD\t1\tN",
-    ]
-    (root / "SICK" / "SICK_test_annotated.txt").write_text("\n".join(sick) + "\n")
+    rows = ["pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment"]
+    rows += [f"{i}\tA {i}\tB\t{1 + i % 5}\tNEUTRAL" for i in range(8)]
+    (root / "SICK" / "SICK_test_annotated.txt").write_text("\n".join(rows) + "\n")
     return root
 
 
-def test_subsets_are_concatenated_and_unscored_pairs_dropped(senteval):
-    pairs = load_sts("STS15", str(senteval))
-    assert pairs["sentence1"] == ["a cat", "x", "e", "g"]
-    assert pairs["sentence2"] == ["a dog", "y", "f", "h"]
-    assert pairs["score"] == [1.5, 4.0, 0.0, 5.0]
+@pytest.fixture(scope="module")
+def sentence_transformer(tmp_path_factory):
+    """The embedded encoder under cls pooling, as sentence-transformers saves it."""
+    folder = tmp_path_factory.mktemp("peer") / "sentence-transformer"
+    transformer = Transformer(str(ENCODER), max_seq_length=128)
+    SentenceTransformer(modules=[transformer, Pooling(128, pooling_mode="cls")], device="cpu").save(str(folder))
+    return folder
 
 
-def test_benchmark_and_sick_files_are_read_by_their_columns(senteval):
-    assert load_sts("STSB", str(senteval), split="dev")[3] == {
-        "score": 3.0,
-        "sentence1": "sentence 3",
-        "sentence2": 'other "3',
-    }
-    assert load_sts("SICKR", str(senteval))[:] == {
-        "score": [4.5, 1.0],
-        "sentence1": ["A", "C"],
-        "sentence2": ["B", "D"],
-    }
-
-
-def test_a_wrong_number_of_pairs_is_a_warning_with_both_numbers(senteval, caplog):
-    load_sts("STS16", str(senteval))
-    assert "STS16 test has 4 scored pairs here, the published task has 1186" in caplog.text
-
-
-@pytest.mark.realdata
-def test_real_tasks_have_the_published_number_of_pairs(real_data, caplog):
-    for task in ("STS12", "STS14", "STS15", "STSB"):
-        assert len(load_sts(task, str(real_data / "data" / "senteval"))) == STS_TASKS[task].pairs
-    assert len(load_sts("STSB", str(real_data / "data" / "senteval"), split="dev")) == 1500
-    assert "scored pairs" not in caplog.text
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match="SICK_test_annotated.txt: no such file. Leave the task out with --tasks"):
-        load_sts("SICKR", str(tmp_path))
-    with pytest.raises(ValueError, match="STS13-en-test"):
-        load_sts("STS13", str(tmp_path))
-    (tmp_path / "STS" / "STS13-en-test").mkdir(parents=True)
-    (tmp_path / "STS" / "STS13-en-test" / "STS.gs.FNWN.txt").write_text("1\n")
-    with pytest.raises(ValueError, match="STS.input.FNWN.txt"):
-        load_sts("STS13", str(tmp_path))
-
-
-def test_a_broken_line_is_named(tmp_path):
-    folder = tmp_path / "STS" / "STS13-en-test"
-    folder.mkdir(parents=True)
-    (folder / "STS.gs.FNWN.txt").write_text("1\n2\n")
-    (folder / "STS.input.FNWN.txt").write_text("a\tb\nno tab\n")
-    with pytest.raises(ValueError, match="STS.input.FNWN.txt, line 2"):
-        load_sts("STS13", str(tmp_path))
-    (folder / "STS.input.FNWN.txt").write_text("a\tb\nc\td\n")
-    (folder / "STS.gs.FNWN.txt").write_text("1\ntwo\n")
-    with pytest.raises(ValueError, match="STS.gs.FNWN.txt, line 2: 'two' is not a number"):
-        load_sts("STS13", str(tmp_path))
-    (folder / "STS.gs.FNWN.txt").write_text("1\n")
-    with pytest.raises(ValueError, match=r"STS.input.FNWN.txt has 2 lines and .*STS.gs.FNWN.txt 1"):
-        load_sts("STS13", str(tmp_path))
-
-
-def test_pairs_of_ones_own(tmp_path):
-    rows = {"sentence1": ["a", 'b "c'], "sentence2": ["NA", "d"], "score": [1.0, 2.5]}
-    data = datasets.Dataset.from_dict(rows)
-    data.to_csv(tmp_path / "pairs.csv")
-    data.to_json(tmp_path / "pairs.jsonl")
-    data.to_parquet(tmp_path / "pairs.parquet")
-    (tmp_path / "pairs.tsv").write_text('score\tsentence1\tsentence2\n1.0\ta\tNA\n2.5\tb "c\td\n')
-    for suffix in ("csv", "jsonl", "parquet", "tsv"):
-        pairs = load_pairs(str(tmp_path / f"pairs.{suffix}"))
-        assert {name: pairs[name][:] for name in rows} == rows, suffix
-    with pytest.raises(ValueError, match="no such file"):
-        load_pairs(str(tmp_path / "none.tsv"))
-    with pytest.raises(ValueError, match="must be a .tsv, .csv, .jsonl, .parquet file"):
-        load_pairs(str(tmp_path / "pairs.xlsx"))
-    (tmp_path / "other.csv").write_text("a,score\nx,1\n")
-    with pytest.raises(ValueError, match="no column sentence1, sentence2; it has a, score"):
-        load_pairs(str(tmp_path / "other.csv"))
-
-
-def test_without_a_folder_or_a_hub_the_message_says_what_to_do():
-    with pytest.raises(ValueError, match="mteb/sts12-sts could not be loaded from the Hub.*--sts_dir"):
-        load_sts("STS12")
+# --- Embeddings ------------------------------------------------------------------------------------------------------
 
 
 def test_embeddings_come_back_in_the_order_of_the_sentences(trained_like_model, tokenizer):
@@ -151,96 +76,246 @@ def test_embeddings_come_back_in_the_order_of_the_sentences(trained_like_model, 
         torch.testing.assert_close(embedding, alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("pooler", ["cls", "mean"])
-def test_scores_equal_sentence_transformers_evaluator(pooler):
-    """The same encoder and pooling in sentence-transformers gives the same Spearman and Pearson correlation."""
-    pairs = load_pairs(DEMO_PAIRS)
-    model, tokenizer = load_model(str(ENCODER), pooler)
-    scores = score_pairs(model, tokenizer, pairs)
-    transformer = Transformer(str(ENCODER), max_seq_length=tokenizer.model_max_length)
-    peer = SentenceTransformer(modules=[transformer, Pooling(128, pooling_mode=pooler)], device="cpu")
-    evaluator = EmbeddingSimilarityEvaluator(
-        pairs["sentence1"][:], pairs["sentence2"][:], pairs["score"][:], main_similarity="cosine"
+def test_each_distinct_sentence_is_encoded_once_and_long_ones_first(trained_like_model, tokenizer):
+    pairs = datasets.Dataset.from_dict(
+        {"sentence1": [*SENTENCES, "Why?"], "sentence2": ["Why?", *SENTENCES], "score": [1.0, 2.0, 3.0, 4.0, 5.0]}
     )
-    expected = evaluator(peer)
-    assert scores["spearman"] == pytest.approx(100 * expected["spearman_cosine"], abs=1e-4)
-    assert scores["pearson"] == pytest.approx(100 * expected["pearson_cosine"], abs=1e-4)
+    lengths = []
+    hook = trained_like_model.register_forward_hook(
+        lambda module, inputs, kwargs, output: lengths.extend(kwargs["attention_mask"].sum(dim=1).tolist()),
+        with_kwargs=True,
+    )
+    try:
+        embedded = embed_pairs(lambda batch: encode(trained_like_model, tokenizer, batch, batch_size=1), pairs)
+    finally:
+        hook.remove()
+    assert len(lengths) == len(embedded.embeddings) == len(SENTENCES)
+    assert lengths == sorted(lengths, reverse=True)
+    expected = torch.nn.functional.normalize(encode(trained_like_model, tokenizer, SENTENCES).double(), dim=1)
+    torch.testing.assert_close(embedded.embeddings[embedded.first[:4]], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(embedded.embeddings[embedded.second[1:]], expected, atol=1e-6, rtol=0)
 
 
-def test_correlation_equals_its_definition():
-    """Spearman's correlation is Pearson's of the ranks, ties sharing their mean rank."""
-    predictions, references = [0.3, 0.1, 0.1, 0.9, 0.5], [2.0, 1.0, 3.0, 5.0, 3.0]
-    scores = eval_sts.StsCorrelation(keep_in_memory=True).compute(predictions=predictions, references=references)
-    ranks = np.corrcoef([3, 1.5, 1.5, 5, 4], [2, 1, 3.5, 5, 3.5])[0, 1]
-    assert scores["spearman"] == pytest.approx(ranks, abs=1e-12)
-    assert scores["pearson"] == pytest.approx(np.corrcoef(predictions, references)[0, 1], abs=1e-12)
-
-
-def test_alignment_and_uniformity_equal_their_formulas():
-    """Wang and Isola 2020, in float64 loops."""
-    generator = torch.Generator().manual_seed(0)
-    first, second = (F.normalize(torch.randn(7, 5, generator=generator), dim=1) for _ in range(2))
-    squares = [sum((a - b) ** 2 for a, b in zip(x, y)) for x, y in zip(first.tolist(), second.tolist())]
-    assert alignment(first, second) == pytest.approx(sum(squares) / 7, abs=1e-6)
-    rows = first.tolist()
-    potentials = [
-        math.exp(-2 * sum((a - b) ** 2 for a, b in zip(rows[i], rows[j]))) for i in range(7) for j in range(i)
-    ]
-    assert uniformity(first) == pytest.approx(math.log(sum(potentials) / len(potentials)), abs=1e-6)
-
-
-@pytest.mark.realdata
-@pytest.mark.parametrize("task", ["STS14", "STSB"])
-def test_all_setting_on_real_data_equals_a_plain_loop(real_data, task):
-    """Each pair encoded for itself, in file order, float64 cosines, scipy on the whole."""
-    pairs = load_sts(task, str(real_data / "data" / "senteval"))
-    pairs = pairs.select(range(0, len(pairs), 10))
-    model, tokenizer = load_model(str(ENCODER), "mean")
-    similarities = []
-    for pair in pairs:
-        vectors = []
-        for sentence in (pair["sentence1"], pair["sentence2"]):
-            with torch.no_grad():
-                output = model.encoder(**tokenizer(sentence, truncation=True, return_tensors="pt"))
-            vectors.append(output.last_hidden_state[0].double().mean(dim=0))
-        similarities.append(F.cosine_similarity(*vectors, dim=0).item())
-    expected = 100 * stats.spearmanr(similarities, pairs["score"][:]).statistic
-    assert score_pairs(model, tokenizer, pairs)["spearman"] == pytest.approx(expected, abs=1e-2)
-
-
-def test_a_model_that_cannot_tell_sentences_apart_scores_null(trained_like_model, tokenizer):
-    pairs = datasets.Dataset.from_dict({"sentence1": ["a"] * 3, "sentence2": ["a"] * 3, "score": [1.0, 2.0, 3.0]})
-    scores = score_model(trained_like_model, tokenizer, {"same": pairs})
-    assert scores["tasks"]["same"] == {"spearman": None, "pearson": None, "pairs": 3}
-    json.dumps(scores, allow_nan=False)
-
-
-def test_maximum_length_is_the_encoders_own(tmp_path, tokenizer):
+def test_maximum_length_is_the_encoders_own(tokenizer):
     """RoBERTa's 130 positions begin behind the padding index, so that 128 tokens fit."""
     unlimited = type(tokenizer).from_pretrained(ENCODER)
     unlimited.model_max_length = int(1e30)
-    model, _ = load_model(str(ENCODER))
-    assert eval_sts.encoder_max_length(model, unlimited) == 128
-    assert torch.isfinite(encode(model, load_model(str(ENCODER))[1], ["word " * 5000])).all()
+    model, loaded = load_model(str(ENCODER))
+    assert encoder_max_length(model, unlimited) == 128
+    assert torch.isfinite(encode(model, loaded, ["word " * 5000])).all()
 
 
-def test_command_writes_results_for_several_models(saved_model, senteval, tmp_path):
-    """All seven tasks, a SARCSE folder and a plain encoder, from a folder that is not the project's."""
+@pytest.mark.realdata
+def test_bfloat16_scores_are_within_a_twentieth_point_of_float32(real_data):
+    pairs = load_sts("STSB", str(real_data / "data" / "senteval"))
+    ((_, _, embed),) = load_embedders(str(ENCODER), ["mean"], "main", torch.device("cpu"), 128)
+    single = embed_pairs(embed, pairs).similarities()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = embed_pairs(embed, pairs).similarities()
+    assert not np.array_equal(single, half)
+    single, half = (100 * stats.spearmanr(values, pairs["score"][:]).statistic for values in (single, half))
+    assert half == pytest.approx(single, abs=0.05)
+
+
+# --- Exactness: the same embeddings, scored by others ----------------------------------------------------------------
+
+
+class Lookup(SentenceTransformer):
+    """A model for sentence-transformers' evaluator whose embeddings are there already."""
+
+    def __init__(self, embeddings):
+        super().__init__(modules=[torch.nn.Identity()], device="cpu")
+        self.embeddings = embeddings
+
+    def encode(self, sentences, **kwargs):
+        return np.stack([self.embeddings[sentence] for sentence in sentences])
+
+
+@pytest.fixture(scope="module")
+def real_embeddings(real_data):
+    """Embeddings of real tasks as float64, by sentence, with our measurement of the same embeddings."""
+    tasks = {name: load_sts(name, str(real_data / "data" / "senteval")) for name in ("STS12", "STSB")}
+    ((_, _, embed),) = load_embedders(str(ENCODER), ["mean"], "main", torch.device("cpu"), 128)
+    sentences = sorted({s for pairs in tasks.values() for column in (1, 2) for s in pairs[f"sentence{column}"]})
+    embeddings = dict(zip(sentences, embed(sentences)))
+    measurement = measure(lambda some: torch.stack([embeddings[s] for s in some]), tasks)
+    return tasks, {sentence: vector.double().numpy() for sentence, vector in embeddings.items()}, measurement
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("task", ["STS12", "STSB"])
+def test_scores_equal_senteval_all(real_embeddings, task):
+    """
+    SentEval's procedure (senteval/sts.py): subset by subset, sorted by the numbers of tokens and the score, a cosine
+    for each pair; then one correlation over all subsets. In long doubles, so that equal sentences have equal cosines.
+    """
+    tasks, embeddings, measurement = real_embeddings
+    system, gold = [], []
+    for subset in dict.fromkeys(tasks[task]["subset"]):
+        samples = [
+            (pair["sentence1"].split(), pair["sentence2"].split(), pair["score"])
+            for pair in tasks[task]
+            if pair["subset"] == subset
+        ]
+        samples.sort(key=lambda sample: (len(sample[0]), len(sample[1]), sample[2]))
+        for sample in samples:
+            first, second = (embeddings[" ".join(words)].astype(np.longdouble) for words in sample[:2])
+            system.append(np.dot(first, second) / (np.linalg.norm(first) * np.linalg.norm(second)))
+            gold.append(sample[2])
+    expected = 100 * stats.spearmanr(np.array(system, dtype=np.float64), gold).statistic
+    ours = correlations(measurement.similarities[task], np.array(tasks[task]["score"][:]))
+    assert ours["spearman"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("task", ["STS12", "STSB"])
+def test_scores_equal_sentence_transformers_evaluator(real_embeddings, task):
+    """... on all pairs but those of two equal sentences, which it ranks by their rounding errors."""
+    tasks, embeddings, measurement = real_embeddings
+    first, second, scores = (tasks[task][name][:] for name in ("sentence1", "sentence2", "score"))
+    keep = [index for index in range(len(scores)) if first[index] != second[index]]
+    columns = [[column[index] for index in keep] for column in (first, second, scores)]
+    expected = EmbeddingSimilarityEvaluator(*columns, main_similarity="cosine")(Lookup(embeddings))
+    ours = correlations(measurement.similarities[task][keep], np.array(columns[2]))
+    assert ours["spearman"] == pytest.approx(100 * expected["spearman_cosine"], abs=1e-6)
+    assert ours["pearson"] == pytest.approx(100 * expected["pearson_cosine"], abs=1e-6)
+
+
+@pytest.mark.realdata
+def test_pairs_of_equal_sentences_share_a_rank(real_embeddings):
+    tasks, _, measurement = real_embeddings
+    equal = np.array(tasks["STS12"]["sentence1"][:]) == np.array(tasks["STS12"]["sentence2"][:])
+    assert equal.sum() == 79
+    assert set(measurement.similarities["STS12"][equal]) == {1.0}
+
+
+@pytest.mark.realdata
+def test_alignment_and_uniformity_of_stsb_equal_wang_and_isola(real_embeddings):
+    tasks, embeddings, measurement = real_embeddings
+    unit = {sentence: vector / np.linalg.norm(vector) for sentence, vector in embeddings.items()}
+    positive = [pair for pair in tasks["STSB"] if pair["score"] >= 4]
+    squares = [np.sum((unit[pair["sentence1"]] - unit[pair["sentence2"]]) ** 2) for pair in positive]
+    distinct = sorted({*tasks["STSB"]["sentence1"], *tasks["STSB"]["sentence2"]})
+    potentials = np.exp(-2 * pdist(np.stack([unit[sentence] for sentence in distinct])) ** 2)
+    assert measurement.geometry == {
+        "alignment": pytest.approx(np.mean(squares), abs=1e-6),
+        "positive_pairs": 338,
+        "uniformity": pytest.approx(np.log(potentials.mean()), abs=1e-6),
+        "sentences": len(distinct),
+    }
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 7, 100])
+def test_uniformity_does_not_depend_on_the_blocks(block_size):
+    rows = torch.nn.functional.normalize(torch.randn(7, 5, dtype=torch.float64), dim=1)
+    expected = np.log(np.exp(-2 * pdist(rows.numpy()) ** 2).mean())
+    assert uniformity(rows, block_size) == pytest.approx(expected, abs=1e-12)
+
+
+def test_what_has_no_pair_has_no_number():
+    nothing = torch.zeros(0, 5)
+    assert alignment(nothing, nothing) is None
+    assert uniformity(torch.ones(1, 5)) is None
+
+
+@pytest.mark.parametrize("pooler", ["cls", "mean"])
+def test_the_whole_way_equals_sentence_transformers(pooler):
+    """Tokenizer, encoder, pooling and score, each side with its own."""
+    pairs = load_pairs(DEMO_PAIRS)
+    ((_, _, embed),) = load_embedders(str(ENCODER), [pooler], "main", torch.device("cpu"), 128)
+    scores = correlations(embed_pairs(embed, pairs).similarities(), np.array(pairs["score"][:]))
+    peer = SentenceTransformer(
+        modules=[Transformer(str(ENCODER), max_seq_length=128), Pooling(128, pooling_mode=pooler)], device="cpu"
+    )
+    columns = [pairs[name][:] for name in ("sentence1", "sentence2", "score")]
+    expected = EmbeddingSimilarityEvaluator(*columns, main_similarity="cosine")(peer)
+    assert scores["spearman"] == pytest.approx(100 * expected["spearman_cosine"], abs=1e-3)
+    assert scores["pearson"] == pytest.approx(100 * expected["pearson_cosine"], abs=1e-3)
+
+
+# --- The command -----------------------------------------------------------------------------------------------------
+
+
+def test_one_command_compares_every_kind_of_model(saved_model, sentence_transformer, senteval, tmp_path):
+    """All seven tasks; a SARCSE folder, a sentence-transformers folder, an encoder under three poolers."""
     process = run_python(
-        PROJECT / "eval_sts.py", saved_model, ENCODER, "--sts_dir", senteval, "--output_dir", "out", cwd=tmp_path
+        PROJECT / "eval_sts.py",
+        *(saved_model, sentence_transformer, ENCODER),
+        *("--pooler", "cls", "mean", "first_last_average"),
+        *("--sts_dir", senteval, "--output_dir", "out"),
+        cwd=tmp_path,
     )
     assert process.returncode == 0, process.stderr
-    results = json.loads((tmp_path / "out" / "results.json").read_text())["models"]
-    assert list(results) == [str(saved_model), str(ENCODER)]
-    for model in results.values():
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    models = results["models"]
+    assert {name: model["pooler"] for name, model in models.items()} == {
+        str(saved_model): "autoencoder",
+        str(sentence_transformer): "sentence-transformers",
+        f"{ENCODER}, cls": "cls",
+        f"{ENCODER}, mean": "mean",
+        f"{ENCODER}, first_last_average": "first_last_average",
+    }
+    for model in models.values():
         assert list(model["tasks"]) == list(STS_TASKS)
-        assert set(model) == {"pooler", "tasks", "average", "alignment", "uniformity"}
-        assert set(model["tasks"]["STSB"]) == {"spearman", "pearson", "pairs"}
         spearman = [task["spearman"] for task in model["tasks"].values()]
         assert model["average"] == pytest.approx(sum(spearman) / 7)
-    table = (tmp_path / "out" / "results.md").read_text()
-    assert table.strip() in process.stdout
-    assert f"{results[str(ENCODER)]['average']:.2f}" in table
+        assert set(model["tasks"]["STS14"]["subsets"]) == set(STS_TASKS["STS14"].subsets)
+        assert (model["positive_pairs"], model["sentences"]) == (4, 24)
+    # Two programs, one pooling: the sentence-transformers folder pools the first token too.
+    peer, cls = (models[str(name)] for name in (sentence_transformer, f"{ENCODER}, cls"))
+    assert peer["tasks"]["STSB"]["pearson"] == pytest.approx(cls["tasks"]["STSB"]["pearson"], abs=1e-3)
+    assert results["differences"]["minus"] == str(saved_model)
+    assert list(results["differences"]["models"]) == list(models)[1:]
+    assert (tmp_path / "out" / "results.md").read_text().strip() in process.stdout
+    for figure in ("similarity_densities", "alignment_uniformity"):
+        for ending in ("png", "svg"):
+            assert (tmp_path / "out" / f"{figure}.{ending}").stat().st_size > 1000
+    assert not (tmp_path / "out" / "training_curve.png").exists(), "none of these folders has a log"
+
+
+def test_one_model_keeps_its_name_in_results(tmp_path):
+    process = run_python(
+        PROJECT / "eval_sts.py", ENCODER, "--pairs", DEMO_PAIRS, "--output_dir", "out", "--bf16", cwd=tmp_path
+    )
+    assert process.returncode == 0, process.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(results) == {"models"}
+    entry = results["models"][str(ENCODER)]
+    assert entry["pooler"] == "mean" and entry["tasks"]["sts"]["pairs"] == 420
+    assert entry["average"] == entry["tasks"]["sts"]["spearman"]
+
+
+def test_two_processes_score_as_one(saved_model, tmp_path):
+    """Each encodes its share of the sentences; one of them reports."""
+    command = [PROJECT / "eval_sts.py", saved_model, "--pairs", DEMO_PAIRS, "--output_dir"]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", 0]
+    two = run_python(*launch, *command, "two", cwd=tmp_path)
+    one = run_python(*command, "one", cwd=tmp_path)
+    assert two.returncode == one.returncode == 0, two.stderr
+    assert two.stdout.count("Spearman x 100") == 1
+    one, two = (
+        json.loads((tmp_path / n / "results.json").read_text())["models"][str(saved_model)] for n in ("one", "two")
+    )
+    for key in ("spearman", "pearson"):
+        assert two["tasks"]["sts"][key] == pytest.approx(one["tasks"]["sts"][key], abs=0.05)
+    assert two["uniformity"] == pytest.approx(one["uniformity"], abs=1e-5)
+    assert two["sentences"] == one["sentences"]
+
+
+def test_explain_writes_a_page_and_pictures(saved_model, tmp_path):
+    pairs = ["--explain", "A boy kicks a ball.", "A child plays.", "--explain", "One & two.", ""]
+    process = run_python(PROJECT / "eval_sts.py", saved_model, *pairs, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("cosine similarity") == 2
+    assert "boy 0." in process.stdout
+    for ending in ("html", "png", "svg"):
+        assert (tmp_path / "output" / "explain" / f"token_importance.{ending}").is_file()
+
+
+def test_without_sentence_transformers_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ValueError, match="here is a sentence-transformers model: `pip install sentence-transformers`"):
+        load_sentence_transformer("here", "main", torch.device("cpu"), 32)
 
 
 @pytest.mark.parametrize(
@@ -253,11 +328,24 @@ def test_command_writes_results_for_several_models(saved_model, senteval, tmp_pa
         (["no/such/model", "--pairs", DEMO_PAIRS], "no/such/model: neither a model folder nor a model on a reachable"),
         (["{model}", "--tasks", "STS11"], "invalid choice: 'STS11'"),
         (["{model}", "--pairs", "none.tsv"], "none.tsv: no such file"),
+        (["{model}", "--pairs", DEMO_PAIRS, "--pooler", "max"], "invalid choice: 'max'"),
+        (["{model}", "--pairs", DEMO_PAIRS, "--batch_size", "0"], "--batch_size: must be at least 1, got 0"),
+        (["{model}", "--pairs", DEMO_PAIRS, "--device", "gpu"], "--device gpu: "),
+        (["{model}", "--pairs", DEMO_PAIRS, "--output_dir", DEMO_PAIRS], f"--output_dir {DEMO_PAIRS}: File exists"),
+        ([str(ENCODER), "--explain", "a", "b"], "has no decoder to explain a sentence with"),
+        (["{broken}", "--pairs", DEMO_PAIRS], "sentence-transformers cannot load it"),
     ],
 )
-def test_user_errors_end_in_one_message_and_exit_code_2(arguments, message, saved_model, tmp_path):
-    arguments = [argument.format(model=saved_model) for argument in arguments]
-    process = run_python(PROJECT / "eval_sts.py", *arguments, cwd=tmp_path)
-    assert process.returncode == 2
-    assert message in process.stderr
-    assert "Traceback" not in process.stderr
+def test_user_errors_end_in_one_message_and_exit_code_2(arguments, message, saved_model, tmp_path, capsys):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "modules.json").write_text("[]")
+    arguments = [argument.format(model=saved_model, broken=tmp_path / "broken") for argument in arguments]
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_user_error_is_no_traceback(saved_model, tmp_path):
+    process = run_python(PROJECT / "eval_sts.py", saved_model, "--pairs", "none.tsv", cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (2, "eval_sts.py: error: none.tsv: no such file.\n")

@@ -86,7 +86,7 @@ def test_embedding_does_not_depend_on_padding_or_batch_mates(wrapped):
     torch.testing.assert_close(together[2:], padded, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("pooler", ["autoencoder", "cls", "mean"])
+@pytest.mark.parametrize("pooler", ["autoencoder", "cls", "mean", "first_last_average"])
 def test_embedding_does_not_depend_on_the_padding_side(tokenizer, pooler):
     """Where the encoder's own positions do not: RoBERTa counts them from the first token that is not padding."""
     torch.manual_seed(0)
@@ -189,6 +189,17 @@ def test_mean_pooler_is_the_mean_over_all_attended_tokens(tokenizer):
         torch.testing.assert_close(output.pooler_output[row], output.last_hidden_state[row, :length].mean(dim=0))
 
 
+def test_first_last_average_is_the_mean_over_tokens_of_the_first_and_the_last_layer(tokenizer):
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="first_last_average")
+    layers = []
+    for layer in (model.encoder.encoder.layer[0], model.encoder.encoder.layer[-1]):
+        layer.register_forward_hook(lambda module, inputs, output: layers.append(output))
+    with torch.no_grad():
+        output = model(**tokenizer(SENTENCES[:1], return_tensors="pt"))
+    first, last = (layer[0] if isinstance(layer, tuple) else layer for layer in layers)
+    torch.testing.assert_close(output.pooler_output, (first + last).mean(dim=1) / 2)
+
+
 def test_only_the_autoencoder_reconstructs(tokenizer):
     model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean")
     with pytest.raises(ValueError, match="has no decoder"):
@@ -214,6 +225,18 @@ def test_token_importance_gives_each_content_token_its_error(trained_like_model,
         output = trained_like_model(**tokenizer(SENTENCES[0], return_tensors="pt"), output_reconstruction=True)
     errors = (output.reconstruction - output.reconstruction_target)[0, : len(importance[0])].pow(2).mean(dim=1)
     torch.testing.assert_close(torch.tensor([error for _, error in importance[0]]), errors, atol=1e-5, rtol=1e-5)
+
+
+def test_token_importance_joins_the_bytes_of_a_character(trained_like_model, tokenizer):
+    (tokens,) = trained_like_model.token_importance(["Ça va 🙂"], tokenizer)
+    assert [text for text, _ in tokens] == ["Ç", "a", " v", "a", " ", "🙂"]
+    batch = tokenizer("Ça va 🙂", return_tensors="pt")
+    with torch.no_grad():
+        errors = trained_like_model(**batch, output_reconstruction=True).reconstruction_errors()[0]
+    assert tokens[0][1] == pytest.approx(errors[:2].mean().item(), abs=1e-6)
+    assert tokens[-1][1] == pytest.approx(
+        errors[len(tokens) : int(batch.attention_mask.sum()) - 2].mean().item(), abs=1e-6
+    )
 
 
 def test_save_and_load_reproduce_every_tensor_and_output(wrapped, tmp_path):

@@ -57,6 +57,8 @@ def test_output_folder_holds_what_a_user_needs(finished_run):
         "trainer_state.json",
         "sts_results.json",
         "sts_results.md",
+        "training_curve.png",
+        "training_curve.svg",
     }
     results = json.loads((folder / "sts_results.json").read_text())["models"]
     assert list(results) == [f"before: {ENCODER}, cls", f"before: {ENCODER}, mean", f"after: {folder}"]

@@ -1,0 +1,318 @@
+"""
+The figures, in one style: PNG and SVG, readable in print, in grey, and by colour-blind readers. Nothing is told by
+colour alone: groups have their own rows, models their own markers and line styles, and shades differ in lightness.
+"""
+
+import html
+import warnings
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from scipy import stats
+
+
+# Okabe and Ito's palette (jfly.uni-koeln.de/color) without its yellow, which is too light for lines.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "sarcse",  # the same figure is the same file
+    "text.parse_math": False,  # a dollar of a sentence is a dollar
+}
+ORDERED_SHADES = matplotlib.colormaps["viridis"]  # five steps of it also differ in grey
+IMPORTANCE_SHADES = matplotlib.colormaps["Blues"]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `path` with the endings .png and .svg."""
+    figure.savefig(path.with_suffix(".png"))
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def gold_groups(scores: np.ndarray) -> dict[str, np.ndarray]:
+    """Five groups of equal width in gold rating, the highest first: label -> mask `(P,)`. STS rates from 0 to 5."""
+    low, high = (0, 5) if scores.min() >= 0 and 1 < scores.max() <= 5 else (scores.min(), scores.max())
+    edges = np.linspace(low, high, 6)
+    group = np.digitize(scores, edges[1:-1])  # (P,) from 0 to 4; a rating on an edge belongs to the group above
+    return {f"{edges[i]:.3g} to {edges[i + 1]:.3g}": group == i for i in reversed(range(5))}
+
+
+@matplotlib.rc_context(STYLE)
+def similarity_densities(
+    similarities: dict[str, np.ndarray], spearman: dict[str, float | None], scores: np.ndarray, path: Path
+) -> None:
+    """
+    Figure 3 of the paper: the density of cosine similarity in each of five groups of gold rating, one panel a model.
+    In a good model the groups stand apart, in order. A tick marks each group's median.
+
+    Args:
+        similarities (`dict[str, np.ndarray]`): Model -> `(P,)`.
+        spearman (`dict[str, float]`): Model -> correlation x 100, for the title.
+        scores (`np.ndarray` of shape `(P,)`): Gold ratings.
+        path (`Path`): Where to write, without ending.
+    """
+    groups = gold_groups(scores)
+    columns = min(len(similarities), 3)
+    rows = -(-len(similarities) // columns)
+    figure = Figure(figsize=(1.3 + 2.2 * columns, 0.5 + 2.7 * rows))
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    everything = np.concatenate(list(similarities.values()))
+    grid = np.linspace(min(everything.min(), 0), max(everything.max(), 1), 400)
+    for panel, (name, values) in zip(panels, similarities.items()):
+        densities = {label: _density(values[mask], grid) for label, mask in groups.items()}
+        height = max(density.max() for density in densities.values()) or 1
+        for index, (label, mask) in enumerate(groups.items()):
+            base, color = -index, ORDERED_SHADES(0.1 + 0.2 * (len(groups) - 1 - index))
+            curve = base + 1.5 * densities[label] / height  # ridges overlap a little
+            panel.fill_between(grid, base, curve, color=color, alpha=0.75, linewidth=0, zorder=2 + index)
+            outline = np.where(densities[label] > 0.01 * height, curve, np.nan)
+            panel.plot(grid, outline, color="white", linewidth=0.8, zorder=2 + index)
+            if mask.any():
+                panel.vlines(np.median(values[mask]), base, base + 0.25, color="black", linewidth=1.2, zorder=9)
+        correlation = "" if spearman[name] is None else f"\nSpearman {spearman[name]:.2f}"
+        panel.set_title(name + correlation)
+        panel.set_yticks([-index for index in range(len(groups))], [f"{g} (n = {m.sum()})" for g, m in groups.items()])
+        panel.grid(axis="y", visible=False)
+        panel.tick_params(left=False)
+        panel.spines["left"].set_visible(False)
+    for panel in list(panels):
+        panel.set_visible(False)
+    figure.get_layout_engine().set(w_pad=0.1)  # inches, between the panels' tick labels
+    figure.supxlabel("cosine similarity", fontsize=9)
+    figure.supylabel("gold rating", fontsize=9)
+    save(figure, path)
+
+
+def _density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Gaussian kernel density at `grid`; zero where there are too few different values for one."""
+    if len(values) < 2 or np.ptp(values) < 1e-6:
+        return np.zeros_like(grid)
+    return stats.gaussian_kde(values)(grid)
+
+
+@matplotlib.rc_context(STYLE)
+def alignment_uniformity(points: dict[str, tuple[float | None, float | None, float | None]], path: Path) -> None:
+    """
+    The plane of Wang and Isola 2020, one point a model, those further down and left being better. `points` has
+    (alignment, uniformity, average Spearman x 100); without one of the first two there is no point.
+    """
+    points = {name: point for name, point in points.items() if None not in point[:2]}
+    if not points:
+        return
+    figure = Figure(figsize=(6.6, 3.2))
+    panel = figure.subplots()
+    for index, (name, (align, uniform, average)) in enumerate(points.items()):
+        panel.plot(
+            uniform,
+            align,
+            marker=MARKERS[index % len(MARKERS)],
+            color=COLORS[index % len(COLORS)],
+            markersize=9,
+            linestyle="none",
+            label=name if average is None else f"{name}: {average:.2f}",
+        )
+    panel.margins(0.15)
+    panel.set_xlabel("uniformity (further left: more evenly spread)")
+    panel.set_ylabel("alignment (lower: similar pairs closer)")
+    figure.legend(loc="outside right upper", title="model: average Spearman")
+    save(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
+def training_curve(histories: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """
+    Both losses and the Spearman correlation of the graded pairs over the steps, one line a run. A ring marks the best
+    evaluation.
+
+    Args:
+        histories (`dict[str, list[dict[str, float]]]`): Run -> `log_history` of transformers' `TrainerState`.
+        path (`Path`): Where to write, without ending.
+    """
+    logged = {key for history in histories.values() for line in history for key in line}
+    titles = {"contrastive_loss": "InfoNCE", "reconstruction_loss": "weighted reconstruction"}
+    titles |= {
+        key: ("STS-B dev" if key == "eval_stsb_spearman" else "graded pairs") + ", Spearman x 100"
+        for key in sorted(logged)
+        if key.startswith("eval_") and key.endswith("_spearman")
+    }
+    titles = {key: title for key, title in titles.items() if key in logged}
+    if not titles:
+        return
+    figure = Figure(figsize=(0.4 + 2.6 * len(titles), 2.6))
+    for panel, (key, title) in zip(figure.subplots(1, len(titles), squeeze=False).flat, titles.items()):
+        for index, (name, history) in enumerate(histories.items()):
+            steps, values = zip(*[(line["step"], line[key]) for line in history if key in line] or [(0, np.nan)])
+            color, style = COLORS[index % len(COLORS)], LINE_STYLES[index % len(LINE_STYLES)]
+            dots = "." if key.startswith("eval_") else None
+            panel.plot(steps, values, color=color, linestyle=style, marker=dots, label=name)
+            if key.startswith("eval_"):
+                best = int(np.argmax(values))
+                panel.plot(steps[best], values[best], marker="o", markersize=9, fillstyle="none", color=color)
+        panel.set_title(title)
+        panel.set_xlabel("step")
+    if len(histories) > 1:
+        handles, labels = panel.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(histories))
+    save(figure, path)
+
+
+# --- Figure 1: token importance --------------------------------------------------------------------------------------
+
+Token = tuple[str, float]  # its text, and its reconstruction error
+ExplainedPair = tuple[list[Token], list[Token], float]  # two sentences and their cosine similarity
+
+CAPTION = (
+    "The darker a token, the smaller its reconstruction error: the more of it the sentence embedding keeps "
+    "(SARCSE, arXiv 2402.15153, figure 1)."
+)
+
+
+def token_importance(explained: dict[str, list[ExplainedPair]], path: Path) -> None:
+    """
+    Figure 1 of the paper: the tokens of sentence pairs, shaded by importance. Shades are scaled within a model.
+
+    Args:
+        explained (`dict[str, list[ExplainedPair]]`): Model -> its pairs.
+        path (`Path`): Where to write, without ending: .html, which needs no other file, .png and .svg.
+    """
+    path.with_suffix(".html").write_text(importance_page(explained), encoding="utf-8")
+    with warnings.catch_warnings():
+        # A browser finds a font for every script; what matplotlib's font lacks is an empty box in the picture.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        draw_importance(explained, path)
+
+
+def error_range(pairs: list[ExplainedPair]) -> tuple[float, float]:
+    """The smallest and the largest error of a model's pairs: the ends of its shades."""
+    errors = [error for *sentences, _ in pairs for sentence in sentences for _, error in sentence] or [0.0]
+    return min(errors), max(errors)
+
+
+def legend(smallest: float, largest: float) -> tuple[str, str]:
+    """What stands left and right of the ramp of shades."""
+    return f"least important: error {largest:.3g}", f"most important: error {smallest:.3g}"
+
+
+def shade(error: float, smallest: float, largest: float) -> tuple[str, str]:
+    """Background, dark for the smallest error and light for the largest, and a text colour in contrast to it."""
+    importance = (largest - error) / (largest - smallest) if largest > smallest else 0.0
+    return to_hex(IMPORTANCE_SHADES(0.04 + 0.86 * importance)), "white" if importance > 0.795 else "black"
+
+
+def importance_page(explained: dict[str, list[ExplainedPair]]) -> str:
+    """The self-contained HTML page."""
+    sections = []
+    for name, pairs in explained.items():
+        ends = error_range(pairs)
+        sections.append(f"<h2>{html.escape(name)}</h2>")
+        for *sentences, similarity in pairs:
+            sections += [_sentence_paragraph(sentence, *ends) for sentence in sentences]
+            sections.append(f'<p class="note">cosine similarity {similarity:.3f}</p>')
+        least, most = legend(*ends)
+        sections.append(f'<p class="note">{least} {_ramp()} {most}</p>')
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Token importance</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; background: white }}
+body {{ max-width: 50rem; margin: 2rem auto; padding: 0 1rem }}
+.sentence {{ font-size: 1.25rem; line-height: 2.1; margin: 0.4rem 0 }}
+.sentence span {{ padding: 0.3rem 0.15rem; margin-right: 1px; border-radius: 3px; white-space: pre-wrap }}
+.ramp span {{ display: inline-block; width: 1rem; height: 0.8rem }}
+.note {{ color: #555; font-size: 0.9rem; margin: 0 0 1.2rem }}
+</style>
+</head>
+<body>
+<h1>Token importance</h1>
+<p>{html.escape(CAPTION)} Point at a token to read its error.</p>
+{chr(10).join(sections)}
+</body>
+</html>
+"""
+
+
+def _sentence_paragraph(sentence: list[Token], smallest: float, largest: float) -> str:
+    spans = []
+    for text, error in sentence:
+        background, color = shade(error, smallest, largest)
+        spans.append(
+            f'<span style="background:{background};color:{color}" title="error {error:.3f}">{html.escape(text)}</span>'
+        )
+    return f'<p class="sentence" dir="auto">{"".join(spans)}</p>'
+
+
+def _ramp() -> str:
+    steps = "".join(f'<span style="background:{shade(step, 0, 9)[0]}"></span>' for step in reversed(range(10)))
+    return f'<span class="ramp">{steps}</span>'
+
+
+@matplotlib.rc_context(STYLE)
+def draw_importance(explained: dict[str, list[ExplainedPair]], path: Path) -> None:
+    """The same as a picture: a text layout of our own, since matplotlib has none for runs of several colours."""
+    width, line_height, size = 7.2, 0.32, 11  # inches, inches, points
+    figure = Figure(figsize=(width, 1), layout="none")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    x, y = 0.1, 0.1  # inches from the left and from the top
+    boxes, texts = [], []  # (x, y, width, colour) and (x, y, text, colour, points)
+
+    def text_width(text: str, points: float) -> float:
+        probe = figure.text(0, 0, text, fontsize=points)
+        extent = probe.get_window_extent(renderer).width / figure.dpi
+        probe.remove()
+        return extent
+
+    for name, pairs in explained.items():
+        ends = error_range(pairs)
+        texts.append((0.1, y, name, "black", size))
+        y += line_height
+        for *sentences, similarity in pairs:
+            for sentence in sentences:
+                x = 0.1
+                for text, error in sentence:
+                    background, color = shade(error, *ends)
+                    shown = text.strip() or "␣"
+                    extent = text_width(shown, size)
+                    if x > 0.1 and text[:1].isspace():
+                        x += 0.05  # a new word; pieces of one word touch
+                    if x + extent > width - 0.2:
+                        x, y = 0.1, y + line_height
+                    boxes.append((x, y, extent + 0.06, background))
+                    texts.append((x + 0.03, y, shown, color, size))
+                    x += extent + 0.07
+                y += line_height
+            texts.append((0.1, y, f"cosine similarity {similarity:.3f}", "#555555", 9))
+            y += 1.3 * line_height
+        least, most = legend(*ends)
+        texts.append((0.1, y, least, "#555555", 9))
+        x = 0.2 + text_width(least, 9)
+        for step in reversed(range(10)):
+            boxes.append((x, y, 0.13, shade(step, 0, 9)[0]))
+            x += 0.13
+        texts.append((x + 0.1, y, most, "#555555", 9))
+        y += 1.5 * line_height
+    figure.set_size_inches(width, y)
+    for left, top, extent, background in boxes:
+        corner = (left / width, 1 - (top + 0.26) / y)
+        figure.add_artist(Rectangle(corner, extent / width, 0.26 / y, facecolor=background, linewidth=0))
+    for left, top, text, color, points in texts:
+        figure.text(left / width, 1 - (top + 0.13) / y, text, color=color, fontsize=points, va="center_baseline")
+    save(figure, path)

@@ -1,0 +1,172 @@
+import json
+
+import datasets
+import numpy as np
+import pytest
+from scipy import stats
+
+from comparison import (
+    BOOTSTRAP_RESAMPLES,
+    Measurement,
+    StsCorrelation,
+    bootstrap_spearman,
+    compare,
+    interval,
+    reference_task,
+    report,
+    results_table,
+)
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    """Two tasks with ties, one of them with subsets."""
+    generator = np.random.default_rng(1)
+    return {
+        name: datasets.Dataset.from_dict(
+            {
+                "sentence1": [f"{name} {i}" for i in range(size)],
+                "sentence2": [f"{name} {i}, again" for i in range(size)],
+                "score": generator.integers(0, 11, size) / 2,
+                **({"subset": [("news", "forum")[i % 3 == 0] for i in range(size)]} if name == "STS13" else {}),
+            }
+        )
+        for name, size in (("STS13", 120), ("mine", 80))
+    }
+
+
+@pytest.fixture(scope="module")
+def measurements(tasks):
+    """Three models: a noisy one, the same without its noise in scale, and a better one."""
+    generator = np.random.default_rng(2)
+    gold = {name: np.array(pairs["score"][:]) for name, pairs in tasks.items()}
+    noisy = {name: (scores + generator.normal(0, 3, len(scores))).round(1) for name, scores in gold.items()}
+    better = {name: scores + generator.normal(0, 0.5, len(scores)) for name, scores in gold.items()}
+    geometry = {"alignment": 0.2, "positive_pairs": 30, "uniformity": -1.0, "sentences": 240}
+    return {
+        "path/noisy": Measurement("cls", noisy, geometry),
+        "path/cubed": Measurement("mean", {name: values**3 for name, values in noisy.items()}, geometry),
+        "path/better": Measurement("autoencoder", better, {**geometry, "alignment": 0.1, "uniformity": -2.0}),
+    }
+
+
+@pytest.fixture(scope="module")
+def results(measurements, tasks):
+    return compare(measurements, tasks)
+
+
+def test_correlation_equals_its_definition():
+    """Spearman's correlation is Pearson's of the ranks, ties sharing their mean rank."""
+    predictions, references = [0.3, 0.1, 0.1, 0.9, 0.5], [2.0, 1.0, 3.0, 5.0, 3.0]
+    scores = StsCorrelation(keep_in_memory=True).compute(predictions=predictions, references=references)
+    ranks = np.corrcoef([3, 1.5, 1.5, 5, 4], [2, 1, 3.5, 5, 3.5])[0, 1]
+    assert scores["spearman"] == pytest.approx(ranks, abs=1e-12)
+    assert scores["pearson"] == pytest.approx(np.corrcoef(predictions, references)[0, 1], abs=1e-12)
+
+
+def test_scores_and_subsets_equal_scipy_on_each_part(results, measurements, tasks):
+    for name, measurement in measurements.items():
+        entry = results["models"][name]
+        for task, pairs in tasks.items():
+            gold = np.array(pairs["score"][:])
+            expected = 100 * stats.spearmanr(measurement.similarities[task], gold).statistic
+            assert entry["tasks"][task]["spearman"] == pytest.approx(expected, abs=1e-9)
+            assert entry["tasks"][task]["pairs"] == len(gold)
+        subset = np.array(tasks["STS13"]["subset"][:]) == "forum"
+        forum = measurement.similarities["STS13"][subset], np.array(tasks["STS13"]["score"][:])[subset]
+        assert entry["tasks"]["STS13"]["subsets"]["forum"] == {
+            "spearman": pytest.approx(100 * stats.spearmanr(*forum).statistic),
+            "pearson": pytest.approx(100 * stats.pearsonr(*forum).statistic),
+            "pairs": 40,
+        }
+        assert entry["tasks"]["mine"]["subsets"] == {}
+        assert entry["average"] == pytest.approx(np.mean([task["spearman"] for task in entry["tasks"].values()]))
+
+
+def test_bootstrap_agrees_with_a_plain_loop(measurements, tasks):
+    """Other resamples, correlated one by one by scipy: the same mean and deviation within their own errors."""
+    similarities = measurements["path/noisy"].similarities["STS13"]
+    gold = np.array(tasks["STS13"]["score"][:])
+    (ours,) = bootstrap_spearman(similarities[None], gold, np.random.default_rng(0))
+    assert len(ours) == BOOTSTRAP_RESAMPLES
+    generator = np.random.default_rng(3)
+    loop = []
+    for _ in range(3000):
+        drawn = generator.integers(0, len(gold), len(gold))
+        loop.append(100 * stats.spearmanr(similarities[drawn], gold[drawn]).statistic)
+    # Standard errors: s / sqrt(R) of a mean, s / sqrt(2 R) of a deviation; four of them.
+    deviation = np.std(loop)
+    assert ours.mean() == pytest.approx(np.mean(loop), abs=4 * deviation / np.sqrt(1000))
+    assert ours.std() == pytest.approx(deviation, abs=4 * deviation / np.sqrt(2000))
+    low, high = interval(ours)
+    assert np.mean((ours >= low) & (ours <= high)) == pytest.approx(0.95, abs=0.002)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    """Samples of 100 pairs from a bivariate normal, whose Spearman correlation is known: 6 / pi asin(r / 2)."""
+    generator = np.random.default_rng(4)
+    truth, covered = 600 / np.pi * np.arcsin(0.6 / 2), []
+    for _ in range(100):
+        x, noise = generator.normal(size=(2, 100))
+        distribution = bootstrap_spearman(x[None], 0.6 * x + 0.8 * noise, np.random.default_rng(5))
+        low, high = interval(distribution[0])
+        covered.append(low <= truth <= high)
+    # 95 of 100, with a deviation of 2.2; the percentile interval of a correlation is known to be a little narrow.
+    assert 88 <= sum(covered) <= 100
+
+
+def test_differences_are_paired(results):
+    """A monotonous change of all similarities changes no rank, in the data and in every single resample."""
+    assert results["differences"]["minus"] == "path/noisy"
+    cubed = results["differences"]["models"]["path/cubed"]
+    for entry in cubed["tasks"].values():
+        assert entry == {"spearman": pytest.approx(0, abs=1e-9), "interval": pytest.approx([0, 0], abs=1e-9)}
+    assert cubed["average_interval"] == pytest.approx([0, 0], abs=1e-9)
+    better = results["differences"]["models"]["path/better"]
+    models = results["models"]
+    assert better["average"] == pytest.approx(models["path/better"]["average"] - models["path/noisy"]["average"])
+    low, high = better["average_interval"]
+    assert 0 < low < better["average"] < high
+
+
+def test_the_same_measurements_give_the_same_results(results, measurements, tasks):
+    assert compare(measurements, tasks) == results
+
+
+def test_a_model_that_cannot_tell_sentences_apart_scores_null():
+    pairs = datasets.Dataset.from_dict({"sentence1": ["a"] * 3, "sentence2": ["a"] * 3, "score": [1.0, 2.0, 3.0]})
+    measurement = Measurement("mean", {"same": np.ones(3)}, {"alignment": None, "uniformity": None})
+    results = compare({"constant": measurement, "other": measurement}, {"same": pairs})
+    entry = results["models"]["constant"]
+    assert entry["tasks"]["same"] == {
+        "spearman": None, "pearson": None, "pairs": 3, "interval": None, "subsets": {}
+    }  # fmt: skip
+    assert entry["average"] is None and entry["average_interval"] is None
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    assert "| constant, mean |" in report(results)
+
+
+def test_the_reference_task_is_stsb_or_the_only_one():
+    assert reference_task({"STS12": None, "STSB": None}) == "STSB"
+    assert reference_task({"mine": None}) == "mine"
+    assert reference_task({"STS12": None, "STS13": None}) is None
+
+
+def test_the_best_of_each_column_is_bold(results):
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in results_table(results).splitlines()]
+    assert rows[0] == ["model", "STS13", "mine", "average", "alignment", "uniformity"]
+    cells = {row[0]: row[1:] for row in rows[2:]}
+    assert list(cells) == ["path/noisy, cls", "path/cubed, mean", "path/better, autoencoder"]
+    assert all(cell.startswith("**") for cell in cells["path/better, autoencoder"])
+    assert not any("*" in cell for name in ("path/noisy, cls", "path/cubed, mean") for cell in cells[name])
+    assert cells["path/better, autoencoder"][-2:] == ["**0.10**", "**-2.00**"], "the lower, the better"
+
+
+def test_the_report_says_what_its_numbers_rest_on(measurements, tasks):
+    text = report(compare(measurements, {"STS13": tasks["STS13"]}))
+    assert "STS13 has 120 pairs here, the published task 1500: not comparable." in text
+    assert "On STS13: alignment of 30 pairs with a score of at least 4, uniformity of 240 distinct sentences" in text
+    assert "Minus path/noisy, cls, on the same resamples" in text
+    differences = text.split("Minus")[1]
+    assert "average" not in differences, "of a single task"
+    assert differences.count("**") == 2, "only the better model's interval excludes 0"
