@@ -195,25 +195,29 @@ def markdown_table(rows: list[list[str]]) -> str:
 
 
 def results_table(results: dict[str, Any]) -> str:
-    """Spearman x 100 by task, alignment and uniformity, as a Markdown table; the best of each column in bold."""
-    models = results["models"]
-    tasks = list(next(iter(models.values()))["tasks"])
-    columns = {task: [model["tasks"][task]["spearman"] for model in models.values()] for task in tasks}
-    columns |= {
-        key: [model.get(key) for model in models.values()]
-        for key in ("average", "alignment", "uniformity")
-        if key != "average" or len(tasks) > 1
-    }
-    cells = []
-    for key, values in columns.items():
-        shown = ["-" if value is None else f"{value:.2f}" for value in values]
-        best = (min if key in ("alignment", "uniformity") else max)(
-            (value for value in values if value is not None), default=None
-        )
-        bold = f"{best:.2f}" if best is not None and len(values) > 1 else None
-        cells.append([key] + [f"**{text}**" if text == bold else text for text in shown])
-    labels = ["model"] + [row_label(name, model) for name, model in models.items()]
+    """
+    Spearman x 100 by task, the best in bold, and alignment and uniformity, as a Markdown table. Of the last two none
+    is bold: each alone is best in a model that is of no use.
+    """
+    models = results["models"].values()
+    tasks = list(next(iter(models))["tasks"])
+    columns = {task: [model["tasks"][task]["spearman"] for model in models] for task in tasks}
+    if len(tasks) > 1:
+        columns["average"] = [model["average"] for model in models]
+    cells = [[key, *_bold_best([_cell(value) for value in values])] for key, values in columns.items()]
+    cells += [[key, *(_cell(model.get(key)) for model in models)] for key in ("alignment", "uniformity")]
+    labels = ["model", *(row_label(name, model) for name, model in results["models"].items())]
     return markdown_table([list(row) for row in zip(labels, *cells)])
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _bold_best(cells: list[str]) -> list[str]:
+    """What reads the same as the best is bold too; one model alone is not."""
+    best = max((float(cell) for cell in cells if cell != "-"), default=None)
+    return [f"**{cell}**" if len(cells) > 1 and cell != "-" and float(cell) == best else cell for cell in cells]
 
 
 def intervals_table(models: dict[str, Any], sign: str = "") -> str:
@@ -249,7 +253,7 @@ def report(results: dict[str, Any]) -> str:
         task = reference_task(first["tasks"])
         notes.append(
             f"On {task}: alignment of {first['positive_pairs']} pairs with a score of at least 4, uniformity of "
-            f"{first['sentences']} distinct sentences; the lower, the better."
+            f"{first['sentences']} distinct sentences. Lower is better, of both together."
         )
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     parts += [

@@ -303,15 +303,13 @@ def draw_figures(
             },
             output_dir / "alignment_uniformity",
         )
-    logs = {labels[name]: Path(name, "trainer_state.json") for name in models}
-    figures.training_curve(
-        {
-            label: json.loads(log.read_text(encoding="utf-8"))["log_history"]
-            for label, log in logs.items()
-            if log.is_file()
-        },
-        output_dir / "training_curve",
-    )
+    figures.training_curve({labels[name]: log_history(name) for name in models}, output_dir / "training_curve")
+
+
+def log_history(name_or_path: str) -> list[dict[str, float]]:
+    """The log of the training that made a folder; empty for what is no folder of train.py's or of a Trainer's."""
+    state = Path(name_or_path, "trainer_state.json")
+    return json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.is_file() else []
 
 
 def explain(

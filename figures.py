@@ -4,7 +4,9 @@ colour alone: groups have their own rows, models their own markers and line styl
 """
 
 import html
+import textwrap
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -37,6 +39,7 @@ STYLE = {
 }
 ORDERED_SHADES = matplotlib.colormaps["viridis"]  # five steps of it also differ in grey
 IMPORTANCE_SHADES = matplotlib.colormaps["Blues"]
+GREY = "#555555"  # of what is said in small print
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -86,7 +89,7 @@ def similarity_densities(
             if mask.any():
                 panel.vlines(np.median(values[mask]), base, base + 0.25, color="black", linewidth=1.2, zorder=9)
         correlation = "" if spearman[name] is None else f"\nSpearman {spearman[name]:.2f}"
-        panel.set_title(name + correlation)
+        panel.set_title(textwrap.fill(name, 26) + correlation)  # as wide as a panel
         panel.set_yticks([-index for index in range(len(groups))], [f"{g} (n = {m.sum()})" for g, m in groups.items()])
         panel.grid(axis="y", visible=False)
         panel.tick_params(left=False)
@@ -138,14 +141,15 @@ def alignment_uniformity(points: dict[str, tuple[float | None, float | None, flo
 def training_curve(histories: dict[str, list[dict[str, float]]], path: Path) -> None:
     """
     Both losses and the Spearman correlation of the graded pairs over the steps, one line a run. A ring marks the best
-    evaluation.
+    evaluation. Nothing is drawn where nothing of this was logged.
 
     Args:
-        histories (`dict[str, list[dict[str, float]]]`): Run -> `log_history` of transformers' `TrainerState`.
+        histories (`dict[str, list[dict[str, float]]]`): Run -> `log_history` of transformers' `TrainerState`, or an
+            empty list for a model that only takes its colour, the same as in the other figures.
         path (`Path`): Where to write, without ending.
     """
     logged = {key for history in histories.values() for line in history for key in line}
-    titles = {"contrastive_loss": "InfoNCE", "reconstruction_loss": "weighted reconstruction"}
+    titles = {"contrastive_loss": "InfoNCE (log scale)", "reconstruction_loss": "weighted reconstruction"}
     titles |= {
         key: ("STS-B dev" if key == "eval_stsb_spearman" else "graded pairs") + ", Spearman x 100"
         for key in sorted(logged)
@@ -155,20 +159,26 @@ def training_curve(histories: dict[str, list[dict[str, float]]], path: Path) -> 
     if not titles:
         return
     figure = Figure(figsize=(0.4 + 2.6 * len(titles), 2.6))
-    for panel, (key, title) in zip(figure.subplots(1, len(titles), squeeze=False).flat, titles.items()):
+    panels = figure.subplots(1, len(titles), sharex=True, squeeze=False).flat
+    lines = {}
+    for panel, (key, title) in zip(panels, titles.items()):
         for index, (name, history) in enumerate(histories.items()):
-            steps, values = zip(*[(line["step"], line[key]) for line in history if key in line] or [(0, np.nan)])
+            points = [(line["step"], line[key]) for line in history if key in line]
+            if not points:
+                continue
+            steps, values = zip(*points)
             color, style = COLORS[index % len(COLORS)], LINE_STYLES[index % len(LINE_STYLES)]
             dots = "." if key.startswith("eval_") else None
-            panel.plot(steps, values, color=color, linestyle=style, marker=dots, label=name)
+            (lines[name],) = panel.plot(steps, values, color=color, linestyle=style, marker=dots)
             if key.startswith("eval_"):
                 best = int(np.argmax(values))
                 panel.plot(steps[best], values[best], marker="o", markersize=9, fillstyle="none", color=color)
+        if key == "contrastive_loss":
+            panel.set_yscale("log")  # it falls by powers of ten within the first steps
         panel.set_title(title)
         panel.set_xlabel("step")
-    if len(histories) > 1:
-        handles, labels = panel.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(histories))
+    if len(lines) > 1:
+        figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=min(len(lines), 3))
     save(figure, path)
 
 
@@ -238,7 +248,7 @@ body {{ max-width: 50rem; margin: 2rem auto; padding: 0 1rem }}
 .sentence {{ font-size: 1.25rem; line-height: 2.1; margin: 0.4rem 0 }}
 .sentence span {{ padding: 0.3rem 0.15rem; margin-right: 1px; border-radius: 3px; white-space: pre-wrap }}
 .ramp span {{ display: inline-block; width: 1rem; height: 0.8rem }}
-.note {{ color: #555; font-size: 0.9rem; margin: 0 0 1.2rem }}
+.note {{ color: {GREY}; font-size: 0.9rem; margin: 0 0 1.2rem }}
 </style>
 </head>
 <body>
@@ -268,51 +278,67 @@ def _ramp() -> str:
 @matplotlib.rc_context(STYLE)
 def draw_importance(explained: dict[str, list[ExplainedPair]], path: Path) -> None:
     """The same as a picture: a text layout of our own, since matplotlib has none for runs of several colours."""
-    width, line_height, size = 7.2, 0.32, 11  # inches, inches, points
-    figure = Figure(figsize=(width, 1), layout="none")
+    figure = Figure(layout="none")
     renderer = FigureCanvasAgg(figure).get_renderer()
-    x, y = 0.1, 0.1  # inches from the left and from the top
-    boxes, texts = [], []  # (x, y, width, colour) and (x, y, text, colour, points)
 
     def text_width(text: str, points: float) -> float:
         probe = figure.text(0, 0, text, fontsize=points)
-        extent = probe.get_window_extent(renderer).width / figure.dpi
+        width = probe.get_window_extent(renderer).width / figure.dpi
         probe.remove()
-        return extent
+        return width
 
+    boxes, texts, height = _layout(explained, text_width)
+    figure.set_size_inches(PAGE_WIDTH, height)
+    for x, y, width, color in boxes:
+        corner = (x / PAGE_WIDTH, 1 - (y + BOX_HEIGHT) / height)
+        figure.add_artist(Rectangle(corner, width / PAGE_WIDTH, BOX_HEIGHT / height, facecolor=color, linewidth=0))
+    for x, y, text, color, points in texts:
+        middle = 1 - (y + BOX_HEIGHT / 2) / height
+        figure.text(x / PAGE_WIDTH, middle, text, color=color, fontsize=points, va="center_baseline")
+    save(figure, path)
+
+
+# In inches.
+PAGE_WIDTH, MARGIN, LINE_HEIGHT, BOX_HEIGHT = 7.2, 0.1, 0.32, 0.26
+
+Box = tuple[float, float, float, str]  # x, y, width, colour; y grows downwards
+Text = tuple[float, float, str, str, float]  # x, y, text, colour, size in points
+
+
+def _layout(
+    explained: dict[str, list[ExplainedPair]], text_width: Callable[[str, float], float]
+) -> tuple[list[Box], list[Text], float]:
+    """Boxes and texts from top to bottom, and the height of it all."""
+    boxes: list[Box] = []
+    texts: list[Text] = []
+    y = MARGIN
     for name, pairs in explained.items():
         ends = error_range(pairs)
-        texts.append((0.1, y, name, "black", size))
-        y += line_height
+        texts.append((MARGIN, y, name, "black", 11))
+        y += LINE_HEIGHT
         for *sentences, similarity in pairs:
             for sentence in sentences:
-                x = 0.1
+                x = MARGIN
                 for text, error in sentence:
                     background, color = shade(error, *ends)
-                    shown = text.strip() or "␣"
-                    extent = text_width(shown, size)
-                    if x > 0.1 and text[:1].isspace():
+                    shown = text.strip() or "\N{OPEN BOX}"
+                    width = text_width(shown, 11)
+                    if x > MARGIN and text[:1].isspace():
                         x += 0.05  # a new word; pieces of one word touch
-                    if x + extent > width - 0.2:
-                        x, y = 0.1, y + line_height
-                    boxes.append((x, y, extent + 0.06, background))
-                    texts.append((x + 0.03, y, shown, color, size))
-                    x += extent + 0.07
-                y += line_height
-            texts.append((0.1, y, f"cosine similarity {similarity:.3f}", "#555555", 9))
-            y += 1.3 * line_height
+                    if x + width > PAGE_WIDTH - 2 * MARGIN:
+                        x, y = MARGIN, y + LINE_HEIGHT
+                    boxes.append((x, y, width + 0.06, background))
+                    texts.append((x + 0.03, y, shown, color, 11))
+                    x += width + 0.07
+                y += LINE_HEIGHT
+            texts.append((MARGIN, y, f"cosine similarity {similarity:.3f}", GREY, 9))
+            y += 1.3 * LINE_HEIGHT
         least, most = legend(*ends)
-        texts.append((0.1, y, least, "#555555", 9))
-        x = 0.2 + text_width(least, 9)
+        texts.append((MARGIN, y, least, GREY, 9))
+        x = 2 * MARGIN + text_width(least, 9)
         for step in reversed(range(10)):
             boxes.append((x, y, 0.13, shade(step, 0, 9)[0]))
             x += 0.13
-        texts.append((x + 0.1, y, most, "#555555", 9))
-        y += 1.5 * line_height
-    figure.set_size_inches(width, y)
-    for left, top, extent, background in boxes:
-        corner = (left / width, 1 - (top + 0.26) / y)
-        figure.add_artist(Rectangle(corner, extent / width, 0.26 / y, facecolor=background, linewidth=0))
-    for left, top, text, color, points in texts:
-        figure.text(left / width, 1 - (top + 0.13) / y, text, color=color, fontsize=points, va="center_baseline")
-    save(figure, path)
+        texts.append((x + MARGIN, y, most, GREY, 9))
+        y += 1.5 * LINE_HEIGHT
+    return boxes, texts, y

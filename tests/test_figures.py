@@ -76,7 +76,7 @@ def test_training_curve_shows_what_the_runs_logged(tmp_path):
     ]
     simcse = [{"step": 10, "contrastive_loss": 1.0}, {"step": 10, "eval_stsb_spearman": float("nan")}]
     figures.training_curve({"sarcse": sarcse, "simcse": simcse}, tmp_path / "both")
-    assert {"InfoNCE", "weighted reconstruction", "STS-B dev, Spearman x 100", "sarcse", "simcse"} <= set(
+    assert {"InfoNCE (log scale)", "weighted reconstruction", "STS-B dev, Spearman x 100", "sarcse", "simcse"} <= set(
         svg_text(tmp_path / "both")
     )
     figures.training_curve({"simcse": simcse[:1]}, tmp_path / "one")
