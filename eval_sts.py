@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -94,6 +94,23 @@ def encoder_max_length(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -
     return min(positions, tokenizer.model_max_length)
 
 
+def kind_of_model(name_or_path: str, revision: str = "main") -> Literal["sarcse", "sentence-transformers", "encoder"]:
+    """
+    How a model wants to be loaded. A SARCSE release has a `modules.json` too, for sentence-transformers' users. What
+    cannot be read is called an encoder, for its loading says best what is wrong.
+    """
+    try:
+        fields, _ = PretrainedConfig.get_config_dict(name_or_path, revision=revision)
+    except (OSError, ValueError):
+        fields = {}  # older sentence-transformers models have their configuration in a subfolder
+    if fields.get("model_type") == SarcseConfig.model_type:
+        return "sarcse"
+    try:
+        return "sentence-transformers" if has_file(name_or_path, "modules.json", revision=revision) else "encoder"
+    except (OSError, ValueError):
+        return "encoder"
+
+
 def load_embedders(
     name_or_path: str, poolers: list[str], revision: str, device: torch.device, batch_size: int
 ) -> Iterator[tuple[str, str, Embed]]:
@@ -104,29 +121,14 @@ def load_embedders(
     Raises:
         ValueError: nothing at `name_or_path` can be loaded, or it is not a text encoder.
     """
-    if is_sentence_transformers_model(name_or_path, revision):
-        embed = load_sentence_transformer(name_or_path, revision, device, batch_size)
-        yield name_or_path, "sentence-transformers", embed
+    kind = kind_of_model(name_or_path, revision)
+    if kind == "sentence-transformers":
+        yield name_or_path, kind, load_sentence_transformer(name_or_path, revision, device, batch_size)
         return
-    if load_config_and_tokenizer(name_or_path, revision)[0].model_type == SarcseConfig.model_type:
-        poolers = poolers[:1]
-    for pooler in poolers:
+    for pooler in poolers[:1] if kind == "sarcse" else poolers:
         model, tokenizer = load_model(name_or_path, pooler, revision)
-        row = name_or_path if len(poolers) == 1 else f"{name_or_path}, {pooler}"
+        row = name_or_path if kind == "sarcse" or len(poolers) == 1 else f"{name_or_path}, {pooler}"
         yield row, model.config.pooler, partial(encode, model.to(device), tokenizer, batch_size=batch_size)
-
-
-def is_sentence_transformers_model(name_or_path: str, revision: str) -> bool:
-    """It has a `modules.json`, and is not a SARCSE release, which has one for sentence-transformers' users."""
-    try:
-        if not has_file(name_or_path, "modules.json", revision=revision):
-            return False
-        if not has_file(name_or_path, "config.json", revision=revision):
-            return True
-        fields, _ = PretrainedConfig.get_config_dict(name_or_path, revision=revision)
-    except (OSError, ValueError):
-        return False  # what is wrong with it is said where it is loaded
-    return fields.get("model_type") != SarcseConfig.model_type
 
 
 def load_sentence_transformer(name_or_path: str, revision: str, device: torch.device, batch_size: int) -> Embed:
@@ -142,7 +144,8 @@ def load_sentence_transformer(name_or_path: str, revision: str, device: torch.de
         raise ValueError(f"{name_or_path}: sentence-transformers cannot load it.\n{error}") from error
 
     def embed(sentences: list[str]) -> torch.Tensor:
-        embeddings = model.encode(sentences, batch_size=batch_size, convert_to_tensor=True, normalize_embeddings=False)
+        bar = sys.stderr.isatty() and PartialState().is_main_process
+        embeddings = model.encode(sentences, batch_size=batch_size, show_progress_bar=bar, convert_to_tensor=True)
         return embeddings.float().cpu()  # (len(sentences), d)
 
     return embed

@@ -36,7 +36,15 @@ import figures
 from comparison import Measurement, compare, correlations, report, write_results
 from configuration_sarcse import SarcseConfig
 from data import DataArguments, load_sentences, load_sts, load_tasks, token_counts, token_weights, tokenize
-from eval_sts import embed_pairs, encode, encoder_max_length, load_config_and_tokenizer, load_model, measure
+from eval_sts import (
+    embed_pairs,
+    encode,
+    encoder_max_length,
+    kind_of_model,
+    load_config_and_tokenizer,
+    load_model,
+    measure,
+)
 from modeling_sarcse import SarcseModel, SarcseModelOutput
 
 
@@ -453,7 +461,7 @@ def measure_before(
     What the model that training starts from makes of the tasks: an encoder under both simple poolers. Mean pooling
     comes first, for the differences in sts_results.json are to it: it is the baseline that is hard to beat.
     """
-    is_sarcse = load_config_and_tokenizer(source, revision)[0].model_type == SarcseConfig.model_type
+    is_sarcse = kind_of_model(source, revision) == "sarcse"
     measurements = {}
     for pooler in ("mean",) if is_sarcse else ("mean", "cls"):
         model, tokenizer = load_model(source, pooler, revision)
