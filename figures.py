@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 from scipy import stats
 
 
@@ -175,6 +176,9 @@ def training_curve(histories: dict[str, list[dict[str, float]]], path: Path) -> 
                 panel.plot(steps[best], values[best], marker="o", markersize=9, fillstyle="none", color=color)
         if key == "contrastive_loss":
             panel.set_yscale("log")  # it falls by powers of ten within the first steps
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")  # the default one needs the mathematical text that is off here
+            panel.yaxis.set_minor_formatter(NullFormatter())
         panel.set_title(title)
         panel.set_xlabel("step")
     if len(lines) > 1:

@@ -79,6 +79,7 @@ def test_training_curve_shows_what_the_runs_logged(tmp_path):
     assert {"InfoNCE (log scale)", "weighted reconstruction", "STS-B dev, Spearman x 100", "sarcse", "simcse"} <= set(
         svg_text(tmp_path / "both")
     )
+    assert "0.5" in svg_text(tmp_path / "both") and not any("$" in word for word in svg_text(tmp_path / "both"))
     figures.training_curve({"simcse": simcse[:1]}, tmp_path / "one")
     assert "weighted reconstruction" not in svg_text(tmp_path / "one")
     figures.training_curve({"other": [{"step": 1, "loss": 2.0}]}, tmp_path / "none")
