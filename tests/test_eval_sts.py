@@ -1,4 +1,5 @@
 import json
+import math
 import sys
 
 import datasets
@@ -332,6 +333,7 @@ def test_without_sentence_transformers_the_message_says_what_to_install(monkeypa
         (["{model}", "--pairs", DEMO_PAIRS, "--batch_size", "0"], "--batch_size: must be at least 1, got 0"),
         (["{model}", "--pairs", DEMO_PAIRS, "--device", "gpu"], "--device gpu: "),
         (["{model}", "--pairs", DEMO_PAIRS, "--output_dir", DEMO_PAIRS], f"--output_dir {DEMO_PAIRS}: File exists"),
+        (["{nan}", "--pairs", DEMO_PAIRS], "some embeddings are not finite numbers"),
         ([str(ENCODER), "--explain", "a", "b"], "has no decoder to explain a sentence with"),
         (["{broken}", "--pairs", DEMO_PAIRS], "sentence-transformers cannot load it"),
     ],
@@ -339,7 +341,13 @@ def test_without_sentence_transformers_the_message_says_what_to_install(monkeypa
 def test_user_errors_end_in_one_message_and_exit_code_2(arguments, message, saved_model, tmp_path, capsys):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "modules.json").write_text("[]")
-    arguments = [argument.format(model=saved_model, broken=tmp_path / "broken") for argument in arguments]
+    if "{nan}" in arguments:
+        model, tokenizer = load_model(str(saved_model))
+        model.sentence_encoder.integration.bias.data.fill_(math.nan)
+        model.save_pretrained(tmp_path / "nan")
+        tokenizer.save_pretrained(tmp_path / "nan")
+    folders = {"model": saved_model, "broken": tmp_path / "broken", "nan": tmp_path / "nan"}
+    arguments = [argument.format(**folders) for argument in arguments]
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
