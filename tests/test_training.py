@@ -60,8 +60,9 @@ def test_output_folder_holds_what_a_user_needs(finished_run):
         "training_curve.png",
         "training_curve.svg",
     }
-    results = json.loads((folder / "sts_results.json").read_text())["models"]
-    assert list(results) == [f"before: {ENCODER}, cls", f"before: {ENCODER}, mean", f"after: {folder}"]
+    results = json.loads((folder / "sts_results.json").read_text())
+    assert list(results["models"]) == [f"before: {ENCODER}, mean", f"before: {ENCODER}, cls", f"after: {folder}"]
+    assert results["differences"]["minus"] == f"before: {ENCODER}, mean", "the baseline that is hard to beat"
     assert (folder / "sts_results.md").read_text().strip() in process.stdout
     assert json.loads((folder / "train_results.json").read_text())["epoch"] == 1.0
 
