@@ -251,9 +251,12 @@ def _split(path: Path, number: int, line: str, at_least: int) -> list[str]:
 
 def _score(path: Path, number: int, text: str) -> float:
     try:
-        return float(text)
+        score = float(text)
     except ValueError:
-        raise ValueError(f"{path}, line {number}: {text.strip()!r} is not a number.") from None
+        score = math.nan
+    if not math.isfinite(score):
+        raise ValueError(f"{path}, line {number}: {text.strip()!r} is not a number.")
+    return score
 
 
 def _dataset(rows: list[dict[str, Any]], path: Path) -> datasets.Dataset:
@@ -280,6 +283,8 @@ def load_pairs(path: str) -> datasets.Dataset:
         row = {name: "" if pair[name] is None else str(pair[name]) for name in texts}
         try:
             score = float(pair["score"] if pair["score"] not in (None, "") else "nan")
+            if math.isinf(score):
+                raise ValueError
         except (TypeError, ValueError):
             raise ValueError(f"{path}, pair {number}: the score {pair['score']!r} is not a number.") from None
         if not math.isnan(score):
