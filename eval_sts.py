@@ -358,9 +358,15 @@ def explanation_text(explained: dict[str, list[figures.ExplainedPair]]) -> str:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Spearman correlation x 100 on the seven STS tasks, 'all' setting.", allow_abbrev=False
+        description="Score and compare models: Spearman correlation x 100 on the seven STS tasks, 'all' setting.",
+        allow_abbrev=False,
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="Folders or Hub ids of SARCSE or other encoders.")
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="Folder or Hub id of a SARCSE or sentence-transformers model, or of any text encoder.",
+    )
     parser.add_argument(
         "--pooler",
         nargs="+",

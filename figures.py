@@ -78,7 +78,7 @@ def similarity_densities(
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
     everything = np.concatenate(list(similarities.values()))
     grid = np.linspace(min(everything.min(), 0), max(everything.max(), 1), 400)
-    for panel, (name, values) in zip(panels, similarities.items()):
+    for (name, values), panel in zip(similarities.items(), panels):  # models first: it leaves the spare panels
         densities = {label: _density(values[mask], grid) for label, mask in groups.items()}
         height = max(density.max() for density in densities.values()) or 1
         for index, (label, mask) in enumerate(groups.items()):
@@ -93,7 +93,7 @@ def similarity_densities(
         panel.set_title(textwrap.fill(name, 26) + correlation)  # as wide as a panel
         panel.set_yticks([-index for index in range(len(groups))], [f"{g} (n = {m.sum()})" for g, m in groups.items()])
         panel.grid(axis="y", visible=False)
-        panel.tick_params(left=False)
+        panel.tick_params(left=False, labelbottom=True)
         panel.spines["left"].set_visible(False)
     for panel in list(panels):
         panel.set_visible(False)

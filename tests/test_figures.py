@@ -45,6 +45,7 @@ def test_densities_have_a_panel_for_each_model(tmp_path, scores, models):
     similarities = {f"model {i}": scores / 5 + np.random.default_rng(i).normal(0, 0.1, 200) for i in range(models)}
     spearman = {name: 10.0 * index for index, name in enumerate(similarities)}
     figures.similarity_densities(similarities, spearman, scores, tmp_path / "densities")
+    assert (tmp_path / "densities.svg").read_text().count('id="axes_') == models, "spare panels are not drawn"
     words = svg_text(tmp_path / "densities")
     for index, name in enumerate(similarities):
         assert name in words and f"Spearman {10 * index:.2f}" in words
