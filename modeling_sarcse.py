@@ -270,43 +270,47 @@ class SarcseModel(PreTrainedModel):
         if self.config.pooler == "first_last_average":
             encoder_kwargs["output_hidden_states"] = True
         encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **encoder_kwargs)
-        output = SarcseModelOutput(
-            last_hidden_state=encoded.last_hidden_state,  # (B, L, d)
-            hidden_states=encoded.get("hidden_states"),
-            attentions=encoded.get("attentions"),
-        )
-
+        last_hidden_state, reconstruction = encoded.last_hidden_state, {}  # (B, L, d)
         if self.config.pooler == "cls":
             # The first attended position, which is not position 0 where padding is on the left.
             first = attention_mask.long().argmax(dim=1)  # (B, L) -> (B,)
-            output.pooler_output = encoded.last_hidden_state[torch.arange(len(first), device=first.device), first]
+            embeddings = last_hidden_state[torch.arange(len(first), device=first.device), first]  # (B, d)
             if self.training:
                 # SimCSE keeps this layer for training only ("MLP during training", its section 6.3).
-                output.pooler_output = torch.tanh(self.projection(output.pooler_output))
+                embeddings = torch.tanh(self.projection(embeddings))
         elif self.config.pooler == "mean":
-            output.pooler_output = masked_mean(encoded.last_hidden_state, attention_mask.bool())
+            embeddings = masked_mean(last_hidden_state, attention_mask.bool())
         elif self.config.pooler == "first_last_average":
             # Index 0 holds the input embeddings: the first layer is 1 (github.com/princeton-nlp/SimCSE/issues/133).
-            average = (encoded.hidden_states[1] + encoded.last_hidden_state) / 2  # (B, L, d)
-            output.pooler_output = masked_mean(average, attention_mask.bool())
+            average = (encoded.hidden_states[1] + last_hidden_state) / 2  # (B, L, d)
+            embeddings = masked_mean(average, attention_mask.bool())
         else:
             content = self._content_mask(input_ids, attention_mask)
-            packed, packed_ids, mask = pack_left(encoded.last_hidden_state, input_ids, content)
-            output.pooler_output = self.sentence_encoder(packed, mask)
+            packed, packed_ids, mask = pack_left(last_hidden_state, input_ids, content)
+            embeddings = self.sentence_encoder(packed, mask)
             if output_reconstruction:
                 length = self.config.decoder_length
-                output.reconstruction_target = packed[:, :length].detach()  # (B, T, d)
-                output.content_mask = mask[:, :length]  # (B, T)
-                output.content_input_ids = packed_ids[:, :length]  # (B, T)
-                output.reconstruction = self.sentence_decoder(output.pooler_output, output.content_mask)
-        return output
+                reconstruction = {
+                    "reconstruction": self.sentence_decoder(embeddings, mask[:, :length]),  # (B, T, d)
+                    "reconstruction_target": packed[:, :length].detach(),  # (B, T, d)
+                    "content_mask": mask[:, :length],  # (B, T)
+                    "content_input_ids": packed_ids[:, :length],  # (B, T)
+                }
+        return SarcseModelOutput(
+            last_hidden_state=last_hidden_state,
+            pooler_output=embeddings,
+            hidden_states=encoded.get("hidden_states"),
+            attentions=encoded.get("attentions"),
+            **reconstruction,
+        )
 
     def _content_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """(B, L), True for content tokens; an empty sentence keeps its special tokens, so that it has an embedding."""
         attended = attention_mask.bool()
         special_token_ids = torch.tensor(self.config.special_token_ids, dtype=input_ids.dtype, device=input_ids.device)
-        content = attended & ~torch.isin(input_ids, special_token_ids)
-        return torch.where(content.any(dim=1, keepdim=True), content, attended)
+        special = (input_ids.unsqueeze(-1) == special_token_ids).any(dim=-1)  # (B, L, S) -> (B, L); isin has no ONNX
+        content = attended & ~special
+        return content | attended & ~content.any(dim=1, keepdim=True)
 
     @torch.no_grad()
     def token_importance(
@@ -381,11 +385,14 @@ def pack_left(
     Move the content tokens to the left, in order, and zero the rest, so that convolutions see the same neighbours
     whatever the padding and its side: `(B, L, d)`, `(B, L)` and the mask `(B, L)` of what is content now.
     """
-    order = (~content_mask).int().argsort(dim=1, stable=True)  # (B, L)
-    positions = torch.arange(content_mask.shape[1], device=content_mask.device)
-    mask = positions < content_mask.sum(dim=1, keepdim=True)  # (B, L)
-    packed = hidden_states.gather(1, order.unsqueeze(-1).expand_as(hidden_states)) * mask.unsqueeze(-1)  # (B, L, d)
-    return packed, input_ids.gather(1, order), mask
+    length = content_mask.shape[1]
+    # The rest goes to one position behind the last, which is cut off. No sort: ONNX's exporter has none that is stable.
+    target = torch.where(content_mask, content_mask.cumsum(dim=1) - 1, length)  # (B, L)
+    packed = hidden_states.new_zeros(len(target), length + 1, hidden_states.shape[2])  # (B, L + 1, d)
+    packed = packed.scatter(1, target.unsqueeze(-1).expand_as(hidden_states), hidden_states)[:, :length]  # (B, L, d)
+    packed_ids = input_ids.new_zeros(len(target), length + 1).scatter(1, target, input_ids)[:, :length]  # (B, L)
+    mask = torch.arange(length, device=target.device) < content_mask.sum(dim=1, keepdim=True)  # (B, L)
+    return packed, packed_ids, mask
 
 
 def masked_mean(hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
