@@ -386,7 +386,7 @@ def pack_left(
     whatever the padding and its side: `(B, L, d)`, `(B, L)` and the mask `(B, L)` of what is content now.
     """
     length = content_mask.shape[1]
-    # The rest goes to one position behind the last, which is cut off. No sort: ONNX's exporter has none that is stable.
+    # The rest goes to one position behind the last, which is cut off. ONNX's exporter knows no stable sort.
     target = torch.where(content_mask, content_mask.cumsum(dim=1) - 1, length)  # (B, L)
     packed = hidden_states.new_zeros(len(target), length + 1, hidden_states.shape[2])  # (B, L + 1, d)
     packed = packed.scatter(1, target.unsqueeze(-1).expand_as(hidden_states), hidden_states)[:, :length]  # (B, L, d)
