@@ -1,5 +1,6 @@
 """Configuration of SARCSE: a pretrained text encoder and the TextCNN autoencoder on top of it (arXiv 2402.15153)."""
 
+import copy
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -8,6 +9,11 @@ from transformers.activations import ACT2FN
 
 POOLERS = ("autoencoder", "cls", "mean", "first_last_average")
 POOLINGS = ("mean", "max")
+
+# `pipeline("feature-extraction")` then gives sentence embeddings; transformers' own class would give token vectors.
+CUSTOM_PIPELINES = {
+    "feature-extraction": {"impl": "modeling_sarcse.SarcsePipeline", "pt": ["AutoModel"], "type": "text"}
+}
 
 
 class SarcseConfig(PretrainedConfig):
@@ -93,7 +99,7 @@ class SarcseConfig(PretrainedConfig):
         self.pooling = pooling
         self.decoder_length = decoder_length
         self.special_token_ids = sorted(special_token_ids)
-        super().__init__(**kwargs)
+        super().__init__(**{"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES), **kwargs})
 
     @property
     def hidden_size(self) -> int:

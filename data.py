@@ -4,8 +4,10 @@ of tokens by frequency.
 """
 
 import csv
+import hashlib
 import logging
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -376,6 +378,25 @@ def load_sentences(arguments: DataArguments) -> datasets.Dataset:
     if arguments.max_train_samples is not None:
         sentences = sentences.select(range(min(arguments.max_train_samples, len(sentences))))
     return sentences
+
+
+def describe_sentences(arguments: DataArguments, sentences: datasets.Dataset) -> dict[str, Any]:
+    """
+    For the card: `name` of the file (without its folder, if it is local) or data set, its `hub_id` if it comes from
+    the Hub, the number of `sentences` trained on, and the `sha256` of them, each followed by a newline.
+    """
+    name = arguments.dataset_name or arguments.train_file or WIKI1M
+    in_hub_file = re.match(r"hf://datasets/([^/@]+/[^/@]+)", name)
+    is_local = Path(name).exists()
+    digest = hashlib.sha256()
+    for batch in sentences.iter(batch_size=10_000):
+        digest.update("".join(f"{sentence}\n" for sentence in batch[arguments.text_column]).encode())
+    return {
+        "name": Path(name).name if is_local else name,
+        "hub_id": in_hub_file[1] if in_hub_file else None if is_local else arguments.dataset_name,
+        "sentences": len(sentences),
+        "sha256": digest.hexdigest(),
+    }
 
 
 def _not_blank(sentence: str | None) -> bool:

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    FeatureExtractionPipeline,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
@@ -337,6 +345,16 @@ class SarcseModel(PreTrainedModel):
             content = mask & ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
             importance.append(_whole_characters(ids[content].tolist(), errors[content].tolist(), tokenizer))
         return importance
+
+
+class SarcsePipeline(FeatureExtractionPipeline):
+    """`pipeline("feature-extraction")` of a SARCSE model: the sentence embedding, `(1, d)`, of each sentence."""
+
+    def preprocess(self, inputs: str, **tokenize_kwargs: Any) -> Any:
+        return super().preprocess(inputs, **{"truncation": True, **tokenize_kwargs})
+
+    def postprocess(self, model_outputs: SarcseModelOutput, return_tensors: bool = False) -> Any:
+        return super().postprocess((model_outputs["pooler_output"],), return_tensors=return_tensors)
 
 
 def _whole_characters(

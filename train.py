@@ -35,8 +35,18 @@ from transformers import (
 import figures
 from comparison import Measurement, compare, correlations, report, write_results
 from configuration_sarcse import SarcseConfig
-from data import DataArguments, load_sentences, load_sts, load_tasks, token_counts, token_weights, tokenize
+from data import (
+    DataArguments,
+    describe_sentences,
+    load_sentences,
+    load_sts,
+    load_tasks,
+    token_counts,
+    token_weights,
+    tokenize,
+)
 from eval_sts import (
+    draw_figures,
     embed_pairs,
     encode,
     encoder_max_length,
@@ -45,6 +55,9 @@ from eval_sts import (
     load_model,
     measure,
 )
+from model_card.record import FILE_NAME as RECORD_FILE
+from model_card.record import training_record
+from model_card.release import ReleaseOptions, full_repo_id, release
 from modeling_sarcse import SarcseModel, SarcseModelOutput
 
 
@@ -110,6 +123,14 @@ class SarcseTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Learning rate of the new layers. Default: learning_rate."}
     )
 
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "After training, build a release in OUTPUT_DIR/release, verify and push it."}
+    )
+    hub_license: str | None = field(default=None, metadata={"help": "Licence for the model's card."})
+    hub_language: list[str] = field(
+        default_factory=list, metadata={"help": "Languages of the sentences for the model's card, for example en."}
+    )
+
     output_dir: str = field(default="output/sarcse-roberta-base", metadata={"help": "Where the model is written."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the sentences."})
     per_device_train_batch_size: int = field(default=512, metadata={"help": "Sentences a step and device."})
@@ -136,6 +157,9 @@ class SarcseTrainingArguments(TrainingArguments):
         for name in ("contrastive_temperature", "frequency_smoothing"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}.")
+        if self.hub_token is not None:
+            # The Trainer would also save it, in every checkpoint's training_args.bin.
+            raise ValueError("--hub_token is seen by every user of this machine: `hf auth login`, or set HF_TOKEN.")
         if self.reconstruction_weight < 0:
             raise ValueError(f"--reconstruction_weight must not be negative, got {self.reconstruction_weight}.")
 
@@ -414,12 +438,12 @@ def build_model(arguments: ModelArguments) -> tuple[SarcseModel, PreTrainedToken
 
 def build_trainer(
     model_arguments: ModelArguments, data: DataArguments, training: SarcseTrainingArguments
-) -> tuple[SarcseTrainer, dict[str, datasets.Dataset]]:
+) -> tuple[SarcseTrainer, dict[str, datasets.Dataset], dict[str, Any]]:
     """
     Everything that can go wrong for a reason of the user's, in the order of its cost: arguments, data, model.
 
     Returns:
-        The trainer, and the STS tasks to score before and after training.
+        The trainer, the STS tasks to score before and after training, and the record of the training for its card.
 
     Raises:
         ValueError: with a message that says what was found and what to do.
@@ -451,7 +475,14 @@ def build_trainer(
         data_collator=DataCollatorWithPadding(tokenizer),
         token_weights=weights,
     )
-    return trainer, tasks
+    record = training_record(
+        model_arguments.model_name_or_path,
+        model_arguments.model_revision,
+        data.max_seq_length,
+        describe_sentences(data, sentences),
+        training,
+    )
+    return trainer, tasks, record
 
 
 def measure_before(
@@ -470,7 +501,9 @@ def measure_before(
     return measurements
 
 
-def run(trainer: SarcseTrainer, tasks: dict[str, datasets.Dataset], source: str, revision: str) -> None:
+def run(
+    trainer: SarcseTrainer, tasks: dict[str, datasets.Dataset], record: dict[str, Any], source: str, revision: str
+) -> None:
     """Train, write the output folder, and print the table of scores and the lines that load the model."""
     args = trainer.args
     # Every process has a share in this, as in the evaluations.
@@ -490,10 +523,12 @@ def run(trainer: SarcseTrainer, tasks: dict[str, datasets.Dataset], source: str,
     trainer.processing_class.save_pretrained(output_dir)
     trainer.save_metrics("train", metrics, combined=False)
     trainer.save_state()
+    (output_dir / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     figures.training_curve({output_dir.name: trainer.state.log_history}, output_dir / "training_curve")
     if tasks:
         results = compare(measurements, tasks)
         write_results(results, output_dir / "sts_results.json")
+        draw_figures(results, measurements, tasks, output_dir)
         print(f"\n{report(results)}")
     print(f"""
 The model is in {output_dir}. Load it with
@@ -505,21 +540,51 @@ embeddings = model(**tokenizer(["A sentence.", "Another."], padding=True, return
 """)
 
 
+def release_options(training: SarcseTrainingArguments) -> ReleaseOptions | None:
+    """
+    What `--push_to_hub` asks for, and whether the Hub will have it: better known before the training than after it.
+
+    Raises:
+        ValueError: there is no token that can write there, or no Hub to reach.
+    """
+    if not training.push_to_hub:
+        return None
+    training.push_to_hub = False  # the Trainer's own push uploads checkpoints and pickles, and writes another card
+    return ReleaseOptions(
+        model_dir=training.output_dir,
+        release_dir=str(Path(training.output_dir, "release")),
+        push=full_repo_id(training.hub_model_id or Path(training.output_dir).name),
+        private=bool(training.hub_private_repo),
+        revision=training.hub_revision or "main",
+        license=training.hub_license,
+        language=training.hub_language,
+    )
+
+
 def main() -> None:
     try:
         model_arguments, data, training = parse_arguments(sys.argv[1:])
-        trainer, tasks = build_trainer(model_arguments, data, training)
+        to_release = release_options(training)
+        trainer, tasks, record = build_trainer(model_arguments, data, training)
     except ValueError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     try:
-        run(trainer, tasks, model_arguments.model_name_or_path, model_arguments.model_revision)
+        run(trainer, tasks, record, model_arguments.model_name_or_path, model_arguments.model_revision)
     except KeyboardInterrupt:
         message = f"\nInterrupted at step {trainer.state.global_step}."
         if any(Path(training.output_dir).glob("checkpoint-*")):
             message += " `--resume_from_checkpoint last` with the same command goes on from the last checkpoint."
         print(message, file=sys.stderr)
         sys.exit(130)
+    if to_release is not None and trainer.is_world_process_zero():
+        try:
+            release(to_release)
+        except ValueError as error:
+            print(f"train.py: error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,356 @@
+"""
+The README.md of a release, from what was measured and recorded: a number that nobody measured is left out.
+"""
+
+import json
+import math
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from transformers import PreTrainedTokenizerBase
+
+from comparison import intervals_table, markdown_table, reference_task, results_table
+from data import STS_TASKS
+from model_card.record import FILE_NAME
+from modeling_sarcse import SarcseModel
+
+
+TEMPLATE = Path(__file__).with_name("card.md")
+
+SARCSE = "[arXiv 2402.15153](https://arxiv.org/abs/2402.15153)"
+SIMCSE = "[arXiv 2104.08821](https://arxiv.org/abs/2104.08821)"
+METHODS = {
+    "autoencoder": f"""Trained without labels by SARCSE ({SARCSE}): a TextCNN autoencoder makes the
+embedding from the encoder's token vectors; InfoNCE over two dropout views of each sentence spreads the embeddings; and
+reconstructing every token's vector, with weights that fall with the token's frequency, keeps the rare, meaning-bearing
+tokens in them.""",
+    "cls": f"""Trained without labels by SimCSE ({SIMCSE}): InfoNCE over two dropout views of each
+sentence; the embedding is the first token's vector.""",
+    "mean": f"""Trained without labels by InfoNCE over two dropout views of each sentence, as SimCSE
+({SIMCSE}); the embedding is the mean of the token vectors.""",
+    "first_last_average": f"""Trained without labels by InfoNCE over two dropout views of each sentence, as SimCSE
+({SIMCSE}); the embedding is the mean of the first and the last layer's token vectors.""",
+}
+
+# Drawn by eval_sts.py or train.py, with their descriptions.
+FIGURES = {
+    "similarity_densities": "Density of the cosine similarity by gold rating",
+    "alignment_uniformity": "Alignment and uniformity",
+    "training_curve": "Losses and scores during training",
+}
+
+CITATIONS = {
+    "autoencoder": """@article{liu2024sarcse,
+  title   = {Self-Adaptive Reconstruction with Contrastive Learning for Unsupervised Sentence Embeddings},
+  author  = {Liu, Junlong and Shang, Xichen and Feng, Huawen and Zheng, Junhao and Ma, Qianli},
+  journal = {arXiv preprint arXiv:2402.15153},
+  year    = {2024}
+}""",
+    "simcse": """@inproceedings{gao2021simcse,
+  title     = {{SimCSE}: Simple Contrastive Learning of Sentence Embeddings},
+  author    = {Gao, Tianyu and Yao, Xingcheng and Chen, Danqi},
+  booktitle = {Empirical Methods in Natural Language Processing (EMNLP)},
+  year      = {2021}
+}""",
+}
+
+
+@dataclass
+class Facts:
+    """
+    What is known of a model.
+
+    Args:
+        model, tokenizer: As released.
+        record (`dict`): training_record.json; empty where train.py left none.
+        results (`dict`): Scores, as `comparison.compare` makes them; empty without.
+        row (`str`): The model's own row of `results["models"]`.
+        figure_dir (`Path`): Where figures of these scores may be.
+        seeds (`dict[int, dict]`): The rows of the same training with other seeds, by seed.
+    """
+
+    model: SarcseModel
+    tokenizer: PreTrainedTokenizerBase
+    record: dict[str, Any]
+    results: dict[str, Any]
+    row: str | None
+    figure_dir: Path
+    seeds: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def scores(self) -> dict[str, Any]:
+        """The model's own entry: `tasks`, `average`, `alignment`, ...; empty without scores."""
+        return self.results["models"][self.row] if self.results else {}
+
+    def base_model(self) -> str | None:
+        """Hub id of what the training started from, if it came from the Hub."""
+        base = self.record.get("base_model", {})
+        return base["name"] if base.get("revision") else None
+
+    def figures(self) -> list[Path]:
+        """Those of `FIGURES` that are there."""
+        return [file for name in FIGURES if (file := self.figure_dir / f"{name}.png").is_file()]
+
+
+# --- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_facts(
+    model_dir: Path,
+    model: SarcseModel,
+    tokenizer: PreTrainedTokenizerBase,
+    results_file: str | None = None,
+    seed_dirs: list[str] | tuple[str, ...] = (),
+) -> Facts:
+    """
+    Raises:
+        ValueError: a file cannot be read, `results_file` has no row of this model, or the runs of `seed_dirs` differ
+            in more than their seeds.
+    """
+    results_path = Path(results_file) if results_file else model_dir / "sts_results.json"
+    results = read_json(results_path) if results_file or results_path.is_file() else {}
+    record_path = model_dir / FILE_NAME
+    return Facts(
+        model=model,
+        tokenizer=tokenizer,
+        record=read_json(record_path) if record_path.is_file() else {},
+        results=results,
+        row=own_row(results, model_dir, results_path) if results else None,
+        figure_dir=results_path.parent,
+        seeds=read_seeds(model_dir, seed_dirs),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} could not be read: {error}") from error
+
+
+def own_row(results: dict[str, Any], model_dir: Path, path: Path) -> str:
+    """train.py calls it `after: FOLDER`, eval_sts.py by the folder that it was given."""
+    rows = [
+        name
+        for name in results.get("models", {})
+        if name.startswith("after: ") or Path(name).resolve() == model_dir.resolve()
+    ]
+    if len(rows) != 1:
+        raise ValueError(
+            f"{path}: no scores of {model_dir} among {', '.join(results.get('models', {})) or 'no models'}. "
+            f"Make them with `python eval_sts.py {model_dir} --output_dir OUT`, and give --results OUT/results.json."
+        )
+    return rows[0]
+
+
+def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[int, dict[str, Any]]:
+    """Own scores of this run and of the same training with other seeds, by seed; empty if there are no others."""
+    if not seed_dirs:
+        return {}
+    seeds: dict[int, dict[str, Any]] = {}
+    common = None
+    for folder in (model_dir, *map(Path, seed_dirs)):
+        record, results = read_json(folder / FILE_NAME), read_json(folder / "sts_results.json")
+        seed = record["hyperparameters"].pop("seed")
+        trained = {name: record[name] for name in ("base_model", "train_data", "hyperparameters")}
+        if common is not None and trained != common:
+            pairs = [(part, name) for part in trained for name in trained[part]]
+            differing = [f"{part}.{name}" for part, name in pairs if trained[part][name] != common[part][name]]
+            raise ValueError(
+                f"--seeds {folder}: differs from {model_dir} in more than the seed: {', '.join(differing)}."
+            )
+        if seed in seeds:
+            raise ValueError(f"--seeds {folder}: seed {seed} is there already.")
+        common = trained
+        seeds[seed] = results["models"][own_row(results, folder, folder / "sts_results.json")]
+    if len({tuple(entry["tasks"]) for entry in seeds.values()}) > 1:
+        raise ValueError("--seeds: the runs were scored on different tasks.")
+    return seeds
+
+
+# --- Metadata --------------------------------------------------------------------------------------------------------
+
+
+def published_scores(facts: Facts) -> dict[str, float]:
+    """Spearman x 100 by task, of those tasks whose every published pair was scored: the others are no such scores."""
+    return {
+        task: scores["spearman"]
+        for task, scores in facts.scores().get("tasks", {}).items()
+        if task in STS_TASKS and scores["pairs"] == STS_TASKS[task].pairs and scores["spearman"] is not None
+    }
+
+
+def eval_results(facts: Facts) -> list[EvalResult]:
+    """For the card's model-index, under the names that sentence-transformers' cards use."""
+    return [
+        EvalResult(
+            task_type="semantic-similarity",
+            task_name="Semantic Similarity",
+            dataset_type=STS_TASKS[task].hub_id,
+            dataset_name=task,
+            dataset_split="test",
+            metric_type="spearman_cosine",
+            metric_name="Spearman correlation of cosine similarities x 100",
+            metric_value=round(value, 2),
+        )
+        for task, value in published_scores(facts).items()
+    ]
+
+
+def eval_result_entries(facts: Facts) -> list[dict[str, Any]]:
+    """The same for `.eval_results/` (huggingface.co/docs/hub/eval-results)."""
+    entries = [
+        EvalResultEntry(
+            dataset_id=STS_TASKS[task].hub_id,
+            task_id="default",
+            value=round(value, 2),
+            notes="Spearman correlation of cosine similarities x 100, all subsets concatenated",
+        )
+        for task, value in published_scores(facts).items()
+    ]
+    return eval_result_entries_to_yaml(entries)
+
+
+def card_data(facts: Facts, repo_id: str, license: str | None, language: list[str]) -> ModelCardData:
+    dataset = facts.record.get("train_data", {}).get("hub_id")
+    method_tags = ["sarcse"] if facts.model.config.pooler == "autoencoder" else ["simcse"]
+    return ModelCardData(
+        model_name=repo_id.split("/")[-1],
+        language=language or None,
+        license=license,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        base_model=facts.base_model(),
+        datasets=[dataset] if dataset else None,
+        tags=["sentence-transformers", "transformers", "feature-extraction", "sentence-similarity", *method_tags],
+        eval_results=eval_results(facts) or None,
+        metrics=["spearman_cosine"] if published_scores(facts) else None,
+    )
+
+
+# --- Sections --------------------------------------------------------------------------------------------------------
+
+
+def model_facts(facts: Facts) -> dict[str, str]:
+    config = facts.model.config
+    shown = {
+        "Parameters": f"{facts.model.num_parameters():,}",
+        "Embedding": f"{config.hidden_size} dimensions, not normalised; compare by cosine similarity",
+        "Encoder": f"{config.encoder_config.model_type}, {config.encoder_config.num_hidden_layers} layers",
+        "Longest input": f"{facts.tokenizer.model_max_length} tokens",
+        "`pooler`": config.pooler,
+    }
+    if config.pooler == "autoencoder":
+        names = ("kernel_sizes", "channels", "integration_kernel_size", "activation", "pooling", "decoder_length")
+        shown |= {f"`{name}`": str(getattr(config, name)) for name in names}
+    return shown
+
+
+def scores_section(facts: Facts) -> str | None:
+    """The table with every model it was compared with, seeds, intervals, and the density figure."""
+    if not facts.results:
+        return None
+    models = {}
+    for name, entry in facts.results["models"].items():
+        if name == facts.row:
+            models["this model"] = {**entry, "pooler": None}
+        else:
+            kind = "before training: " if name.startswith("before: ") else ""
+            models[kind + Path(name).name] = entry
+    tasks = list(facts.scores()["tasks"])
+    incomplete = [task for task in tasks if task in STS_TASKS and task not in published_scores(facts)]
+    parts = [
+        "Spearman correlation x 100 of cosine similarities with human ratings, all subsets of a task concatenated; "
+        "the best in bold.",
+        results_table({"models": models}),
+    ]
+    if incomplete:
+        parts.append(f"Not all published pairs were scored, so these are not comparable: {', '.join(incomplete)}.")
+    parts += [
+        "This model, with 95% bootstrap intervals over the choice of the pairs:",
+        intervals_table({"this model": models["this model"]}),
+    ]
+    if facts.seeds:
+        parts += [f"The same training with {len(facts.seeds)} seeds:", seeds_table(facts.seeds)]
+    elif facts.record:
+        parts.append("One training seed: how much the scores vary with it was not measured.")
+    if "alignment" in facts.scores():
+        task, own = reference_task(facts.scores()["tasks"]), facts.scores()
+        parts.append(
+            f"Alignment is over the {own['positive_pairs']} pairs of {task} rated 4 or more, uniformity over its "
+            f"{own['sentences']} sentences (Wang and Isola, 2020); lower is better, of both together."
+        )
+    parts += [f"![{FIGURES[figure.stem]}]({figure.name})" for figure in facts.figures()]
+    return "\n\n".join(parts)
+
+
+def seeds_table(seeds: dict[int, dict[str, Any]]) -> str:
+    """One row a seed, then mean and sample standard deviation."""
+    tasks = list(next(iter(seeds.values()))["tasks"])
+    rows = {
+        f"seed {seed}": [entry["tasks"][task]["spearman"] for task in tasks] + [entry["average"]]
+        for seed, entry in sorted(seeds.items())
+    }
+    # A score that does not exist is NaN here, and so is what would rest on it.
+    columns = list(zip(*([math.nan if value is None else value for value in row] for row in rows.values())))
+    rows["mean"] = [statistics.fmean(column) for column in columns]
+    rows["standard deviation"] = [statistics.stdev(column) for column in columns]
+    cells = [[name, *(f"{math.nan if value is None else value:.2f}" for value in row)] for name, row in rows.items()]
+    return markdown_table([["", *tasks, "average"], *cells])
+
+
+def training_section(facts: Facts) -> str | None:
+    if not facts.record:
+        return None
+    record, data = facts.record, facts.record["train_data"]
+    base = record["base_model"]
+    base_text = f"`{base['name']}`" + (f" at commit `{base['revision']}`" if base["revision"] else "")
+    values = {name: value for name, value in record["hyperparameters"].items() if value not in (None, -1)}
+    rows = [["hyperparameter", "value"], *([f"`{name}`", str(value)] for name, value in values.items())]
+    return "\n\n".join(
+        [
+            f"- Started from {base_text}.\n"
+            f"- Data: `{data['name']}`, {data['sentences']:,} sentences without labels. SHA-256 of them, each "
+            f"followed by a newline: `{data['sha256']}`.\n"
+            f"- Hardware: {record['hardware']}.\n"
+            f"- Versions: {', '.join(f'{name} {number}' for name, number in record['versions'].items())}.",
+            markdown_table(rows),
+        ]
+    )
+
+
+def selected_on(facts: Facts) -> str | None:
+    """The one place where labels come in."""
+    values = facts.record.get("hyperparameters", {})
+    if not values.get("load_best_model_at_end"):
+        return None
+    pairs = "STS-B dev" if values["metric_for_best_model"] == "stsb_spearman" else "graded pairs"
+    return f"Labels had one part in it: {pairs} picked the checkpoint (`{values['metric_for_best_model']}`)."
+
+
+def write_card(
+    path: Path, facts: Facts, repo_id: str, revision: str, license: str | None, language: list[str]
+) -> None:
+    """Write the card; `revision` is what its examples pin."""
+    pooler = facts.model.config.pooler
+    card = ModelCard.from_template(
+        card_data(facts, repo_id, license, language),
+        template_path=str(TEMPLATE),
+        name=repo_id.split("/")[-1],
+        repo_id=repo_id,
+        revision=revision,
+        dimensions=facts.model.config.hidden_size,
+        base_model=facts.base_model(),
+        method=METHODS[pooler],
+        model_facts=model_facts(facts),
+        scores=scores_section(facts),
+        training=training_section(facts),
+        max_length=facts.tokenizer.model_max_length,
+        training_length=facts.record.get("hyperparameters", {}).get("max_seq_length"),
+        selected_on=selected_on(facts),
+        license=license,
+        citation=CITATIONS["autoencoder" if pooler == "autoencoder" else "simcse"],
+    )
+    card.save(path)

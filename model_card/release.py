@@ -1,0 +1,389 @@
+"""
+From a model that train.py wrote to a release: one folder, verified in a process of its own, pushed in one commit.
+
+Every step can be repeated: a release is built in full or not at all, and a push finds what is there already.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
+
+from eval_sts import kind_of_model, load_model
+from model_card.card import Facts, eval_result_entries, read_facts, write_card
+from modeling_sarcse import SarcseModel
+
+
+# transformers' own limit has changed between its versions; files of this size pass every proxy and can be resumed.
+MAX_SHARD_SIZE = "5GB"
+
+# What is not of these kinds does not leave this machine: no pickle, no checkpoint, no optimizer.
+RELEASE_SUFFIXES = {".safetensors", ".json", ".txt", ".model", ".jinja", ".md", ".yaml", ".png"}
+RELEASE_CODE = {"configuration_sarcse.py", "modeling_sarcse.py"}
+
+# Short, long, empty, rare, accented, right to left, outside the basic plane, and past every encoder's limit.
+GOLDEN_SENTENCES = [
+    "A dog runs across the wet grass.",
+    "The committee postponed its vote until the spring, when the new members will have taken their seats.",
+    "Why?",
+    "",
+    "Photosynthesis in cyanobacteria predates the Cambrian.",
+    "Le café était fermé; 東京は雨だった. שלום 🙂",
+    "A very long sentence goes on " + "and on " * 600,
+]
+GOLDEN_TOLERANCE = 1e-5  # relative to the largest value: float32 sums in another order stay below it
+
+# With these two files sentence-transformers takes `pooler_output` for the sentence embedding; without them it would
+# pool the token vectors by itself, silently.
+MODULES = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+SENTENCE_BERT_CONFIG = {
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}},
+    "module_output_name": "sentence_embedding",
+}
+
+TRANSIENT = (408, 429, 500, 502, 503, 504)
+RETRY_AFTER = (1, 2, 4, 8)  # seconds
+
+
+@dataclass
+class ReleaseOptions:
+    """
+    What the command and train.py ask for.
+
+    Args:
+        model_dir (`str`): What train.py wrote.
+        release_dir (`str`): Where the release is built; made anew each time.
+        push (`str`, *optional*): Repository on the Hub, `you/name`. Without it the release stays here.
+        private (`bool`): Make a new repository private.
+        revision (`str`): Branch to push to.
+        tag (`str`, *optional*): Name of this release. Default: `release-` and a hash of its content.
+        license (`str`, *optional*): Licence of the model, for the card.
+        language (`list[str]`): Languages of the training text, for the card.
+        results (`str`, *optional*): results.json of eval_sts.py. Default: the scores that train.py wrote.
+        seeds (`list[str]`): Folders of the same training with other seeds, for mean and deviation.
+    """
+
+    model_dir: str
+    release_dir: str
+    push: str | None = None
+    private: bool = False
+    revision: str = "main"
+    tag: str | None = None
+    license: str | None = None
+    language: list[str] = field(default_factory=list)
+    results: str | None = None
+    seeds: list[str] = field(default_factory=list)
+
+    def command(self) -> str:
+        """The command line that does this again."""
+        parts = ["python", "-m", "model_card", self.model_dir, "--release_dir", self.release_dir]
+        for name in ("push", "tag", "license", "results"):
+            if getattr(self, name) is not None:
+                parts += [f"--{name}", getattr(self, name)]
+        parts += ["--private"] * self.private
+        parts += ["--revision", self.revision] if self.revision != "main" else []
+        for name in ("language", "seeds"):
+            parts += [f"--{name}", *getattr(self, name)] if getattr(self, name) else []
+        return shlex.join(parts)
+
+
+def release(options: ReleaseOptions) -> None:
+    """
+    Build, verify and, if asked, push a release; prints what was done.
+
+    Raises:
+        ValueError: with what is wrong, where the model is, and the command that finishes the job.
+    """
+    try:
+        folder = build(options)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"the release could not be written to {options.release_dir}: {error}\n"
+            f"The model in {options.model_dir} is as it was. When there is room:\n  {options.command()}"
+        ) from error
+    print(f"Built and verified: {folder}")
+    if options.push is None:
+        return
+    tag = options.tag or content_tag(folder)
+    to_finish = f"The release is complete in {folder}. To finish:\n  {options.command()}"
+    try:
+        commit = push(folder, options.push, options.private, options.revision, tag)
+    except (HTTPError, OSError) as error:
+        raise ValueError(f"{explain(error, options.push)}\n{to_finish}") from error
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. {to_finish}", file=sys.stderr)
+        raise
+    print(
+        f"Pushed: {HfApi().endpoint}/{options.push}, tag {tag}, commit {commit}\n"
+        f'AutoModel.from_pretrained("{options.push}", revision="{commit}", trust_remote_code=True)'
+    )
+
+
+# --- The folder ------------------------------------------------------------------------------------------------------
+
+
+def build(options: ReleaseOptions) -> Path:
+    """
+    The release folder, complete and verified; it appears in one move or not at all.
+
+    Raises:
+        ValueError: there is no SARCSE model, the folder holds something else, a fact of the card is missing or
+            contradicts another, or the release does not give the model's embeddings.
+        OSError: nothing can be written there.
+    """
+    model_dir, release_dir = Path(options.model_dir), Path(options.release_dir)
+    check_folders(model_dir, release_dir)
+    if options.push is not None:
+        validate_repo_id(options.push)
+    model, tokenizer = load_model(str(model_dir))
+    facts = read_facts(model_dir, model, tokenizer, options.results, options.seeds)
+    release_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=release_dir.parent, prefix=f".{release_dir.name}-") as temporary:
+        folder = Path(temporary, "release")
+        write_model(model, tokenizer, folder)
+        write_results(facts, folder)
+        write_card(
+            folder / "README.md",
+            facts,
+            repo_id=options.push or release_dir.name,
+            revision=options.tag or content_tag(folder),
+            license=options.license,
+            language=options.language,
+        )
+        verify(folder)
+        if release_dir.exists():
+            shutil.rmtree(release_dir)
+        os.replace(folder, release_dir)
+    return release_dir
+
+
+def check_folders(model_dir: Path, release_dir: Path) -> None:
+    if not model_dir.is_dir():
+        raise ValueError(f"{model_dir}: no such folder.")
+    if kind_of_model(str(model_dir)) != "sarcse":
+        raise ValueError(f"{model_dir}: no SARCSE model in it. MODEL_DIR is what train.py wrote.")
+    if release_dir.resolve() == model_dir.resolve() or release_dir.resolve() in model_dir.resolve().parents:
+        raise ValueError(f"--release_dir {release_dir}: would overwrite the model in {model_dir}.")
+    if release_dir.exists() and not release_dir.is_dir():
+        raise ValueError(f"--release_dir {release_dir}: is a file.")
+    if release_dir.is_dir() and any(release_dir.iterdir()) and not (release_dir / "golden_embeddings.json").is_file():
+        raise ValueError(f"--release_dir {release_dir}: holds something that is not a release; choose a new folder.")
+
+
+def write_model(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Weights, configuration, code, tokenizer, golden embeddings, and what sentence-transformers needs."""
+    # Where the encoder was loaded from may be a path of this machine; the card says it better.
+    model.config.encoder_config._name_or_path = ""
+    model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+    tokenizer.save_pretrained(folder)
+    golden = {
+        "about": "What AutoModel gives for these sentences, in one padded batch, in float32 on a CPU.",
+        "relative_tolerance": GOLDEN_TOLERANCE,
+        "sentences": GOLDEN_SENTENCES,
+        "embeddings": golden_embeddings(model, tokenizer),
+    }
+    for name, content in {
+        "golden_embeddings.json": golden,
+        "modules.json": MODULES,
+        "sentence_bert_config.json": SENTENCE_BERT_CONFIG,
+    }.items():
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def golden_embeddings(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> list[list[float]]:
+    """Nine digits tell every float32 from its neighbours."""
+    batch = tokenizer(GOLDEN_SENTENCES, padding=True, truncation=True, return_tensors="pt")
+    embeddings = model.float()(**batch).pooler_output  # (len(GOLDEN_SENTENCES), d)
+    if not embeddings.isfinite().all():
+        raise ValueError("the model's embeddings are not finite numbers: it is not fit for a release.")
+    return [[float(f"{value:.9g}") for value in row] for row in embeddings.tolist()]
+
+
+def write_results(facts: Facts, folder: Path) -> None:
+    """The scores as the Hub's leaderboards read them, and the figures."""
+    entries = eval_result_entries(facts)
+    if entries:
+        (folder / ".eval_results").mkdir()
+        text = yaml.safe_dump(entries, sort_keys=False)
+        (folder / ".eval_results" / "sts.yaml").write_text(text, encoding="utf-8")
+    for figure in facts.figures():
+        shutil.copy(figure, folder)
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """Every file by its path in the repository."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def content_tag(folder: Path) -> str:
+    """A name for this content: a card can pin it, where it cannot name the commit that it is itself a part of."""
+    digest = hashlib.sha256()
+    for name, path in files_of(folder).items():
+        if name != "README.md":  # which has the tag in it
+            digest.update(f"{name} {sha256(path)}\n".encode())
+    return f"release-{digest.hexdigest()[:12]}"
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return sha_fileobj(file).hex()
+
+
+# --- Verification ----------------------------------------------------------------------------------------------------
+
+
+def verify(folder: Path) -> None:
+    """
+    Nothing in the folder but a release, no token in its texts, and the golden embeddings come out of a new process
+    that has no project on its path and no network.
+
+    Raises:
+        ValueError: says which of these fails.
+    """
+    files = files_of(folder)
+    strangers = [n for n, path in files.items() if path.suffix not in RELEASE_SUFFIXES and n not in RELEASE_CODE]
+    if strangers:
+        raise ValueError(f"{', '.join(strangers)} would be in the release, and does not belong there.")
+    token = get_token()
+    for name, path in files.items():
+        content = path.read_bytes() if path.suffix != ".safetensors" else b""
+        if re.search(rb"hf_[A-Za-z0-9]{30,}", content) or (token and token.encode() in content):
+            raise ValueError(f"{name} would be in the release, and has an access token in it.")
+    with tempfile.TemporaryDirectory() as elsewhere:
+        environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_TOKEN")}
+        process = subprocess.run(
+            [sys.executable, "-c", Path(__file__).with_name("check.py").read_text(encoding="utf-8"), folder.resolve()],
+            cwd=elsewhere,
+            env={**environment, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": elsewhere, "CUDA_VISIBLE_DEVICES": ""},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+    if process.returncode != 0:
+        last = (process.stderr.strip() or f"largest difference {process.stdout.strip()}").splitlines()[-1]
+        raise ValueError(f"the release does not give the model's embeddings in a new process: {last}")
+
+
+# --- The Hub ---------------------------------------------------------------------------------------------------------
+
+
+def full_repo_id(name: str) -> str:
+    """
+    `name` with its owner, who is the user where it has none; for a check before hours of training.
+
+    Raises:
+        ValueError: the name is impossible, there is no token, it cannot write, or the Hub cannot be reached.
+    """
+    validate_repo_id(name)
+    try:
+        user = HfApi().whoami()
+    except (HTTPError, OSError) as error:
+        raise ValueError(explain(error, name)) from error
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise ValueError(explain_refusal(name))
+    return name if "/" in name else f"{user['name']}/{name}"
+
+
+def push(folder: Path, repo_id: str, private: bool, revision: str, tag: str) -> str:
+    """
+    The folder as one commit, tagged; returns the commit. What is on the Hub already is not sent again. Answers that
+    pass, and lost connections, are tried again.
+
+    Raises:
+        ValueError: the repository or the tag holds something else; nothing has been sent then.
+        HTTPError, OSError: the Hub says no, or cannot be reached.
+    """
+    for seconds in RETRY_AFTER:
+        try:
+            return push_once(folder, repo_id, private, revision, tag)
+        except HTTPError as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code not in TRANSIENT:
+                raise
+            print(f"{explain(error, repo_id)} Trying again in {seconds} s.", file=sys.stderr)
+            time.sleep(seconds)
+    return push_once(folder, repo_id, private, revision, tag)
+
+
+def push_once(folder: Path, repo_id: str, private: bool, revision: str, tag: str) -> str:
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    if revision != "main":
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    files = files_of(folder)
+    tags = {reference.name: reference.target_commit for reference in api.list_repo_refs(repo_id).tags}
+    if tag in tags:
+        if not same_content(files, remote_files(api, repo_id, tag)):
+            raise ValueError(f"{repo_id} has a tag {tag} already, of another release: choose another --tag.")
+        return tags[tag]
+    there = remote_files(api, repo_id, revision)
+    if set(there) - {"README.md"} and "golden_embeddings.json" not in there:
+        names = ", ".join(sorted(there)[:5])
+        raise ValueError(f"{repo_id} holds something that is not a release ({names}): choose another name.")
+    # Not upload_folder, which may spread a slow upload over several commits: nobody shall load half a release.
+    commit = api.create_commit(
+        repo_id,
+        operations=[
+            *(CommitOperationDelete(name) for name in sorted(set(there) - set(files))),
+            *(CommitOperationAdd(name, path) for name, path in files.items()),
+        ],
+        commit_message=f"Release {tag}",
+        revision=revision,
+    )
+    api.create_tag(repo_id, tag=tag, revision=commit.oid)
+    return commit.oid
+
+
+def remote_files(api: HfApi, repo_id: str, revision: str) -> dict[str, RepoFile]:
+    entries = api.list_repo_tree(repo_id, recursive=True, revision=revision)
+    return {e.path: e for e in entries if isinstance(e, RepoFile) and e.path != ".gitattributes"}
+
+
+def same_content(files: dict[str, Path], there: dict[str, RepoFile]) -> bool:
+    """By the hashes that the Hub keeps: SHA-256 of a large file, git's of another."""
+    if set(files) != set(there):
+        return False
+    hashes = ((path, there[name]) for name, path in files.items())
+    return all(sha256(p) == e.lfs.sha256 if e.lfs else git_hash(p.read_bytes()) == e.blob_id for p, e in hashes)
+
+
+def explain(error: Exception, repo_id: str) -> str:
+    """What the user can do about it; never the token."""
+    if isinstance(error, LocalTokenNotFoundError):
+        return "no access token: log in with `hf auth login`, or set HF_TOKEN."
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it."
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status == 401:
+        return "the Hub does not know this access token: log in with `hf auth login`, or set HF_TOKEN to a valid one."
+    if status == 403:
+        return explain_refusal(repo_id)
+    if status is not None:
+        return f"the Hub answered {status} for {repo_id}: {error.server_message}."
+    return f"the connection to the Hub failed ({type(error).__name__})."
+
+
+def explain_refusal(repo_id: str) -> str:
+    return (
+        f"this access token may not write to {repo_id}: use one with write access from the repository's owner, "
+        "or choose a name of your own."
+    )
