@@ -215,6 +215,7 @@ def eval_result_entries(facts: Facts) -> list[dict[str, Any]]:
 
 def card_data(facts: Facts, repo_id: str, license: str | None, language: list[str]) -> ModelCardData:
     dataset = facts.record.get("train_data", {}).get("hub_id")
+    base_model = facts.base_model()
     method_tags = ["sarcse"] if facts.model.config.pooler == "autoencoder" else ["simcse"]
     return ModelCardData(
         model_name=repo_id.split("/")[-1],
@@ -222,7 +223,7 @@ def card_data(facts: Facts, repo_id: str, license: str | None, language: list[st
         license=license,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
-        base_model=facts.base_model(),
+        base_model=base_model if base_model != repo_id else None,  # trained further: the text names the commit
         datasets=[dataset] if dataset else None,
         tags=["sentence-transformers", "transformers", "feature-extraction", "sentence-similarity", *method_tags],
         eval_results=eval_results(facts) or None,

@@ -280,8 +280,9 @@ def verify(folder: Path) -> None:
             text=True,
         )
     if process.returncode != 0:
-        last = (process.stderr.strip() or f"largest difference {process.stdout.strip()}").splitlines()[-1]
-        raise ValueError(f"the release does not give the model's embeddings in a new process: {last}")
+        difference, errors = process.stdout.strip(), process.stderr.strip() or f"exit code {process.returncode}"
+        reason = f"largest difference {difference}" if difference else errors.splitlines()[-1]
+        raise ValueError(f"the release does not give the model's embeddings in a new process: {reason}")
 
 
 # --- The Hub ---------------------------------------------------------------------------------------------------------

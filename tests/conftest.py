@@ -13,13 +13,28 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face library 
 torch.set_num_threads(1)
 
 PROJECT = Path(__file__).parent.parent
-ENCODER = PROJECT / "demo" / "encoder"
+DEMO = PROJECT / "demo"
+ENCODER = DEMO / "encoder"
 SENTENCES = [
     "A dog runs across the wet grass.",
     "The committee postponed its vote until the spring, when the new members will have taken their seats.",
     "Why?",
     "Heat flows from the warmer body to the colder one.",
 ]
+
+# A run of 4 steps of 8 sentences.
+TINY_RUN = {
+    "model_name_or_path": ENCODER,
+    "train_file": DEMO / "sentences.txt",
+    "eval_pairs": DEMO / "sts.tsv",
+    "max_train_samples": 32,
+    "per_device_train_batch_size": 8,
+    "channels": 4,
+    "eval_steps": 2,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "learning_rate": 0.001,
+}
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +81,18 @@ def run_python(*arguments: object, cwd: Path, timeout: int = 300, **environment:
         text=True,
         timeout=timeout,
     )
+
+
+def flags(output_dir: Path, **fields) -> list[str]:
+    """The tiny run's flags for train.py; a field that is None is left out."""
+    fields = {**TINY_RUN, "output_dir": output_dir, **fields}
+    return [f"--{name}={value}" for name, value in fields.items() if value is not None]
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """The tiny run through the command, from a folder that is not the project's: (output folder, process)."""
+    folder = tmp_path_factory.mktemp("run")
+    process = run_python(PROJECT / "train.py", *flags(folder / "model"), cwd=folder)
+    assert process.returncode == 0, process.stderr
+    return folder / "model", process

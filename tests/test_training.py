@@ -1,6 +1,5 @@
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,37 +9,7 @@ from transformers import AutoModel, AutoTokenizer
 from modeling_sarcse import SarcseModel
 from train import build_trainer, parse_arguments
 
-from .conftest import ENCODER, PROJECT, run_python
-
-
-DEMO = PROJECT / "demo"
-# A run of 4 steps of 8 sentences.
-TINY_RUN = {
-    "model_name_or_path": ENCODER,
-    "train_file": DEMO / "sentences.txt",
-    "eval_pairs": DEMO / "sts.tsv",
-    "max_train_samples": 32,
-    "per_device_train_batch_size": 8,
-    "channels": 4,
-    "eval_steps": 2,
-    "save_steps": 2,
-    "logging_steps": 1,
-    "learning_rate": 0.001,
-}
-
-
-def flags(output_dir: Path, **fields) -> list[str]:
-    fields = {**TINY_RUN, "output_dir": output_dir, **fields}
-    return [f"--{name}={value}" for name, value in fields.items() if value is not None]
-
-
-@pytest.fixture(scope="module")
-def finished_run(tmp_path_factory):
-    """The tiny run through the command, from a folder that is not the project's: (output folder, process)."""
-    folder = tmp_path_factory.mktemp("run")
-    process = run_python(PROJECT / "train.py", *flags(folder / "model"), cwd=folder)
-    assert process.returncode == 0, process.stderr
-    return folder / "model", process
+from .conftest import DEMO, ENCODER, PROJECT, flags, run_python
 
 
 def test_output_folder_holds_what_a_user_needs(finished_run):
@@ -59,6 +28,11 @@ def test_output_folder_holds_what_a_user_needs(finished_run):
         "sts_results.md",
         "training_curve.png",
         "training_curve.svg",
+        "similarity_densities.png",
+        "similarity_densities.svg",
+        "alignment_uniformity.png",
+        "alignment_uniformity.svg",
+        "training_record.json",
     }
     results = json.loads((folder / "sts_results.json").read_text())
     assert list(results["models"]) == [f"before: {ENCODER}, mean", f"before: {ENCODER}, cls", f"after: {folder}"]

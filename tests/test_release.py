@@ -1,0 +1,347 @@
+"""The release folder: what is in it, what its card says, that it loads everywhere, and what stops it."""
+
+import ast
+import hashlib
+import json
+import re
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from data import STS_TASKS
+from model_card import release as release_module
+from model_card.__main__ import main
+from model_card.card import Facts, eval_result_entries, read_facts, seeds_table, write_card
+from model_card.release import GOLDEN_SENTENCES, ReleaseOptions, build, verify
+from modeling_sarcse import SarcseModel
+
+from .conftest import DEMO, PROJECT, run_python
+from .ways_to_load import EXACT, LOWER_PRECISION
+
+
+@pytest.fixture(scope="session")
+def release_folder(finished_run, tmp_path_factory) -> Path:
+    """A release of the tiny run, through the command."""
+    model_dir, _ = finished_run
+    folder = tmp_path_factory.mktemp("release") / "sarcse-tiny"
+    options = ["--license", "apache-2.0", "--language", "en", "--tag", "v1"]
+    process = run_python("-m", "model_card", model_dir, "--release_dir", folder, *options, cwd=PROJECT)
+    assert process.returncode == 0, process.stderr
+    assert f"Built and verified: {folder}" in process.stdout
+    return folder
+
+
+# --- The folder ------------------------------------------------------------------------------------------------------
+
+
+def test_a_release_holds_what_loads_it_and_nothing_else(release_folder):
+    assert {path.relative_to(release_folder).as_posix() for path in release_folder.rglob("*")} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "configuration_sarcse.py",
+        "modeling_sarcse.py",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "modules.json",
+        "sentence_bert_config.json",
+        "golden_embeddings.json",
+        "similarity_densities.png",
+        "alignment_uniformity.png",
+        "training_curve.png",
+    }
+
+
+def test_nothing_in_a_release_names_the_machine_that_made_it(release_folder, finished_run):
+    private = [str(PROJECT), str(finished_run[0].parent), str(release_folder.parent)]
+    for path in release_folder.iterdir():
+        content = path.read_bytes()
+        assert not [name for name in private if name.encode() in content], path.name
+
+
+def test_golden_embeddings_are_those_of_the_trained_model(release_folder, finished_run, tokenizer):
+    """Sentence by sentence, from the output folder of the training."""
+    golden = json.loads((release_folder / "golden_embeddings.json").read_text())
+    model = SarcseModel.from_pretrained(finished_run[0])
+    for sentence, expected in zip(GOLDEN_SENTENCES, golden["embeddings"], strict=True):
+        batch = tokenizer(sentence, truncation=True, max_length=128, return_tensors="pt")
+        with torch.no_grad():
+            torch.testing.assert_close(model(**batch).pooler_output[0], torch.tensor(expected), atol=2e-6, rtol=0)
+
+
+def test_the_same_model_gives_the_same_release_byte_by_byte(release_folder, finished_run, tmp_path):
+    """So that a second push finds everything there; over an earlier release, which is replaced."""
+    again = tmp_path / "again" / "sarcse-tiny"
+    shutil.copytree(release_folder, again)
+    (again / "left_over.txt").write_text("of an earlier release")
+    build(ReleaseOptions(str(finished_run[0]), str(again), tag="v1", license="apache-2.0", language=["en"]))
+    files = {path.name: path.read_bytes() for path in again.iterdir()}
+    assert files == {path.name: path.read_bytes() for path in release_folder.iterdir()}
+    assert [path.name for path in again.parent.iterdir()] == ["sarcse-tiny"], "nothing is left beside it"
+
+
+def test_large_weights_are_sharded(finished_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(release_module, "MAX_SHARD_SIZE", "1MB")
+    folder = build(ReleaseOptions(str(finished_run[0]), str(tmp_path / "sharded")))  # which loads it in a new process
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
+    assert (folder / "model.safetensors.index.json").is_file() and not (folder / "model.safetensors").exists()
+
+
+def test_a_full_disk_leaves_the_model_and_no_half_release(finished_run, tmp_path):
+    """The process may write no file of more than 2 MB; the weights have 6."""
+    model_dir, _ = finished_run
+    before = {path: path.stat().st_mtime_ns for path in model_dir.rglob("*")}
+    limited = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)); "
+        "sys.argv = ['model_card', *sys.argv[1:]]; runpy.run_module('model_card', run_name='__main__')"
+    )
+    out = tmp_path / "releases" / "out"
+    process = run_python("-c", limited, model_dir, "--release_dir", out, cwd=PROJECT)
+    assert process.returncode == 2
+    message = process.stderr[process.stderr.index("model_card: error:") :]
+    assert f"the release could not be written to {out}" in message
+    assert f"python -m model_card {model_dir} --release_dir {out}" in message and "Traceback" not in process.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in model_dir.rglob("*")}
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("training_args.bin", "a pickle", "training_args.bin would be in the release, and does not belong there"),
+        ("optimizer.pt", "a pickle", "optimizer.pt would be in the release"),
+        ("helper.py", "import os", "helper.py would be in the release"),
+        ("notes.json", '"hf_' + "a1" * 17 + '"', "notes.json would be in the release, and has an access token in it"),
+    ],
+)
+def test_what_must_not_leave_the_machine_stops_a_release(release_folder, tmp_path, name, content, message):
+    folder = shutil.copytree(release_folder, tmp_path / "release")
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        verify(folder)
+
+
+def test_a_release_with_other_embeddings_is_stopped(release_folder, tmp_path):
+    folder = shutil.copytree(release_folder, tmp_path / "release")
+    golden = json.loads((folder / "golden_embeddings.json").read_text())
+    golden["embeddings"][0][0] += 0.01
+    (folder / "golden_embeddings.json").write_text(json.dumps(golden))
+    with pytest.raises(ValueError, match="does not give the model's embeddings in a new process: largest difference"):
+        verify(folder)
+
+
+def test_a_release_that_needs_the_project_is_stopped(release_folder, tmp_path):
+    """The verification has neither the project nor its environment on the path."""
+    folder = shutil.copytree(release_folder, tmp_path / "release")
+    code = (folder / "modeling_sarcse.py").read_text()
+    (folder / "modeling_sarcse.py").write_text(code + "\nimport importlib\nimportlib.import_module('comparison')\n")
+    with pytest.raises(ValueError, match="in a new process: .*No module named 'comparison'"):
+        verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}/nowhere", "--release_dir", "{tmp}/out"], "nowhere: no such folder"),
+        ([str(DEMO / "encoder"), "--release_dir", "{tmp}/out"], "no SARCSE model in it. MODEL_DIR is what train.py"),
+        (["{model}", "--release_dir", "{model}"], "would overwrite the model in"),
+        (["{model}", "--release_dir", "{model}/.."], "would overwrite the model in"),
+        (["{model}", "--release_dir", "{tmp}/full"], "holds something that is not a release; choose a new folder"),
+        (["{model}", "--release_dir", "{tmp}/full/note.txt"], "note.txt: is a file"),
+        (["{model}", "--release_dir", "{tmp}/out", "--results", "{tmp}/none.json"], "none.json could not be read"),
+        (["{model}", "--release_dir", "{tmp}/out", "--results", "{tmp}/others.json"], "no scores of .* among a, b"),
+        (["{model}", "--release_dir", "{tmp}/out", "--seeds", "{model}"], "seed 42 is there already"),
+        (
+            ["{model}", "--release_dir", "{tmp}/out", "--seeds", "{tmp}/other"],
+            "differs .* hyperparameters.learning",
+        ),
+        (["{model}", "--release_dir", "{tmp}/out", "--push", "no/such/name"], "no/such/name"),
+    ],
+)
+def test_user_errors_end_in_one_message(finished_run, tmp_path, monkeypatch, capsys, arguments, message):
+    model_dir, _ = finished_run
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note.txt").write_text("mine")
+    (tmp_path / "others.json").write_text('{"models": {"a": {}, "b": {}}}')
+    (tmp_path / "other").mkdir()
+    record = json.loads((model_dir / "training_record.json").read_text())
+    record["hyperparameters"] |= {"learning_rate": 1.0, "seed": 1}
+    (tmp_path / "other" / "training_record.json").write_text(json.dumps(record))
+    shutil.copy(model_dir / "sts_results.json", tmp_path / "other")
+    arguments = [argument.format(tmp=tmp_path, model=model_dir) for argument in arguments]
+    monkeypatch.setattr("sys.argv", ["model_card", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert re.search(f"model_card: error: .*{message}", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists() and (tmp_path / "full" / "note.txt").read_text() == "mine"
+
+
+# --- Loading ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def differences(release_folder, tmp_path_factory) -> dict[str, float | str]:
+    """From the golden embeddings, by way to load, in a process outside the project."""
+    script = shutil.copy(PROJECT / "tests" / "ways_to_load.py", tmp_path_factory.mktemp("stranger"))
+    process = run_python(script, release_folder, cwd=Path(script).parent, timeout=600)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+# langchain-huggingface does not go with the newest huggingface_hub: compat.py has it in an environment of its own.
+@pytest.mark.parametrize("way", [way.__name__ for way in EXACT if way.__name__ != "langchain"])
+def test_every_way_to_load_gives_the_same_vectors(differences, way):
+    assert differences[way] <= 1e-6, differences[way]
+
+
+@pytest.mark.parametrize("way", [way.__name__ for way in LOWER_PRECISION])
+def test_lower_precision_stays_near(differences, way):
+    """As 1 - cosine, on a model of random channels."""
+    assert differences[way] <= {"bfloat16": 1e-3, "int8": 1e-2}[way], differences[way]
+
+
+# --- The card --------------------------------------------------------------------------------------------------------
+
+
+def test_the_card_says_what_was_recorded(release_folder, finished_run):
+    card = ModelCard.load(release_folder / "README.md")
+    assert card.data.to_dict() == {
+        "model_name": "sarcse-tiny",
+        "language": ["en"],
+        "license": "apache-2.0",
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "tags": ["sentence-transformers", "transformers", "feature-extraction", "sentence-similarity", "sarcse"],
+    }  # no base_model, no dataset, no model-index: a local encoder, a local file, and pairs that are no published task
+    results = json.loads((finished_run[0] / "sts_results.json").read_text())["models"][f"after: {finished_run[0]}"]
+    low, high = results["average_interval"]
+    for fact in (
+        f"{results['average']:.2f} [{low:.2f}, {high:.2f}]",
+        "before training: encoder, mean",
+        "`learning_rate`",
+        "One training seed",
+        'revision="v1"',
+        "graded pairs picked the checkpoint",
+        "1 x CPU (1 threads)",
+        f"torch {torch.__version__}",
+        "![Density of the cosine similarity by gold rating](similarity_densities.png)",
+    ):
+        assert fact in card.content, fact
+
+
+def test_the_data_hash_is_of_the_sentences_trained_on(finished_run):
+    """`head -n 32 demo/sentences.txt | sha256sum`"""
+    lines = (DEMO / "sentences.txt").read_bytes().splitlines(keepends=True)[:32]
+    data = json.loads((finished_run[0] / "training_record.json").read_text())["train_data"]
+    expected = hashlib.sha256(b"".join(lines)).hexdigest()
+    assert data == {"name": "sentences.txt", "hub_id": None, "sentences": 32, "sha256": expected}
+
+
+@pytest.fixture()
+def facts(finished_run, tokenizer) -> Facts:
+    model_dir, _ = finished_run
+    return read_facts(model_dir, SarcseModel.from_pretrained(model_dir), tokenizer)
+
+
+def scored(spearman: dict[str, float], missing: int = 0) -> dict:
+    """An entry of results as comparison.compare makes it."""
+    tasks = {
+        task: {"spearman": value, "pearson": 0.0, "pairs": STS_TASKS[task].pairs - missing, "interval": [0.0, 1.0]}
+        for task, value in spearman.items()
+    }
+    average = statistics.fmean(spearman.values())
+    return {"pooler": "autoencoder", "tasks": tasks, "average": average, "average_interval": [0.0, 1.0]}
+
+
+def test_published_tasks_are_in_the_metadata(facts, tmp_path):
+    facts.results, facts.row = {"models": {"m": scored({"STS12": 61.234, "STSB": 70.5})}}, "m"
+    facts.record["base_model"] = {"name": "FacebookAI/roberta-base", "revision": "0" * 40}
+    facts.record["train_data"]["hub_id"] = "you/wiki"
+    write_card(tmp_path / "README.md", facts, "you/model", "v1", None, [])
+    data = ModelCard.load(tmp_path / "README.md").data.to_dict()
+    assert data["base_model"] == "FacebookAI/roberta-base" and data["datasets"] == ["you/wiki"]
+    assert "license" not in data and "language" not in data
+    name, results = model_index_to_eval_results(data["model-index"])
+    assert name == "model"
+    assert [(r.dataset_type, r.dataset_split, r.metric_type, r.metric_value) for r in results] == [
+        ("mteb/sts12-sts", "test", "spearman_cosine", 61.23),
+        ("mteb/stsbenchmark-sts", "test", "spearman_cosine", 70.5),
+    ]
+    entries = yaml.safe_load(yaml.safe_dump(eval_result_entries(facts)))
+    assert [(entry["dataset"]["id"], entry["value"]) for entry in entries] == [
+        ("mteb/sts12-sts", 61.23),
+        ("mteb/stsbenchmark-sts", 70.5),
+    ]
+
+
+def test_an_incomplete_task_is_no_published_score(facts, tmp_path):
+    facts.results, facts.row = {"models": {"m": scored({"STS12": 61.0}, missing=1)}}, "m"
+    write_card(tmp_path / "README.md", facts, "you/model", "v1", None, [])
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "model-index" not in card.data.to_dict() and eval_result_entries(facts) == []
+    assert "61.00" in card.content and "these are not comparable: STS12" in card.content
+
+
+def test_what_was_not_measured_is_left_out(facts, tmp_path):
+    facts.results, facts.row, facts.record, facts.figure_dir = {}, None, {}, tmp_path
+    write_card(tmp_path / "README.md", facts, "you/model", "v1", None, [])
+    text = (tmp_path / "README.md").read_text()
+    for absent in ("## Scores", "## Training", "## Licence", "SHA-256", "](", "None", "nan"):
+        assert absent not in text.replace("](https://arxiv.org", ""), absent
+    assert "This release has no measured scores." in text
+
+
+def test_seeds_give_mean_and_deviation():
+    seeds = {seed: scored({"STS12": 60.0 + seed, "STSB": 70.0 - 2 * seed}) for seed in (1, 2, 4)}
+    rows = {cells[1].strip(): cells[2:5] for cells in (row.split("|") for row in seeds_table(seeds).splitlines())}
+    columns = ([61.0, 62.0, 64.0], [68.0, 66.0, 62.0], [64.5, 64.0, 63.0])
+    for values, mean, deviation in zip(columns, rows["mean"], rows["standard deviation"], strict=True):
+        assert float(mean) == pytest.approx(sum(values) / 3, abs=0.005)
+        center = sum(values) / 3
+        sample_variance = sum((value - center) ** 2 for value in values) / 2
+        assert float(deviation) == pytest.approx(sample_variance**0.5, abs=0.005)
+
+
+# --- The code that users trust ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["configuration_sarcse.py", "modeling_sarcse.py"])
+def test_the_shipped_code_is_the_projects_and_only_computes(release_folder, name):
+    """It imports torch, transformers, each other and five harmless modules; no file, no socket, no text that is run."""
+    code = (release_folder / name).read_text()
+    assert code == (PROJECT / name).read_text()
+    modules = {"torch", "transformers", "configuration_sarcse", "copy", "dataclasses", "importlib", "inspect"}
+    builtins = {
+        "open",
+        "exec",
+        "eval",
+        "compile",
+        "__import__",
+        "input",
+        "breakpoint",
+        "globals",
+        "getattr",
+        "setattr",
+    }
+    for node in ast.walk(ast.parse(code)):
+        text = ast.unparse(node)
+        if isinstance(node, ast.Import):
+            assert {alias.name.split(".")[0] for alias in node.names} <= modules, text
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module.split(".")[0] in modules | {"typing"}, text
+            assert node.level == (1 if node.module == "configuration_sarcse" else 0), text
+        elif isinstance(node, ast.Name):
+            assert node.id not in builtins, text
+        elif isinstance(node, ast.Attribute):
+            assert not re.match(r"load|save|write|read|open|unlink|rmtree|system|popen|hub|__(?!init__)", node.attr), (
+                text
+            )
+        elif isinstance(node, ast.Call) and text.startswith("importlib."):
+            assert text == "importlib.import_module('configuration_sarcse')"
