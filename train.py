@@ -20,6 +20,8 @@ import accelerate
 import datasets
 import torch
 import yaml
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import validate_repo_id
 from torch import distributed
 from torch.nn import functional as F
 from transformers import (
@@ -57,7 +59,7 @@ from eval_sts import (
 )
 from model_card.record import FILE_NAME as RECORD_FILE
 from model_card.record import training_record
-from model_card.release import ReleaseOptions, full_repo_id, release
+from model_card.release import ReleaseOptions, explain, full_repo_id, release
 from modeling_sarcse import SarcseModel, SarcseModelOutput
 
 
@@ -550,10 +552,16 @@ def release_options(training: SarcseTrainingArguments) -> ReleaseOptions | None:
     if not training.push_to_hub:
         return None
     training.push_to_hub = False  # the Trainer's own push uploads checkpoints and pickles, and writes another card
+    name = training.hub_model_id or Path(training.output_dir).name
+    validate_repo_id(name)
+    try:
+        repo_id = full_repo_id(name)
+    except (HTTPError, OSError) as error:
+        raise ValueError(f"--push_to_hub: {explain(error, name)}") from error
     return ReleaseOptions(
         model_dir=training.output_dir,
         release_dir=str(Path(training.output_dir, "release")),
-        push=full_repo_id(training.hub_model_id or Path(training.output_dir).name),
+        push=repo_id,
         private=bool(training.hub_private_repo),
         revision=training.hub_revision or "main",
         license=training.hub_license,

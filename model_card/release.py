@@ -290,19 +290,19 @@ def verify(folder: Path) -> None:
 
 def full_repo_id(name: str) -> str:
     """
-    `name` with its owner, who is the user where it has none; for a check before hours of training.
+    `name` with its owner, who is the user where it has none.
 
     Raises:
-        ValueError: the name is impossible, there is no token, it cannot write, or the Hub cannot be reached.
+        PermissionError: the token is for reading, or the owner is neither the user nor an organisation of the user's.
+        HTTPError, OSError: there is no token, the Hub does not know it, or cannot be reached.
     """
-    validate_repo_id(name)
-    try:
-        user = HfApi().whoami()
-    except (HTTPError, OSError) as error:
-        raise ValueError(explain(error, name)) from error
-    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise ValueError(explain_refusal(name))
-    return name if "/" in name else f"{user['name']}/{name}"
+    user = HfApi().whoami()
+    repo_id = name if "/" in name else f"{user['name']}/{name}"
+    owners = {user["name"], *(organisation["name"] for organisation in user.get("orgs", []))}
+    role = user.get("auth", {}).get("accessToken", {}).get("role")
+    if repo_id.split("/")[0] not in owners or role == "read":
+        raise PermissionError(explain_refusal(repo_id))
+    return repo_id
 
 
 def push(folder: Path, repo_id: str, private: bool, revision: str, tag: str) -> str:
@@ -327,7 +327,8 @@ def push(folder: Path, repo_id: str, private: bool, revision: str, tag: str) -> 
 
 def push_once(folder: Path, repo_id: str, private: bool, revision: str, tag: str) -> str:
     api = HfApi()
-    api.create_repo(repo_id, private=private, exist_ok=True)
+    repo_id = full_repo_id(repo_id)
+    api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the organisation has it
     if revision != "main":
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     files = files_of(folder)
@@ -369,6 +370,8 @@ def same_content(files: dict[str, Path], there: dict[str, RepoFile]) -> bool:
 
 def explain(error: Exception, repo_id: str) -> str:
     """What the user can do about it; never the token."""
+    if isinstance(error, PermissionError):
+        return str(error)
     if isinstance(error, LocalTokenNotFoundError):
         return "no access token: log in with `hf auth login`, or set HF_TOKEN."
     if isinstance(error, OfflineModeIsEnabled):

@@ -226,7 +226,8 @@ class Handler(BaseHTTPRequestHandler):
         url = f"{self.server.endpoint}/{'' if kind == 'model' else kind + 's/'}{repo_id}"
         if (kind + "s", repo_id) in self.server.repositories:
             raise Refused(409, "You already created this repo", url=url)
-        repository = Repository(repo_id, private=bool(body.get("private")))
+        private = body.get("visibility") == "private" or bool(body.get("private"))  # newer and older clients
+        repository = Repository(repo_id, private)
         repository.commit({".gitattributes": b"*.safetensors filter=lfs\n"})
         self.server.repositories[(kind + "s", repo_id)] = repository
         self.answer({"url": url, "id": repo_id})
