@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The demo and the tests are offline; only the package index is needed, once.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test compat lint clean
 
 # Trains SARCSE, and SimCSE with the same data, steps and batch, on demo/; scores both beside the encoder that they
 # start from; loads the result in a new process.
@@ -17,6 +17,13 @@ demo: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2
+
+# The demo's release under older and newer versions of its libraries, each in an environment of its own: the table of
+# the README. Gigabytes of downloads; no part of the tests.
+compat: .venv/installed-dev
+	test -f output/demo/config.json || $(BIN)/python train.py
+	$(BIN)/python -m model_card output/demo --release_dir output/demo-release
+	$(BIN)/python tests/compat.py output/demo-release
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

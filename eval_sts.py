@@ -16,6 +16,7 @@ import json
 import math
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -111,8 +112,16 @@ def kind_of_model(name_or_path: str, revision: str = "main") -> Literal["sarcse"
         return "encoder"
 
 
+def quantized(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with int8 weights in its linear layers, whose inputs become int8 as they come; for a CPU."""
+    with warnings.catch_warnings():
+        # torch announces the successor of this function, torchao's, which is no faster than float32 on a CPU.
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+
+
 def load_embedders(
-    name_or_path: str, poolers: list[str], revision: str, device: torch.device, batch_size: int
+    name_or_path: str, poolers: list[str], revision: str, device: torch.device, batch_size: int, int8: bool = False
 ) -> Iterator[tuple[str, str, Embed]]:
     """
     The rows that one model gives in a comparison, as (name of the row, pooler, embedder): a SARCSE model and a
@@ -123,15 +132,18 @@ def load_embedders(
     """
     kind = kind_of_model(name_or_path, revision)
     if kind == "sentence-transformers":
-        yield name_or_path, kind, load_sentence_transformer(name_or_path, revision, device, batch_size)
+        yield name_or_path, kind, load_sentence_transformer(name_or_path, revision, device, batch_size, int8)
         return
     for pooler in poolers[:1] if kind == "sarcse" else poolers:
         model, tokenizer = load_model(name_or_path, pooler, revision)
         row = name_or_path if kind == "sarcse" or len(poolers) == 1 else f"{name_or_path}, {pooler}"
-        yield row, model.config.pooler, partial(encode, model.to(device), tokenizer, batch_size=batch_size)
+        model = quantized(model) if int8 else model.to(device)
+        yield row, model.config.pooler, partial(encode, model, tokenizer, batch_size=batch_size)
 
 
-def load_sentence_transformer(name_or_path: str, revision: str, device: torch.device, batch_size: int) -> Embed:
+def load_sentence_transformer(
+    name_or_path: str, revision: str, device: torch.device, batch_size: int, int8: bool = False
+) -> Embed:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
@@ -142,6 +154,7 @@ def load_sentence_transformer(name_or_path: str, revision: str, device: torch.de
         model = SentenceTransformer(name_or_path, revision=revision, device=str(device))
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"{name_or_path}: sentence-transformers cannot load it.\n{error}") from error
+    model = quantized(model) if int8 else model
 
     def embed(sentences: list[str]) -> torch.Tensor:
         bar = sys.stderr.isatty() and PartialState().is_main_process
@@ -390,6 +403,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch_size", type=int, default=128, help="Sentences encoded at once (128).")
     parser.add_argument("--bf16", action="store_true", help="Encode under bfloat16 autocast.")
+    parser.add_argument("--int8", action="store_true", help="Encode with the linear layers in int8, on the CPU.")
     parser.add_argument("--device", help="Default: a GPU, or whatever accelerate launch gives.")
     args = parser.parse_args(arguments)
     if args.batch_size < 1:
@@ -436,7 +450,9 @@ def score_command(args: argparse.Namespace, device: torch.device) -> None:
         tasks = load_tasks(args.tasks, args.sts_dir, args.pairs)
     measurements: dict[str, Measurement] = {}
     for model in args.models:
-        for row, pooler, embed in load_embedders(model, args.pooler, args.revision, device, args.batch_size):
+        for row, pooler, embed in load_embedders(
+            model, args.pooler, args.revision, device, args.batch_size, args.int8
+        ):
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
                 measurements[row] = measure(embed, tasks, pooler)
             if not all(np.isfinite(values).all() for values in measurements[row].similarities.values()):
@@ -462,7 +478,9 @@ def explain_command(args: argparse.Namespace, device: torch.device) -> None:
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     try:
-        device = choose_device(args.device)
+        if args.int8 and args.device not in (None, "cpu"):
+            raise ValueError(f"--int8 runs on the CPU, not on {args.device}: leave --device out.")
+        device = choose_device("cpu" if args.int8 else args.device)
         explain_command(args, device) if args.explain else score_command(args, device)
     except ValueError as error:
         if PartialState().is_main_process:

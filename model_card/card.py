@@ -239,8 +239,7 @@ def model_facts(facts: Facts) -> dict[str, str]:
     shown = {
         "Parameters": f"{facts.model.num_parameters():,}",
         "Embedding": f"{config.hidden_size} dimensions, not normalised; compare by cosine similarity",
-        "Encoder": f"{config.encoder_config.model_type}, {config.encoder_config.num_hidden_layers} layers",
-        "Longest input": f"{facts.tokenizer.model_max_length} tokens",
+        "Encoder": config.encoder_config.model_type,
         "`pooler`": config.pooler,
     }
     if config.pooler == "autoencoder":
@@ -348,7 +347,8 @@ def write_card(
         model_facts=model_facts(facts),
         scores=scores_section(facts),
         training=training_section(facts),
-        max_length=facts.tokenizer.model_max_length,
+        # An encoder without positions has no limit; its tokenizer then says 10^30.
+        max_length=facts.tokenizer.model_max_length if facts.tokenizer.model_max_length < 10**9 else None,
         training_length=facts.record.get("hyperparameters", {}).get("max_seq_length"),
         selected_on=selected_on(facts),
         license=license,

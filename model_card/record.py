@@ -76,4 +76,5 @@ def hardware(args: TrainingArguments) -> str:
     """Processes, and what each ran on."""
     if args.device.type == "cuda":
         return f"{args.world_size} x {torch.cuda.get_device_name(args.device)}"
-    return f"{args.world_size} x {args.device.type.upper()} ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"{args.world_size} x {args.device.type.upper()} ({threads} thread{'s' * (threads > 1)})"

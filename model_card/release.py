@@ -122,6 +122,7 @@ def release(options: ReleaseOptions) -> None:
         ) from error
     print(f"Built and verified: {folder}")
     if options.push is None:
+        print("To publish it, the same with --push you/name.")
         return
     tag = options.tag or content_tag(folder)
     to_finish = f"The release is complete in {folder}. To finish:\n  {options.command()}"

@@ -96,3 +96,15 @@ def finished_run(tmp_path_factory):
     process = run_python(PROJECT / "train.py", *flags(folder / "model"), cwd=folder)
     assert process.returncode == 0, process.stderr
     return folder / "model", process
+
+
+@pytest.fixture(scope="session")
+def release_folder(finished_run, tmp_path_factory) -> Path:
+    """A release of the tiny run, through the command."""
+    model_dir, _ = finished_run
+    folder = tmp_path_factory.mktemp("release") / "sarcse-tiny"
+    options = ["--license", "apache-2.0", "--language", "en", "--tag", "v1"]
+    process = run_python("-m", "model_card", model_dir, "--release_dir", folder, *options, cwd=PROJECT)
+    assert process.returncode == 0, process.stderr
+    assert f"Built and verified: {folder}" in process.stdout
+    return folder

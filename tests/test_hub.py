@@ -10,6 +10,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,12 @@ from pathlib import Path
 import datasets
 import pytest
 import yaml
-from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub import ModelCard, constants, parse_eval_result_entries
+from huggingface_hub.errors import HTTPError
+
+from model_card import release as release_module
+from model_card.release import ReleaseOptions
+from train import parse_arguments
 
 from .conftest import DEMO, ENCODER, PROJECT, flags, run_python
 from .loopback_hub import LoopbackHub
@@ -42,18 +48,32 @@ def sts_file(pairs: int) -> bytes:
 
 
 @pytest.fixture()
-def hub():
+def hub(monkeypatch, tmp_path):
+    """A Hub that the client in this process talks to as well; without waiting between attempts."""
     with LoopbackHub(TOKENS) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)  # read from the environment when it is imported
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setenv("HF_TOKEN", MINE)
+        monkeypatch.setattr(release_module, "RETRY_AFTER", (0, 0, 0, 0))
         yield hub
 
 
-def push(hub: LoopbackHub, model_dir: Path, home: Path, *options: object, token: str | None = MINE, **variables: str):
+@pytest.fixture()
+def push(release_folder):
+    """Push a release that is built already, to me/x unless told otherwise; returns the commit."""
+
+    def push(folder=release_folder, repo_id="me/x", private=False, revision="main", tag="v1") -> str:
+        return release_module.push(folder, repo_id, private, revision, tag)
+
+    return push
+
+
+def command(hub: LoopbackHub, model_dir: Path, home: Path, token: str | None) -> subprocess.CompletedProcess:
     """`python -m model_card ... --push me/x`; the release is built in `home`, the client's caches are there too."""
-    return run_python(
-        *("-m", "model_card", model_dir, "--release_dir", home / "release", "--push", "me/x", *options),
-        cwd=PROJECT,
-        **{**hub.environment(home, token), **variables},
-    )
+    options = ("--release_dir", home / "release", "--push", "me/x", "--tag", "v1")
+    return run_python("-m", "model_card", model_dir, *options, cwd=PROJECT, **hub.environment(home, token))
 
 
 def assert_tells_no_token(process: subprocess.CompletedProcess, *folders: Path) -> None:
@@ -170,73 +190,81 @@ assert (found[0] - found[1]).abs().max() > 1e-3
         (MINE, "other/taken", "this access token may not write to other/taken: use one with write access"),
     ],
 )
-def test_no_right_to_push(hub, finished_run, tmp_path, token, repo, message):
-    """Before a training (see below) and after it: a message, the release intact, and the command that finishes."""
+def test_no_right_to_push(hub, release_folder, monkeypatch, token, repo, message):
+    """A message and the command that finishes; nothing is sent."""
     hub.add("models", "other/taken", {"config.json": b"{}"})
-    process = push(hub, finished_run[0], tmp_path, "--push", repo, token=token)
-    assert process.returncode == 2 and "Traceback" not in process.stderr
-    assert message in process.stderr
-    command = f"python -m model_card {finished_run[0]} --release_dir {tmp_path / 'release'} --push {repo}"
-    assert f"The release is complete in {tmp_path / 'release'}. To finish:\n  {command}\n" in process.stderr
-    assert (tmp_path / "release" / "README.md").is_file()
-    assert_tells_no_token(process, tmp_path)
-    assert not [entry for entry in hub.log if entry[0] == "PUT"], "nothing was sent"
-    trained = run_python(
-        PROJECT / "train.py",
-        *flags(tmp_path / "model", push_to_hub="true", hub_model_id=repo),
-        cwd=tmp_path,
-        **hub.environment(tmp_path, token),
-    )
-    assert trained.returncode == 2 and message in trained.stderr
-    assert not (tmp_path / "model").exists(), "known before the training"
-    assert_tells_no_token(trained, tmp_path)
+    monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr(release_module, "build", lambda options: release_folder)
+    with pytest.raises(ValueError) as error:
+        release_module.release(ReleaseOptions("model dir", str(release_folder), push=repo))
+    assert str(error.value).splitlines() == [
+        next(line for line in str(error.value).splitlines() if line.startswith(message)),
+        f"The release is complete in {release_folder}. To finish:",
+        f"  python -m model_card 'model dir' --release_dir {release_folder} --push {repo}",
+    ]
+    assert {method for method, *_ in hub.log} <= {"GET"}, "nothing was sent"
 
 
-def test_a_token_on_the_command_line_is_refused_and_not_repeated(tmp_path):
-    process = run_python(PROJECT / "train.py", *flags(tmp_path / "model", hub_token=MINE), cwd=tmp_path)
+def test_a_token_that_cannot_write_is_known_before_the_training(hub, tmp_path):
+    arguments = flags(tmp_path / "model", push_to_hub="true", hub_model_id="me/x")
+    environment = hub.environment(tmp_path / "home", READ_ONLY)
+    process = run_python(PROJECT / "train.py", *arguments, cwd=tmp_path, **environment)
     assert process.returncode == 2
-    assert "--hub_token is seen by every user of this machine" in process.stderr
+    assert "train.py: error: --push_to_hub: this access token may not write to me/x" in process.stderr
+    assert not (tmp_path / "model").exists()
     assert_tells_no_token(process, tmp_path)
 
 
-def test_no_network(finished_run, hub, tmp_path):
-    nobody = {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    process = push(hub, finished_run[0], tmp_path, **nobody)
-    assert process.returncode == 2 and "the connection to the Hub failed (ConnectError)." in process.stderr
-    process = push(hub, finished_run[0], tmp_path, HF_HUB_OFFLINE="1")
-    assert process.returncode == 2 and "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it." in process.stderr
-    assert "To finish:" in process.stderr and "Traceback" not in process.stderr
+def test_a_token_on_the_command_line_is_refused_and_not_repeated(capsys):
+    with pytest.raises(ValueError, match="--hub_token is seen by every user of this machine") as error:
+        parse_arguments(["--hub_token", MINE])
+    assert MINE not in str(error.value) + "".join(capsys.readouterr())
 
 
-@pytest.mark.parametrize(("method", "path"), [("POST", "/commit/"), ("PUT", "/large/"), ("POST", "/repos/create")])
-def test_three_server_errors_are_waited_out(hub, finished_run, tmp_path, method, path):
+def test_no_network(hub, push, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(HTTPError) as error:
+        push()
+    assert release_module.explain(error.value, "me/x") == "the connection to the Hub failed (ConnectError)."
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError) as error:
+        push()
+    assert release_module.explain(error.value, "me/x").startswith("HF_HUB_OFFLINE is set, so nothing can be pushed")
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/commit/"), ("PUT", "/large/"), ("GET", "/whoami-v2")])
+def test_three_server_errors_are_waited_out(hub, push, capsys, method, path):
     with hub.fault(method, path, 500, times=3):
-        process = push(hub, finished_run[0], tmp_path)
-    assert process.returncode == 0, process.stderr
+        commit = push()
     assert [status for _, where, status in hub.log if re.search(path, where)].count(500) == 3
-    assert len(hub.repositories["models", "me/x"].commits) == 2
+    repository = hub.repositories["models", "me/x"]
+    assert len(repository.commits) == 2 and repository.tags == {"v1": commit}
 
 
-def test_a_connection_cut_in_the_middle_of_a_large_file(hub, finished_run, tmp_path):
-    with hub.fault("PUT", "/large/", "cut", times=1):  # once: the client notices and sends it again
-        process = push(hub, finished_run[0], tmp_path, "--tag", "v1")
-    assert process.returncode == 0, process.stderr
-    sent = hub.repositories["models", "me/x"].commits[hub.repositories["models", "me/x"].tags["v1"]]
-    assert sent["model.safetensors"] == (tmp_path / "release" / "model.safetensors").read_bytes()
+def test_a_connection_cut_in_the_middle_of_a_large_file(hub, push, release_folder):
+    """The client notices and sends it again: what arrives is whole."""
+    with hub.fault("PUT", "/large/", "cut", times=2):
+        commit = push()
+    assert [status for method, _, status in hub.log if method == "PUT"].count(0) == 2
+    sent = hub.repositories["models", "me/x"].commits[commit]
+    assert sent["model.safetensors"] == (release_folder / "model.safetensors").read_bytes()
 
 
 def test_a_server_that_stays_broken_and_the_command_that_finishes(hub, finished_run, tmp_path):
     with hub.fault("POST", "/commit/", 503):
-        process = push(hub, finished_run[0], tmp_path, "--tag", "v1")
-    assert process.returncode == 2 and "the Hub answered 503 for me/x" in process.stderr
+        process = command(hub, finished_run[0], tmp_path, MINE)
+    assert process.returncode == 2 and "Traceback" not in process.stderr
+    assert "the Hub answered 503 for me/x" in process.stderr
+    assert (tmp_path / "release" / "README.md").is_file()
     assert len(hub.repositories["models", "me/x"].commits) == 1, "no half release"
     uploads = len([entry for entry in hub.log if entry[0] == "PUT"])
-    command = process.stderr.splitlines()[-1].split()
-    assert command[:3] == ["python", "-m", "model_card"]
-    finished = run_python(*command[1:], cwd=PROJECT, **hub.environment(tmp_path, MINE))
+    python, *arguments = process.stderr.splitlines()[-1].split()
+    finished = run_python(*arguments, cwd=PROJECT, **hub.environment(tmp_path, MINE))
     assert finished.returncode == 0, finished.stderr
     assert "v1" in hub.repositories["models", "me/x"].tags
     assert len([entry for entry in hub.log if entry[0] == "PUT"]) == uploads, "what had arrived is not sent again"
+    assert_tells_no_token(process, tmp_path)
+    assert_tells_no_token(finished, tmp_path)
 
 
 def test_interrupting_a_push(hub, finished_run, tmp_path):
@@ -250,45 +278,38 @@ def test_interrupting_a_push(hub, finished_run, tmp_path):
         )
         while not any(status == 503 for *_, status in hub.log):
             time.sleep(0.1)
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Interrupted. The release is complete in" in errors and "Traceback" not in errors
 
 
-def test_a_second_push_of_the_same_content_changes_nothing(hub, finished_run, tmp_path):
-    for _ in range(2):
-        process = push(hub, finished_run[0], tmp_path)
-        assert process.returncode == 0, process.stderr
-        shutil.rmtree(tmp_path / "release")
+def test_a_second_push_of_the_same_content_changes_nothing(hub, push):
+    """Under the same tag, and under another one, which then names the same commit."""
+    commit = push()
+    assert push() == commit and push(tag="v1.0") == commit
     repository = hub.repositories["models", "me/x"]
-    assert len(repository.commits) == 2 and len(repository.tags) == 1
-    assert repository.tags.popitem()[1] in process.stdout
+    assert len(repository.commits) == 2 and repository.tags == {"v1": commit, "v1.0": commit}
 
 
-def test_a_tag_is_not_moved_and_a_release_replaces_the_last_one(hub, finished_run, tmp_path):
-    """To a branch, in a private repository; files that the new release lacks are gone with it."""
-    options = ["--private", "--revision", "next"]
-    assert push(hub, finished_run[0], tmp_path, "--tag", "v1", *options).returncode == 0
+def test_a_tag_is_not_moved_and_a_release_replaces_the_last_one(hub, push, release_folder, tmp_path):
+    """On a branch of a private repository; files that the new release lacks are gone with it."""
+    push(private=True, revision="next")
     repository = hub.repositories["models", "me/x"]
     assert repository.private and set(repository.branches) == {"main", "next"}
     assert set(repository.commits[repository.branches["main"]]) == {".gitattributes"}
     repository.commit({**repository.commits[repository.branches["next"]], "stale.bin": b"old"}, branch="next")
-    other = shutil.copytree(finished_run[0], tmp_path / "other")
-    (other / "sts_results.json").unlink()
-    refused = push(hub, other, tmp_path, "--tag", "v1", *options)
-    assert (
-        refused.returncode == 2 and "me/x has a tag v1 already, of another release: choose another" in refused.stderr
-    )
-    assert push(hub, other, tmp_path, "--tag", "v2", *options).returncode == 0
+    other = shutil.copytree(release_folder, tmp_path / "other")
+    (other / "training_curve.png").unlink()
+    with pytest.raises(ValueError, match="me/x has a tag v1 already, of another release: choose another --tag"):
+        push(other, revision="next")
+    push(other, revision="next", tag="v2")
     latest = repository.commits[repository.branches["next"]]
-    here = {path.relative_to(tmp_path / "release").as_posix() for path in (tmp_path / "release").rglob("*.*")}
-    assert set(latest) == here | {".gitattributes"} and "stale.bin" not in latest
+    assert set(latest) == {path.name for path in other.iterdir()} | {".gitattributes"}
 
 
-def test_a_repository_of_something_else_is_left_alone(hub, finished_run, tmp_path):
-    hub.add("models", "me/x", {"config.json": b"{}", "adapter_model.safetensors": b"precious"})
-    process = push(hub, finished_run[0], tmp_path)
-    assert process.returncode == 2
-    assert "me/x holds something that is not a release (adapter_model.safetensors, config.json)" in process.stderr
-    assert len(hub.repositories["models", "me/x"].commits) == 1
+def test_a_repository_of_something_else_is_left_alone(hub, push):
+    commit = hub.add("models", "me/x", {"config.json": b"{}", "adapter_model.safetensors": b"precious"})
+    with pytest.raises(ValueError, match=r"not a release \(adapter_model.safetensors, config.json\): choose"):
+        push()
+    assert list(hub.repositories["models", "me/x"].commits) == [commit]

@@ -25,18 +25,6 @@ from .conftest import DEMO, PROJECT, run_python
 from .ways_to_load import EXACT, LOWER_PRECISION
 
 
-@pytest.fixture(scope="session")
-def release_folder(finished_run, tmp_path_factory) -> Path:
-    """A release of the tiny run, through the command."""
-    model_dir, _ = finished_run
-    folder = tmp_path_factory.mktemp("release") / "sarcse-tiny"
-    options = ["--license", "apache-2.0", "--language", "en", "--tag", "v1"]
-    process = run_python("-m", "model_card", model_dir, "--release_dir", folder, *options, cwd=PROJECT)
-    assert process.returncode == 0, process.stderr
-    assert f"Built and verified: {folder}" in process.stdout
-    return folder
-
-
 # --- The folder ------------------------------------------------------------------------------------------------------
 
 
@@ -229,7 +217,7 @@ def test_the_card_says_what_was_recorded(release_folder, finished_run):
         "One training seed",
         'revision="v1"',
         "graded pairs picked the checkpoint",
-        "1 x CPU (1 threads)",
+        "1 x CPU (1 thread)",
         f"torch {torch.__version__}",
         "![Density of the cosine similarity by gold rating](similarity_densities.png)",
     ):
@@ -264,10 +252,13 @@ def test_published_tasks_are_in_the_metadata(facts, tmp_path):
     facts.results, facts.row = {"models": {"m": scored({"STS12": 61.234, "STSB": 70.5})}}, "m"
     facts.record["base_model"] = {"name": "FacebookAI/roberta-base", "revision": "0" * 40}
     facts.record["train_data"]["hub_id"] = "you/wiki"
+    facts.seeds = {seed: scored({"STS12": 60.0 + seed}) for seed in (1, 2, 3)}
     write_card(tmp_path / "README.md", facts, "you/model", "v1", None, [])
     data = ModelCard.load(tmp_path / "README.md").data.to_dict()
     assert data["base_model"] == "FacebookAI/roberta-base" and data["datasets"] == ["you/wiki"]
     assert "license" not in data and "language" not in data
+    text = (tmp_path / "README.md").read_text()
+    assert "The same training with 3 seeds:" in text and "One training seed" not in text
     name, results = model_index_to_eval_results(data["model-index"])
     assert name == "model"
     assert [(r.dataset_type, r.dataset_split, r.metric_type, r.metric_value) for r in results] == [
