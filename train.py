@@ -22,6 +22,7 @@ import torch
 import yaml
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
 from torch import distributed
 from torch.nn import functional as F
 from transformers import (
@@ -569,6 +570,12 @@ def release_options(training: SarcseTrainingArguments) -> ReleaseOptions | None:
     )
 
 
+def how_to_go_on(training: SarcseTrainingArguments) -> str:
+    if not any(Path(training.output_dir).glob("checkpoint-*")):
+        return ""
+    return " `--resume_from_checkpoint last` with the same command goes on from the last checkpoint."
+
+
 def main() -> None:
     try:
         model_arguments, data, training = parse_arguments(sys.argv[1:])
@@ -580,11 +587,11 @@ def main() -> None:
     try:
         run(trainer, tasks, record, model_arguments.model_name_or_path, model_arguments.model_revision)
     except KeyboardInterrupt:
-        message = f"\nInterrupted at step {trainer.state.global_step}."
-        if any(Path(training.output_dir).glob("checkpoint-*")):
-            message += " `--resume_from_checkpoint last` with the same command goes on from the last checkpoint."
-        print(message, file=sys.stderr)
+        print(f"\nInterrupted at step {trainer.state.global_step}.{how_to_go_on(training)}", file=sys.stderr)
         sys.exit(130)
+    except (OSError, SafetensorError) as error:  # no room on the disk, for one
+        print(f"train.py: error: {error}{how_to_go_on(training)}", file=sys.stderr)
+        sys.exit(1)
     if to_release is not None and trainer.is_world_process_zero():
         try:
             release(to_release)

@@ -217,6 +217,19 @@ def test_two_processes_take_the_step_of_one_on_the_same_global_batch(tmp_path):
         torch.testing.assert_close(states[2][key], one, rtol=1e-6, atol=1e-6, msg=key)
 
 
+def test_a_full_disk_ends_in_a_message(tmp_path):
+    """The process may write no file of more than 2 MB; the model has 6."""
+    limited = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)); "
+        f"sys.argv[0] = 'train.py'; sys.path.insert(0, {str(PROJECT)!r}); "
+        f"runpy.run_path({str(PROJECT / 'train.py')!r}, run_name='__main__')"
+    )
+    options = {"eval_strategy": "no", "eval_pairs": None, "save_strategy": "no", "max_train_samples": 8}
+    process = run_python("-c", limited, *flags(tmp_path / "model", **options), cwd=tmp_path)
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert re.search("train.py: error: .*File too large", process.stderr.splitlines()[-1])
+
+
 # --- Arguments -------------------------------------------------------------------------------------------------------
 
 
