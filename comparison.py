@@ -184,6 +184,12 @@ def row_label(name: str, entry: dict[str, Any]) -> str:
     return name if pooler is None or name.endswith(f", {pooler}") else f"{name}, {pooler}"
 
 
+def short_name(name: str) -> str:
+    """A row's name without folders: `before: demo/encoder, mean` is `before: encoder, mean`."""
+    stage, colon, path = name.rpartition(": ")
+    return stage + colon + Path(path).name
+
+
 def markdown_table(rows: list[list[str]]) -> str:
     """The first row as the header; aligned, so that it can be read in a terminal too."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -34,7 +34,16 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig,
 from transformers.utils import has_file
 
 import figures
-from comparison import Measurement, compare, none_if_nan, reference_task, report, row_label, write_results
+from comparison import (
+    Measurement,
+    compare,
+    none_if_nan,
+    reference_task,
+    report,
+    row_label,
+    short_name,
+    write_results,
+)
 from configuration_sarcse import SarcseConfig
 from data import STS_TASKS, load_tasks
 from modeling_sarcse import SarcseModel
@@ -304,7 +313,7 @@ def draw_figures(
     folders have a log (`trainer_state.json`).
     """
     models, task = results["models"], reference_task(tasks)
-    labels = {name: row_label(Path(name).name, entry) for name, entry in models.items()}
+    labels = {name: row_label(short_name(name), entry) for name, entry in models.items()}
     if len(set(labels.values())) < len(labels):
         labels = {name: row_label(name, entry) for name, entry in models.items()}
     if task is not None:

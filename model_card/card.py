@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from transformers import PreTrainedTokenizerBase
 
-from comparison import intervals_table, markdown_table, reference_task, results_table
+from comparison import intervals_table, markdown_table, reference_task, results_table, short_name
 from data import STS_TASKS
 from model_card.record import FILE_NAME
 from modeling_sarcse import SarcseModel
@@ -249,16 +249,13 @@ def model_facts(facts: Facts) -> dict[str, str]:
 
 
 def scores_section(facts: Facts) -> str | None:
-    """The table with every model it was compared with, seeds, intervals, and the density figure."""
+    """The table with every model it was compared with, intervals, seeds, and the figures."""
     if not facts.results:
         return None
     models = {}
     for name, entry in facts.results["models"].items():
-        if name == facts.row:
-            models["this model"] = {**entry, "pooler": None}
-        else:
-            kind = "before training: " if name.startswith("before: ") else ""
-            models[kind + Path(name).name] = entry
+        label = "this model" if name == facts.row else short_name(name)
+        models[f"{label} ({len(models) + 1})" if label in models else label] = entry
     tasks = list(facts.scores()["tasks"])
     incomplete = [task for task in tasks if task in STS_TASKS and task not in published_scores(facts)]
     parts = [

@@ -118,7 +118,7 @@ def release(options: ReleaseOptions) -> None:
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"the release could not be written to {options.release_dir}: {error}\n"
-            f"The model in {options.model_dir} is as it was. When there is room:\n  {options.command()}"
+            f"The model in {options.model_dir} is as it was. When that is mended:\n  {options.command()}"
         ) from error
     print(f"Built and verified: {folder}")
     if options.push is None:
@@ -155,6 +155,8 @@ def build(options: ReleaseOptions) -> Path:
     check_folders(model_dir, release_dir)
     if options.push is not None:
         validate_repo_id(options.push)
+        if "/" not in options.push:
+            raise ValueError(f"--push {options.push}: with its owner, you/{options.push}; the card names it.")
     model, tokenizer = load_model(str(model_dir))
     facts = read_facts(model_dir, model, tokenizer, options.results, options.seeds)
     release_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -328,17 +330,17 @@ def push(folder: Path, repo_id: str, private: bool, revision: str, tag: str) -> 
 
 def push_once(folder: Path, repo_id: str, private: bool, revision: str, tag: str) -> str:
     api = HfApi()
-    repo_id = full_repo_id(repo_id)
+    full_repo_id(repo_id)  # says best what a token lacks
     api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the organisation has it
     if revision != "main":
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    files = files_of(folder)
-    tags = {reference.name: reference.target_commit for reference in api.list_repo_refs(repo_id).tags}
+    files, references = files_of(folder), api.list_repo_refs(repo_id)
+    heads, tags = ({ref.name: ref.target_commit for ref in refs} for refs in (references.branches, references.tags))
     if tag in tags:
         if not same_content(files, remote_files(api, repo_id, tag)):
             raise ValueError(f"{repo_id} has a tag {tag} already, of another release: choose another --tag.")
         return tags[tag]
-    there = remote_files(api, repo_id, revision)
+    there = remote_files(api, repo_id, heads[revision])
     if set(there) - {"README.md"} and "golden_embeddings.json" not in there:
         names = ", ".join(sorted(there)[:5])
         raise ValueError(f"{repo_id} holds something that is not a release ({names}): choose another name.")
@@ -351,6 +353,7 @@ def push_once(folder: Path, repo_id: str, private: bool, revision: str, tag: str
         ],
         commit_message=f"Release {tag}",
         revision=revision,
+        parent_commit=heads[revision],  # refused if somebody else has committed since
     )
     api.create_tag(repo_id, tag=tag, revision=commit.oid)
     return commit.oid
@@ -383,7 +386,7 @@ def explain(error: Exception, repo_id: str) -> str:
     if status == 403:
         return explain_refusal(repo_id)
     if status is not None:
-        return f"the Hub answered {status} for {repo_id}: {error.server_message}."
+        return f"the Hub answered {status} for {repo_id}: {error.server_message or 'no reason given'}."
     return f"the connection to the Hub failed ({type(error).__name__})."
 
 

@@ -150,6 +150,7 @@ def test_a_release_that_needs_the_project_is_stopped(release_folder, tmp_path):
             "differs .* hyperparameters.learning",
         ),
         (["{model}", "--release_dir", "{tmp}/out", "--push", "no/such/name"], "no/such/name"),
+        (["{model}", "--release_dir", "{tmp}/out", "--push", "name"], "--push name: with its owner, you/name"),
     ],
 )
 def test_user_errors_end_in_one_message(finished_run, tmp_path, monkeypatch, capsys, arguments, message):
@@ -212,7 +213,7 @@ def test_the_card_says_what_was_recorded(release_folder, finished_run):
     low, high = results["average_interval"]
     for fact in (
         f"{results['average']:.2f} [{low:.2f}, {high:.2f}]",
-        "before training: encoder, mean",
+        "before: encoder, mean",
         "`learning_rate`",
         "One training seed",
         'revision="v1"',
