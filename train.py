@@ -60,7 +60,14 @@ from eval_sts import (
 )
 from model_card.record import FILE_NAME as RECORD_FILE
 from model_card.record import training_record
-from model_card.release import ReleaseOptions, explain, full_repo_id, release
+from model_card.release import (
+    ReleaseOptions,
+    explain,
+    full_repo_id,
+    release,
+    write_json,
+    write_sentence_transformers_files,
+)
 from modeling_sarcse import SarcseModel, SarcseModelOutput
 
 
@@ -524,9 +531,10 @@ def run(
     # Not trainer.save_model, which adds a pickle of the arguments.
     model.save_pretrained(output_dir)
     trainer.processing_class.save_pretrained(output_dir)
+    write_sentence_transformers_files(output_dir)
     trainer.save_metrics("train", metrics, combined=False)
     trainer.save_state()
-    (output_dir / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(output_dir / RECORD_FILE, record)
     figures.training_curve({output_dir.name: trainer.state.log_history}, output_dir / "training_curve")
     if tasks:
         results = compare(measurements, tasks)

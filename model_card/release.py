@@ -16,6 +16,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -204,12 +205,18 @@ def write_model(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: 
         "sentences": GOLDEN_SENTENCES,
         "embeddings": golden_embeddings(model, tokenizer),
     }
-    for name, content in {
-        "golden_embeddings.json": golden,
-        "modules.json": MODULES,
-        "sentence_bert_config.json": SENTENCE_BERT_CONFIG,
-    }.items():
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / "golden_embeddings.json", golden)
+    write_sentence_transformers_files(folder)
+
+
+def write_sentence_transformers_files(folder: Path) -> None:
+    """What makes `SentenceTransformer(folder)` give the model's own embeddings."""
+    write_json(folder / "modules.json", MODULES)
+    write_json(folder / "sentence_bert_config.json", SENTENCE_BERT_CONFIG)
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()

@@ -4,12 +4,14 @@ import re
 import pytest
 import torch
 import yaml
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
+from eval_sts import encode, load_model
 from modeling_sarcse import SarcseModel
 from train import build_trainer, parse_arguments
 
-from .conftest import DEMO, ENCODER, PROJECT, flags, run_python
+from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, run_python
 
 
 def test_output_folder_holds_what_a_user_needs(finished_run):
@@ -22,6 +24,8 @@ def test_output_folder_holds_what_a_user_needs(finished_run):
         "tokenizer_config.json",
         "configuration_sarcse.py",
         "modeling_sarcse.py",
+        "modules.json",
+        "sentence_bert_config.json",
         "train_results.json",
         "trainer_state.json",
         "sts_results.json",
@@ -48,6 +52,14 @@ def test_printed_lines_load_the_model(finished_run, tmp_path):
     check = "assert embeddings.shape == (2, 128) and embeddings.isfinite().all()"
     loaded = run_python("-c", "\n".join([*lines, check]), cwd=tmp_path, HF_HOME=str(tmp_path / "hf_home"))
     assert loaded.returncode == 0, loaded.stderr
+
+
+def test_sentence_transformers_loads_the_output_folder_with_its_own_pooling(finished_run):
+    """Without the two files that say so it would pool the token vectors by itself, silently."""
+    folder, _ = finished_run
+    model, tokenizer = load_model(str(folder))
+    embeddings = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu").encode(SENTENCES)
+    torch.testing.assert_close(torch.from_numpy(embeddings), encode(model, tokenizer, SENTENCES), atol=1e-6, rtol=0)
 
 
 def test_both_losses_are_logged_beside_the_total(finished_run):
