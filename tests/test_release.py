@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import statistics
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,19 @@ def test_every_way_to_load_gives_the_same_vectors(differences, way):
 def test_lower_precision_stays_near(differences, way):
     """As 1 - cosine, on a model of random channels."""
     assert differences[way] <= {"bfloat16": 1e-3, "int8": 1e-2}[way], differences[way]
+
+
+def test_the_lines_of_the_readme_run(release_folder, tmp_path):
+    """Those under "Use a model", one after the other, on a release in place of the demo's folder."""
+    section = (PROJECT / "README.md").read_text().split("## Use a model")[1].split("\n## ")[0]
+    blocks = [textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", section, re.DOTALL | re.M)]
+    assert len(blocks) == 4
+    first = "before = embeddings.numpy()\n"
+    last = "import numpy; numpy.testing.assert_allclose(embeddings, before, atol=2e-6)\n"  # what ONNX gave
+    blocks = [blocks[0], first, blocks[1], blocks[2], last, blocks[3]]
+    code = "".join(blocks).replace('"output/demo"', repr(str(release_folder)))
+    process = run_python("-c", code, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
 
 
 # --- The card --------------------------------------------------------------------------------------------------------
