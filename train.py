@@ -488,6 +488,7 @@ def build_trainer(
     record = training_record(
         model_arguments.model_name_or_path,
         model_arguments.model_revision,
+        model.config,
         data.max_seq_length,
         describe_sentences(data, sentences),
         training,

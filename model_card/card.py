@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from comparison import intervals_table, markdown_table, reference_task, results_table, short_name
 from data import STS_TASKS
-from model_card.record import FILE_NAME
+from model_card.record import ARCHITECTURE, FILE_NAME
 from modeling_sarcse import SarcseModel
 
 
@@ -154,7 +154,7 @@ def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[
     for folder in (model_dir, *map(Path, seed_dirs)):
         record, results = read_json(folder / FILE_NAME), read_json(folder / "sts_results.json")
         seed = record["hyperparameters"].pop("seed")
-        trained = {name: record[name] for name in ("base_model", "train_data", "hyperparameters")}
+        trained = {name: record[name] for name in ("base_model", "architecture", "train_data", "hyperparameters")}
         if common is not None and trained != common:
             pairs = [(part, name) for part in trained for name in trained[part]]
             differing = [f"{part}.{name}" for part, name in pairs if trained[part][name] != common[part][name]]
@@ -236,16 +236,13 @@ def card_data(facts: Facts, repo_id: str, license: str | None, language: list[st
 
 def model_facts(facts: Facts) -> dict[str, str]:
     config = facts.model.config
-    shown = {
+    names = ARCHITECTURE if config.pooler == "autoencoder" else ("pooler",)  # the others have no autoencoder
+    return {
         "Parameters": f"{facts.model.num_parameters():,}",
         "Embedding": f"{config.hidden_size} dimensions, not normalised; compare by cosine similarity",
         "Encoder": config.encoder_config.model_type,
-        "`pooler`": config.pooler,
+        **{f"`{name}`": str(getattr(config, name)) for name in names},
     }
-    if config.pooler == "autoencoder":
-        names = ("kernel_sizes", "channels", "integration_kernel_size", "activation", "pooling", "decoder_length")
-        shown |= {f"`{name}`": str(getattr(config, name)) for name in names}
-    return shown
 
 
 def scores_section(facts: Facts) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import PretrainedConfig, TrainingArguments
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -45,15 +45,30 @@ HYPERPARAMETERS = (
     "eval_steps",
     "seed",
 )
+ARCHITECTURE = (
+    "pooler",
+    "kernel_sizes",
+    "channels",
+    "integration_kernel_size",
+    "activation",
+    "pooling",
+    "decoder_length",
+)
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers")
 
 
 def training_record(
-    model_name: str, model_revision: str, max_seq_length: int, train_data: dict[str, Any], args: TrainingArguments
+    model_name: str,
+    model_revision: str,
+    config: PretrainedConfig,
+    max_seq_length: int,
+    train_data: dict[str, Any],
+    args: TrainingArguments,
 ) -> dict[str, Any]:
     """
     Args:
         model_name, model_revision (`str`): The encoder or SARCSE model that the training starts from.
+        config (`SarcseConfig`): Of the model that is trained.
         max_seq_length (`int`): Tokens at which sentences are cut.
         train_data (`dict`): From `data.describe_sentences`.
         args (`SarcseTrainingArguments`): Of the training.
@@ -65,6 +80,7 @@ def training_record(
             # None for a local folder: then the name is no repository's.
             "revision": extract_commit_hash(cached_file(model_name, CONFIG_NAME, revision=model_revision), None),
         },
+        "architecture": {name: getattr(config, name) for name in ARCHITECTURE},
         "train_data": train_data,
         "hyperparameters": {name: values[name] for name in HYPERPARAMETERS},
         "hardware": hardware(args),

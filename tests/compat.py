@@ -32,7 +32,7 @@ ENVIRONMENTS = {
 PACKAGES = ("transformers", "torch", "sentence-transformers", "huggingface_hub")
 COLUMNS = {
     "AutoModel": ("auto_model", "auto_model_one_by_one"),
-    "sentence-transformers": (
+    "SentenceTransformer": (
         "sentence_transformer",
         "sentence_transformer_multi_process",
         "sentence_transformer_normalized",

@@ -90,7 +90,6 @@ class LoopbackHub(ThreadingHTTPServer):
 
     def environment(self, home: Path, token: str | None = None) -> dict[str, str]:
         """For a client of this Hub with its own caches in `home`."""
-        login = {} if token is None else {"HF_TOKEN": token}
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
@@ -98,7 +97,7 @@ class LoopbackHub(ThreadingHTTPServer):
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0",
             "NO_PROXY": "127.0.0.1",
-            **login,
+            "HF_TOKEN": token or "",  # not one that the developer is logged in with
         }
 
     def add(self, kind: str, repo_id: str, files: dict[str, bytes] | Path) -> str:

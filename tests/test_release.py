@@ -148,7 +148,7 @@ def test_a_release_that_needs_the_project_is_stopped(release_folder, tmp_path):
         (["{model}", "--release_dir", "{tmp}/out", "--seeds", "{model}"], "seed 42 is there already"),
         (
             ["{model}", "--release_dir", "{tmp}/out", "--seeds", "{tmp}/other"],
-            "differs .* hyperparameters.learning",
+            "differs .* seed: architecture.channels",
         ),
         (["{model}", "--release_dir", "{tmp}/out", "--push", "no/such/name"], "no/such/name"),
         (["{model}", "--release_dir", "{tmp}/out", "--push", "name"], "--push name: with its owner, you/name"),
@@ -161,7 +161,7 @@ def test_user_errors_end_in_one_message(finished_run, tmp_path, monkeypatch, cap
     (tmp_path / "others.json").write_text('{"models": {"a": {}, "b": {}}}')
     (tmp_path / "other").mkdir()
     record = json.loads((model_dir / "training_record.json").read_text())
-    record["hyperparameters"] |= {"learning_rate": 1.0, "seed": 1}
+    record["hyperparameters"]["seed"], record["architecture"]["channels"] = 1, 8
     (tmp_path / "other" / "training_record.json").write_text(json.dumps(record))
     shutil.copy(model_dir / "sts_results.json", tmp_path / "other")
     arguments = [argument.format(tmp=tmp_path, model=model_dir) for argument in arguments]
