@@ -20,8 +20,8 @@ from typing import Any
 # The newest torch that requirements.txt allows, and what goes with each transformers.
 TORCH = "torch>=2.6,<2.14"
 ENVIRONMENTS = {
-    # Loading only: train.py needs transformers 5.5.
-    "transformers-4.57": ["transformers==4.57.6", "sentence-transformers>=5,<6", TORCH],
+    # Loading only: train.py needs transformers 5.5. Older sentence-transformers do not know `modality_config`.
+    "transformers-4.57": ["transformers==4.57.6", "sentence-transformers==5.4.1", TORCH],
     # The oldest that train.py supports, of both.
     "transformers-5.5-torch-2.6": ["transformers==5.5.0", "sentence-transformers>=6,<7", "torch==2.6.0"],
     # langchain-huggingface 1.2 needs huggingface_hub 1.
