@@ -124,8 +124,7 @@ def kind_of_model(name_or_path: str, revision: str = "main") -> Literal["sarcse"
 def quantized(model: torch.nn.Module) -> torch.nn.Module:
     """The model with int8 weights in its linear layers, whose inputs become int8 as they come; for a CPU."""
     with warnings.catch_warnings():
-        # torch announces the successor of this function, torchao's, which is no faster than float32 on a CPU.
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # torch announces that torchao, a package of its own, will do this one day
         return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
