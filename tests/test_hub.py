@@ -275,6 +275,8 @@ def test_interrupting_a_push(hub, finished_run, tmp_path):
             env={**os.environ, **hub.environment(tmp_path, MINE)},
             stderr=subprocess.PIPE,
             text=True,
+            # A shell starts what runs in its background with SIGINT ignored, and its children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         while not any(status == 503 for *_, status in hub.log):
             time.sleep(0.1)
