@@ -154,10 +154,7 @@ def build(options: ReleaseOptions) -> Path:
     """
     model_dir, release_dir = Path(options.model_dir), Path(options.release_dir)
     check_folders(model_dir, release_dir)
-    if options.push is not None:
-        validate_repo_id(options.push)
-        if "/" not in options.push:
-            raise ValueError(f"--push {options.push}: with its owner, you/{options.push}; the card names it.")
+    check_names(options)
     model, tokenizer = load_model(str(model_dir))
     facts = read_facts(model_dir, model, tokenizer, options.results, options.seeds)
     release_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -191,6 +188,18 @@ def check_folders(model_dir: Path, release_dir: Path) -> None:
         raise ValueError(f"--release_dir {release_dir}: is a file.")
     if release_dir.is_dir() and any(release_dir.iterdir()) and not (release_dir / "golden_embeddings.json").is_file():
         raise ValueError(f"--release_dir {release_dir}: holds something that is not a release; choose a new folder.")
+
+
+def check_names(options: ReleaseOptions) -> None:
+    """What the Hub would refuse, before it has a commit."""
+    if options.push is not None:
+        validate_repo_id(options.push)
+        if "/" not in options.push:
+            raise ValueError(f"--push {options.push}: with its owner, you/{options.push}; the card names it.")
+    if options.tag is not None and (not re.fullmatch(r"\w[\w.-]*", options.tag) or options.tag == options.revision):
+        raise ValueError(
+            f"--tag {options.tag}: a tag has letters, digits, _, . and -, and is no branch's name."
+        )
 
 
 def write_model(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -152,6 +152,8 @@ def test_a_release_that_needs_the_project_is_stopped(release_folder, tmp_path):
         ),
         (["{model}", "--release_dir", "{tmp}/out", "--push", "no/such/name"], "no/such/name"),
         (["{model}", "--release_dir", "{tmp}/out", "--push", "name"], "--push name: with its owner, you/name"),
+        (["{model}", "--release_dir", "{tmp}/out", "--tag", "first one"], "--tag first one: a tag has letters, digits"),
+        (["{model}", "--release_dir", "{tmp}/out", "--tag", "main"], "--tag main: .* is no branch's name"),
     ],
 )
 def test_user_errors_end_in_one_message(finished_run, tmp_path, monkeypatch, capsys, arguments, message):
@@ -302,6 +304,19 @@ def test_what_was_not_measured_is_left_out(facts, tmp_path):
     for absent in ("## Scores", "## Training", "## Licence", "SHA-256", "](", "None", "nan"):
         assert absent not in text.replace("](https://arxiv.org", ""), absent
     assert "This release has no measured scores." in text
+
+
+def test_runs_that_differ_in_their_seed_alone_are_read(finished_run, tmp_path, tokenizer):
+    model_dir, _ = finished_run
+    record = json.loads((model_dir / "training_record.json").read_text())
+    results = json.loads((model_dir / "sts_results.json").read_text())
+    record["hyperparameters"]["seed"] = 1
+    own = results["models"].pop(f"after: {model_dir}")
+    results["models"] = {**results["models"], "after: elsewhere": {**own, "average": 12.5}}
+    (tmp_path / "training_record.json").write_text(json.dumps(record))
+    (tmp_path / "sts_results.json").write_text(json.dumps(results))
+    facts = read_facts(model_dir, SarcseModel.from_pretrained(model_dir), tokenizer, seed_dirs=[str(tmp_path)])
+    assert {seed: entry["average"] for seed, entry in facts.seeds.items()} == {42: own["average"], 1: 12.5}
 
 
 def test_seeds_give_mean_and_deviation():
