@@ -197,9 +197,7 @@ def check_names(options: ReleaseOptions) -> None:
         if "/" not in options.push:
             raise ValueError(f"--push {options.push}: with its owner, you/{options.push}; the card names it.")
     if options.tag is not None and (not re.fullmatch(r"\w[\w.-]*", options.tag) or options.tag == options.revision):
-        raise ValueError(
-            f"--tag {options.tag}: a tag has letters, digits, _, . and -, and is no branch's name."
-        )
+        raise ValueError(f"--tag {options.tag}: a tag has letters, digits, _, . and -, and is no branch's name.")
 
 
 def write_model(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -152,7 +152,10 @@ def test_a_release_that_needs_the_project_is_stopped(release_folder, tmp_path):
         ),
         (["{model}", "--release_dir", "{tmp}/out", "--push", "no/such/name"], "no/such/name"),
         (["{model}", "--release_dir", "{tmp}/out", "--push", "name"], "--push name: with its owner, you/name"),
-        (["{model}", "--release_dir", "{tmp}/out", "--tag", "first one"], "--tag first one: a tag has letters, digits"),
+        (
+            ["{model}", "--release_dir", "{tmp}/out", "--tag", "first one"],
+            "--tag first one: a tag has letters, digits",
+        ),
         (["{model}", "--release_dir", "{tmp}/out", "--tag", "main"], "--tag main: .* is no branch's name"),
     ],
 )

@@ -98,19 +98,20 @@ def onnx(sentences):
     import onnxscript  # noqa: F401  (torch.onnx.export needs it)
 
     model = AutoModel.from_pretrained(RELEASE, **TRUST)
-    inputs = dict(batch(["Any sentence.", "It only shows the shapes."]))
-    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    names = ("input_ids", "attention_mask")
+    shown = batch(["Any sentence.", "It only shows the shapes."])
+    inputs = {name: shown[name] for name in names}
     program = torch.onnx.export(
         model,
         kwargs=inputs,
-        dynamic_shapes=dict.fromkeys(inputs, dynamic),
+        dynamic_shapes=dict.fromkeys(names, {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}),
         output_names=["last_hidden_state", "pooler_output"],
         dynamo=True,
         verbose=False,
     )
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
-    feeds = {name: tensor.numpy() for name, tensor in batch(sentences).items()}
-    return torch.from_numpy(session.run(["pooler_output"], feeds)[0])
+    embedded = batch(sentences)
+    return torch.from_numpy(session.run(["pooler_output"], {name: embedded[name].numpy() for name in names})[0])
 
 
 def bfloat16(sentences):
