@@ -20,8 +20,6 @@ import accelerate
 import datasets
 import torch
 import yaml
-from huggingface_hub.errors import HTTPError
-from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from torch import distributed
 from torch.nn import functional as F
@@ -60,14 +58,7 @@ from eval_sts import (
 )
 from model_card.record import FILE_NAME as RECORD_FILE
 from model_card.record import training_record
-from model_card.release import (
-    ReleaseOptions,
-    explain,
-    full_repo_id,
-    release,
-    write_json,
-    write_sentence_transformers_files,
-)
+from model_card.release import options_of_training, release, write_json, write_sentence_transformers_files
 from modeling_sarcse import SarcseModel, SarcseModelOutput
 
 
@@ -552,33 +543,6 @@ embeddings = model(**tokenizer(["A sentence.", "Another."], padding=True, return
 """)
 
 
-def release_options(training: SarcseTrainingArguments) -> ReleaseOptions | None:
-    """
-    What `--push_to_hub` asks for, and whether the Hub will have it: better known before the training than after it.
-
-    Raises:
-        ValueError: there is no token that can write there, or no Hub to reach.
-    """
-    if not training.push_to_hub:
-        return None
-    training.push_to_hub = False  # the Trainer's own push uploads checkpoints and pickles, and writes another card
-    name = training.hub_model_id or Path(training.output_dir).name
-    validate_repo_id(name)
-    try:
-        repo_id = full_repo_id(name)
-    except (HTTPError, OSError) as error:
-        raise ValueError(f"--push_to_hub: {explain(error, name)}") from error
-    return ReleaseOptions(
-        model_dir=training.output_dir,
-        release_dir=str(Path(training.output_dir, "release")),
-        push=repo_id,
-        private=bool(training.hub_private_repo),
-        revision=training.hub_revision or "main",
-        license=training.hub_license,
-        language=training.hub_language,
-    )
-
-
 def how_to_go_on(training: SarcseTrainingArguments) -> str:
     if not any(Path(training.output_dir).glob("checkpoint-*")):
         return ""
@@ -588,7 +552,8 @@ def how_to_go_on(training: SarcseTrainingArguments) -> str:
 def main() -> None:
     try:
         model_arguments, data, training = parse_arguments(sys.argv[1:])
-        to_release = release_options(training)
+        to_release = options_of_training(training) if training.push_to_hub else None
+        training.push_to_hub = False  # the Trainer's own push uploads checkpoints and pickles, and writes another card
         trainer, tasks, record = build_trainer(model_arguments, data, training)
     except ValueError as error:
         print(f"train.py: error: {error}", file=sys.stderr)

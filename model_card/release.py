@@ -26,7 +26,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from eval_sts import kind_of_model, load_model
 from model_card.card import Facts, eval_result_entries, read_facts, write_card
@@ -105,6 +105,30 @@ class ReleaseOptions:
         for name in ("language", "seeds"):
             parts += [f"--{name}", *getattr(self, name)] if getattr(self, name) else []
         return shlex.join(parts)
+
+
+def options_of_training(args: TrainingArguments) -> ReleaseOptions:
+    """
+    What `--push_to_hub` asks for, and whether the Hub will have it: better known before the training than after it.
+
+    Raises:
+        ValueError: there is no token that can write there, or no Hub to reach.
+    """
+    name = args.hub_model_id or Path(args.output_dir).name
+    validate_repo_id(name)
+    try:
+        repo_id = full_repo_id(name)
+    except (HTTPError, OSError) as error:
+        raise ValueError(f"--push_to_hub: {explain(error, name)}") from error
+    return ReleaseOptions(
+        model_dir=args.output_dir,
+        release_dir=str(Path(args.output_dir, "release")),
+        push=repo_id,
+        private=bool(args.hub_private_repo),
+        revision=args.hub_revision or "main",
+        license=args.hub_license,
+        language=args.hub_language,
+    )
 
 
 def release(options: ReleaseOptions) -> None:
