@@ -42,6 +42,7 @@ HYPERPARAMETERS = (
     "fp16",
     "load_best_model_at_end",
     "metric_for_best_model",
+    "eval_strategy",
     "eval_steps",
     "seed",
 )
@@ -74,6 +75,8 @@ def training_record(
         args (`SarcseTrainingArguments`): Of the training.
     """
     values = {"max_seq_length": max_seq_length, **args.to_dict()}
+    if values["eval_strategy"] != "steps":
+        values["eval_steps"] = None
     return {
         "base_model": {
             "name": Path(model_name).name if Path(model_name).exists() else model_name,
