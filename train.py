@@ -11,6 +11,7 @@ import difflib
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,6 @@ from comparison import Measurement, compare, correlations, report, write_results
 from configuration_sarcse import SarcseConfig
 from data import (
     DataArguments,
-    describe_sentences,
     load_sentences,
     load_sts,
     load_tasks,
@@ -57,7 +57,7 @@ from eval_sts import (
     measure,
 )
 from model_card.record import FILE_NAME as RECORD_FILE
-from model_card.record import training_record
+from model_card.record import describe_base_model, training_record
 from model_card.release import options_of_training, release, write_json, write_sentence_transformers_files
 from modeling_sarcse import SarcseModel, SarcseModelOutput
 
@@ -439,12 +439,13 @@ def build_model(arguments: ModelArguments) -> tuple[SarcseModel, PreTrainedToken
 
 def build_trainer(
     model_arguments: ModelArguments, data: DataArguments, training: SarcseTrainingArguments
-) -> tuple[SarcseTrainer, dict[str, datasets.Dataset], dict[str, Any]]:
+) -> tuple[SarcseTrainer, dict[str, datasets.Dataset], Callable[[], dict[str, Any]]]:
     """
     Everything that can go wrong for a reason of the user's, in the order of its cost: arguments, data, model.
 
     Returns:
-        The trainer, the STS tasks to score before and after training, and the record of the training for its card.
+        The trainer, the STS tasks to score before and after training, and what makes the record of the training, for
+        one process to call at its end: it reads all sentences.
 
     Raises:
         ValueError: with a message that says what was found and what to do.
@@ -476,14 +477,8 @@ def build_trainer(
         data_collator=DataCollatorWithPadding(tokenizer),
         token_weights=weights,
     )
-    record = training_record(
-        model_arguments.model_name_or_path,
-        model_arguments.model_revision,
-        model.config,
-        data.max_seq_length,
-        describe_sentences(data, sentences),
-        training,
-    )
+    base_model = describe_base_model(model_arguments.model_name_or_path, model_arguments.model_revision)
+    record = partial(training_record, base_model, model.config, data, sentences, training)
     return trainer, tasks, record
 
 
@@ -504,7 +499,11 @@ def measure_before(
 
 
 def run(
-    trainer: SarcseTrainer, tasks: dict[str, datasets.Dataset], record: dict[str, Any], source: str, revision: str
+    trainer: SarcseTrainer,
+    tasks: dict[str, datasets.Dataset],
+    record: Callable[[], dict[str, Any]],
+    source: str,
+    revision: str,
 ) -> None:
     """Train, write the output folder, and print the table of scores and the lines that load the model."""
     args = trainer.args
@@ -526,7 +525,7 @@ def run(
     write_sentence_transformers_files(output_dir)
     trainer.save_metrics("train", metrics, combined=False)
     trainer.save_state()
-    write_json(output_dir / RECORD_FILE, record)
+    write_json(output_dir / RECORD_FILE, record())
     figures.training_curve({output_dir.name: trainer.state.log_history}, output_dir / "training_curve")
     if tasks:
         results = compare(measurements, tasks)

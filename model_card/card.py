@@ -253,8 +253,8 @@ def scores_section(facts: Facts) -> str | None:
     for name, entry in facts.results["models"].items():
         label = "this model" if name == facts.row else short_name(name)
         models[f"{label} ({len(models) + 1})" if label in models else label] = entry
-    tasks = list(facts.scores()["tasks"])
-    incomplete = [task for task in tasks if task in STS_TASKS and task not in published_scores(facts)]
+    own, published = facts.scores(), published_scores(facts)
+    incomplete = [task for task in own["tasks"] if task in STS_TASKS and task not in published]
     parts = [
         "Spearman correlation x 100 of cosine similarities with human ratings, all subsets of a task concatenated; "
         "the best in bold.",
@@ -270,11 +270,11 @@ def scores_section(facts: Facts) -> str | None:
         parts += [f"The same training with {len(facts.seeds)} seeds:", seeds_table(facts.seeds)]
     elif facts.record:
         parts.append("One training seed: how much the scores vary with it was not measured.")
-    if "alignment" in facts.scores():
-        task, own = reference_task(facts.scores()["tasks"]), facts.scores()
+    if "alignment" in own:
         parts.append(
-            f"Alignment is over the {own['positive_pairs']} pairs of {task} rated 4 or more, uniformity over its "
-            f"{own['sentences']} sentences (Wang and Isola, 2020); lower is better, of both together."
+            f"Alignment is over the {own['positive_pairs']} pairs of {reference_task(own['tasks'])} rated 4 or more, "
+            f"uniformity over its {own['sentences']} sentences (Wang and Isola, 2020); lower is better, of both "
+            "together."
         )
     parts += [f"![{FIGURES[figure.stem]}]({figure.name})" for figure in facts.figures()]
     return "\n\n".join(parts)
@@ -283,15 +283,15 @@ def scores_section(facts: Facts) -> str | None:
 def seeds_table(seeds: dict[int, dict[str, Any]]) -> str:
     """One row a seed, then mean and sample standard deviation."""
     tasks = list(next(iter(seeds.values()))["tasks"])
-    rows = {
-        f"seed {seed}": [entry["tasks"][task]["spearman"] for task in tasks] + [entry["average"]]
-        for seed, entry in sorted(seeds.items())
-    }
-    # A score that does not exist is NaN here, and so is what would rest on it.
-    columns = list(zip(*([math.nan if value is None else value for value in row] for row in rows.values())))
+    rows = {}
+    for seed, entry in sorted(seeds.items()):
+        values = [*(entry["tasks"][task]["spearman"] for task in tasks), entry["average"]]
+        # A score that does not exist is NaN here, and so is what would rest on it.
+        rows[f"seed {seed}"] = [math.nan if value is None else value for value in values]
+    columns = list(zip(*rows.values()))
     rows["mean"] = [statistics.fmean(column) for column in columns]
     rows["standard deviation"] = [statistics.stdev(column) for column in columns]
-    cells = [[name, *(f"{math.nan if value is None else value:.2f}" for value in row)] for name, row in rows.items()]
+    cells = [[name, *(f"{value:.2f}" for value in row)] for name, row in rows.items()]
     return markdown_table([["", *tasks, "average"], *cells])
 
 

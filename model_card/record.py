@@ -9,10 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from transformers import PretrainedConfig, TrainingArguments
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
+
+from data import DataArguments, describe_sentences
 
 
 FILE_NAME = "training_record.json"
@@ -58,33 +61,39 @@ ARCHITECTURE = (
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers")
 
 
+def describe_base_model(name_or_path: str, revision: str) -> dict[str, str | None]:
+    """
+    The encoder or SARCSE model that a training starts from: `name`, and the commit as `revision`, which is None for a
+    local folder. Ask before the training: a branch may have moved on after it.
+    """
+    return {
+        "name": Path(name_or_path).name if Path(name_or_path).exists() else name_or_path,
+        "revision": extract_commit_hash(cached_file(name_or_path, CONFIG_NAME, revision=revision), None),
+    }
+
+
 def training_record(
-    model_name: str,
-    model_revision: str,
+    base_model: dict[str, str | None],
     config: PretrainedConfig,
-    max_seq_length: int,
-    train_data: dict[str, Any],
+    data: DataArguments,
+    sentences: datasets.Dataset,
     args: TrainingArguments,
 ) -> dict[str, Any]:
     """
     Args:
-        model_name, model_revision (`str`): The encoder or SARCSE model that the training starts from.
+        base_model (`dict`): From `describe_base_model`.
         config (`SarcseConfig`): Of the model that is trained.
-        max_seq_length (`int`): Tokens at which sentences are cut.
-        train_data (`dict`): From `data.describe_sentences`.
+        data (`DataArguments`): Of the training.
+        sentences (`datasets.Dataset`): Those trained on; all of them are hashed.
         args (`SarcseTrainingArguments`): Of the training.
     """
-    values = {"max_seq_length": max_seq_length, **args.to_dict()}
+    values = {"max_seq_length": data.max_seq_length, **args.to_dict()}
     if values["eval_strategy"] != "steps":
         values["eval_steps"] = None
     return {
-        "base_model": {
-            "name": Path(model_name).name if Path(model_name).exists() else model_name,
-            # None for a local folder: then the name is no repository's.
-            "revision": extract_commit_hash(cached_file(model_name, CONFIG_NAME, revision=model_revision), None),
-        },
+        "base_model": base_model,
         "architecture": {name: getattr(config, name) for name in ARCHITECTURE},
-        "train_data": train_data,
+        "train_data": describe_sentences(data, sentences),
         "hyperparameters": {name: values[name] for name in HYPERPARAMETERS},
         "hardware": hardware(args),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},

@@ -139,7 +139,7 @@ def release(options: ReleaseOptions) -> None:
         ValueError: with what is wrong, where the model is, and the command that finishes the job.
     """
     try:
-        folder = build(options)
+        folder, tag = build(options)
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"the release could not be written to {options.release_dir}: {error}\n"
@@ -149,7 +149,6 @@ def release(options: ReleaseOptions) -> None:
     if options.push is None:
         print("To publish it, the same with --push you/name.")
         return
-    tag = options.tag or content_tag(folder)
     to_finish = f"The release is complete in {folder}. To finish:\n  {options.command()}"
     try:
         commit = push(folder, options.push, options.private, options.revision, tag)
@@ -167,9 +166,9 @@ def release(options: ReleaseOptions) -> None:
 # --- The folder ------------------------------------------------------------------------------------------------------
 
 
-def build(options: ReleaseOptions) -> Path:
+def build(options: ReleaseOptions) -> tuple[Path, str]:
     """
-    The release folder, complete and verified; it appears in one move or not at all.
+    The release folder, complete and verified, and its tag; the folder appears in one move or not at all.
 
     Raises:
         ValueError: there is no SARCSE model, the folder holds something else, a fact of the card is missing or
@@ -186,11 +185,12 @@ def build(options: ReleaseOptions) -> Path:
         folder = Path(temporary, "release")
         write_model(model, tokenizer, folder)
         write_results(facts, folder)
+        tag = options.tag or content_tag(folder)
         write_card(
             folder / "README.md",
             facts,
             repo_id=options.push or release_dir.name,
-            revision=options.tag or content_tag(folder),
+            revision=tag,
             license=options.license,
             language=options.language,
         )
@@ -198,7 +198,7 @@ def build(options: ReleaseOptions) -> Path:
         if release_dir.exists():
             shutil.rmtree(release_dir)
         os.replace(folder, release_dir)
-    return release_dir
+    return release_dir, tag
 
 
 def check_folders(model_dir: Path, release_dir: Path) -> None:

@@ -1,8 +1,10 @@
 """Shared fixtures: the embedded encoder, random encoders of other families, and the folder of real data."""
 
 import os
+import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,8 +72,14 @@ def saved_model(trained_like_model, tokenizer, tmp_path_factory) -> Path:
     return folder
 
 
-def run_python(*arguments: object, cwd: Path, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
-    """A real Python process, offline, with this interpreter and nothing of the project on its path."""
+def run_python(
+    *arguments: object, cwd: Path, timeout: int = 300, largest_file: int | None = None, **environment: str
+) -> subprocess.CompletedProcess:
+    """
+    A real Python process, offline, with this interpreter and nothing of the project on its path. No file of more than
+    `largest_file` bytes can be written, as on a full disk.
+    """
+    limit = None if largest_file is None else partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest_file,) * 2)
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
@@ -80,6 +88,7 @@ def run_python(*arguments: object, cwd: Path, timeout: int = 300, **environment:
         capture_output=True,
         text=True,
         timeout=timeout,
+        preexec_fn=limit,
     )
 
 

@@ -194,7 +194,7 @@ def test_no_right_to_push(hub, release_folder, monkeypatch, token, repo, message
     """A message and the command that finishes; nothing is sent."""
     hub.add("models", "other/taken", {"config.json": b"{}"})
     monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
-    monkeypatch.setattr(release_module, "build", lambda options: release_folder)
+    monkeypatch.setattr(release_module, "build", lambda options: (release_folder, "v1"))
     with pytest.raises(ValueError) as error:
         release_module.release(ReleaseOptions("model dir", str(release_folder), push=repo))
     assert str(error.value).splitlines() == [

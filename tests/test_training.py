@@ -230,14 +230,10 @@ def test_two_processes_take_the_step_of_one_on_the_same_global_batch(tmp_path):
 
 
 def test_a_full_disk_ends_in_a_message(tmp_path):
-    """The process may write no file of more than 2 MB; the model has 6."""
-    limited = (
-        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)); "
-        f"sys.argv[0] = 'train.py'; sys.path.insert(0, {str(PROJECT)!r}); "
-        f"runpy.run_path({str(PROJECT / 'train.py')!r}, run_name='__main__')"
-    )
+    """The model has 6 MB."""
     options = {"eval_strategy": "no", "eval_pairs": None, "save_strategy": "no", "max_train_samples": 8}
-    process = run_python("-c", limited, *flags(tmp_path / "model", **options), cwd=tmp_path)
+    arguments = flags(tmp_path / "model", **options)
+    process = run_python(PROJECT / "train.py", *arguments, cwd=tmp_path, largest_file=2_000_000)
     assert process.returncode == 1 and "Traceback" not in process.stderr
     assert re.search("train.py: error: .*File too large", process.stderr.splitlines()[-1])
 
