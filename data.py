@@ -4,10 +4,13 @@ of tokens by frequency.
 """
 
 import csv
+import glob
 import hashlib
+import itertools
 import logging
 import math
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ import datasets
 import fsspec
 import numpy as np
 import torch
+from datasets.distributed import split_dataset_by_node
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 
@@ -28,25 +33,42 @@ BUILDERS = {".txt": "text", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".pa
 COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
 
 
-def load_file(name: str) -> datasets.Dataset:
+def load_file(name: str, streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
     """
-    A file, local or `hf://`, as a data set, whatever its kind; a .txt has the one column `text`.
+    A file, local or `hf://`, or all files of a pattern such as `corpus/*.txt`, as a data set, whatever their kind; a
+    .txt has the one column `text`.
 
     Raises:
-        ValueError: the file is missing, empty, not UTF-8 (the line is named), or of an unknown kind.
+        ValueError: a file is missing, empty, not UTF-8 (the line is named), or of an unknown kind. Of a stream the
+            inside is not looked at.
     """
     suffix, _ = file_kind(name)
-    if "://" not in name and not Path(name).is_file():
-        raise ValueError(f"{name}: no such file.")
-    if "://" not in name and Path(name).stat().st_size == 0:
-        raise ValueError(f"{name}: the file is empty.")
+    files = local_files(name)
+    for file in files:
+        if Path(file).stat().st_size == 0:
+            raise ValueError(f"{file}: the file is empty.")
     options: dict[str, Any] = {} if suffix == ".parquet" else {"encoding": "utf-8-sig"}
     if BUILDERS[suffix] == "csv":
         options["keep_default_na"] = False  # "NA" and "null" are sentences too
     if suffix == ".tsv":
         # As in SentEval's files: a quotation mark of a sentence is a character like any other.
         options.update(sep="\t", quoting=csv.QUOTE_NONE)
-    return load_or_explain(name, BUILDERS[suffix], data_files=name, **options)
+    return load_or_explain(name, BUILDERS[suffix], data_files=files or name, streaming=streaming, **options)
+
+
+def local_files(name: str) -> list[str]:
+    """
+    The file, or those that a pattern stands for, in order; empty for what is not on this machine.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if "://" in name:
+        return []
+    files = [name] if Path(name).is_file() else sorted(file for file in glob.glob(name) if Path(file).is_file())
+    if not files:
+        raise ValueError(f"{name}: no such file.")
+    return files
 
 
 def file_kind(name: str) -> tuple[str, str | None]:
@@ -66,26 +88,38 @@ def file_kind(name: str) -> tuple[str, str | None]:
     return suffix, compression
 
 
-def load_or_explain(name: str, *arguments: Any, split: str = "train", **options: Any) -> datasets.Dataset:
+def load_or_explain(
+    name: str, *arguments: Any, split: str = "train", **options: Any
+) -> datasets.Dataset | datasets.IterableDataset:
     """`datasets.load_dataset`, its exceptions as one message that names the file or data set."""
     try:
         return datasets.load_dataset(*arguments, split=split, **options)
     except Exception as error:  # the builders and the Hub's client have a dozen exceptions for bad input
-        cause = error.__cause__ or error
-        if isinstance(cause, UnicodeDecodeError):
-            raise ValueError(f"{name}, line {undecodable_line(name)}: not UTF-8 ({cause.reason}).") from error
-        raise ValueError(f"{name} could not be loaded: {type(cause).__name__}: {cause}") from error
+        raise explained(name, error) from error
 
 
-def undecodable_line(name: str) -> int:
-    """Number of the first line, counted from 1, that is not UTF-8."""
-    with fsspec.open(name, "rb", compression=file_kind(name)[1]) as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return number
-    raise ValueError(f"{name}: every line is UTF-8, but not the whole.")
+def explained(name: str, error: Exception) -> "UnreadableDataError":
+    """What a reader of `name` raised, as one message that names the file and, if it is not UTF-8, the line."""
+    cause = error.__cause__ or error
+    if isinstance(cause, UnicodeDecodeError):
+        return UnreadableDataError(f"{undecodable_line(name)}: not UTF-8 ({cause.reason}).")
+    return UnreadableDataError(f"{name} could not be loaded: {type(cause).__name__}: {cause}")
+
+
+class UnreadableDataError(ValueError):
+    """A stream can turn out to be unreadable long after it was opened."""
+
+
+def undecodable_line(name: str) -> str:
+    """The file and the number of its first line, counted from 1, that is not UTF-8."""
+    for file in local_files(name) or [name]:
+        with fsspec.open(file, "rb", compression=file_kind(file)[1]) as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError:
+                    return f"{file}, line {number}"
+    return name
 
 
 # --- Graded pairs: every loader returns a data set with the columns sentence1, sentence2, score and maybe subset -----
@@ -317,7 +351,8 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Sentences: .txt with one a line, .jsonl, .csv, .tsv or .parquet (also .gz, .xz, .zst), local or "
-            "hf://. Default: SimCSE's million Wikipedia sentences from the Hub."
+            "hf://, or a pattern for several files, 'corpus/*.txt'. Default: SimCSE's million Wikipedia sentences "
+            "from the Hub."
         },
     )
     dataset_name: str | None = field(
@@ -330,6 +365,13 @@ class DataArguments:
         default=32, metadata={"help": "Sentences are cut at this many tokens in training, specials included."}
     )
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the sentences while training, for corpora of any size. Needs --max_steps."},
+    )
+    token_count_samples: int = field(
+        default=100_000, metadata={"help": "Sentences at the beginning of a stream whose tokens are counted."}
+    )
     sts_dir: str | None = field(
         default=None, metadata={"help": "STS tasks in SentEval's layout. Default: the Hub's data sets."}
     )
@@ -345,30 +387,34 @@ class DataArguments:
     )
 
 
-def load_sentences(arguments: DataArguments) -> datasets.Dataset:
+def load_sentences(arguments: DataArguments) -> datasets.Dataset | datasets.IterableDataset:
     """
-    The training sentences as the only column, named `text_column`, without blank ones (their number is logged).
+    The training sentences as the only column, named `text_column`, without blank ones (their number is logged); with
+    `streaming` they are read when they are asked for.
 
     Raises:
         ValueError: the file is missing, empty, not UTF-8 (the line is named), or of an unknown kind; the data set
             cannot be loaded; there is no such column. The message says which.
     """
+    streaming = arguments.streaming
     if arguments.dataset_name is not None:
         if arguments.train_file is not None:
             raise ValueError("give either --train_file or --dataset_name, not both.")
         name = arguments.dataset_name
-        sentences = load_or_explain(name, name, arguments.dataset_config_name)
+        sentences = load_or_explain(name, name, arguments.dataset_config_name, streaming=streaming)
     else:
         name = arguments.train_file or WIKI1M
-        sentences = load_file(name)
+        sentences = load_file(name, streaming)
     column = arguments.text_column
-    if column not in sentences.column_names:
-        raise ValueError(
-            f"{name}: no column {column!r}; --text_column must be one of {', '.join(sentences.column_names)}."
-        )
-    if sentences.features[column] not in (datasets.Value("string"), datasets.Value("large_string")):
-        raise ValueError(f"{name}: column {column!r} holds {sentences.features[column]}, not text.")
+    features = first_features(name, sentences) if streaming else sentences.features
+    if column not in features:
+        raise ValueError(f"{name}: no column {column!r}; --text_column must be one of {', '.join(features)}.")
+    if features[column] not in (datasets.Value("string"), datasets.Value("large_string")):
+        raise ValueError(f"{name}: column {column!r} holds {features[column]}, not text.")
     sentences = sentences.select_columns(column)
+    if streaming:
+        sentences = sentences.filter(_not_blank, input_columns=column)
+        return sentences if arguments.max_train_samples is None else sentences.take(arguments.max_train_samples)
     lines = len(sentences)
     sentences = sentences.filter(_not_blank, input_columns=column, desc="Dropping blank lines")
     if lines > len(sentences):
@@ -380,35 +426,105 @@ def load_sentences(arguments: DataArguments) -> datasets.Dataset:
     return sentences
 
 
-def describe_sentences(arguments: DataArguments, sentences: datasets.Dataset) -> dict[str, Any]:
+def first_features(name: str, stream: datasets.IterableDataset) -> datasets.Features:
+    """The columns and types of a stream, from its first row."""
+    for row in readable(name, stream.take(1)):
+        return datasets.Dataset.from_list([row]).features
+    raise ValueError(f"{name}: no sentence in it.")
+
+
+def readable(name: str, stream: Iterable[Any]) -> Iterator[Any]:
+    """
+    Raises:
+        UnreadableDataError: what the stream's reader raises, as one message that names the file or data set.
+    """
+    try:
+        yield from stream
+    except Exception as error:
+        raise explained(name, error) from error
+
+
+# Sentences among which a stream's next one is drawn: enough to mix the articles of a corpus that was not shuffled.
+SHUFFLE_BUFFER_SIZE = 10_000
+
+
+class SentenceStream(torch.utils.data.IterableDataset):
+    """
+    One process' share of a stream of sentences, without end: every pass is shuffled anew, the order of the files and
+    within a buffer, and gives each sentence to one process. If the number of files is a multiple of the number of
+    processes, each process reads its own files; else each reads all of them and keeps every n-th sentence.
+
+    Args:
+        name (`str`): Of the file or data set, for messages.
+        sentences (`datasets.IterableDataset`): From `load_sentences`.
+        seed (`int`): Of the shuffling, the same for all processes.
+        process_index, num_processes (`int`): Whose share it is, and of how many.
+    """
+
+    def __init__(
+        self, name: str, sentences: datasets.IterableDataset, seed: int, process_index: int, num_processes: int
+    ) -> None:
+        self.name, self.sentences, self.seed = name, sentences, seed
+        self.process_index, self.num_processes = process_index, num_processes
+
+    def __iter__(self) -> Iterator[str]:
+        for number in itertools.count():
+            seen = False
+            for row in readable(self.name, self.one_pass(number)):
+                seen = True
+                (sentence,) = row.values()
+                yield sentence
+            if not seen:
+                return  # a worker without a file of its own
+
+    def one_pass(self, number: int) -> datasets.IterableDataset:
+        shuffled = self.sentences.shuffle(seed=self.seed + number, buffer_size=SHUFFLE_BUFFER_SIZE)
+        return split_dataset_by_node(shuffled, self.process_index, self.num_processes)
+
+
+def name_of_sentences(arguments: DataArguments) -> str:
+    return arguments.dataset_name or arguments.train_file or WIKI1M
+
+
+def first_part(stream: datasets.IterableDataset, arguments: DataArguments) -> datasets.Dataset:
+    """The sentences at the beginning of a stream whose tokens are counted."""
+    name, number = name_of_sentences(arguments), arguments.token_count_samples
+    rows = list(tqdm(readable(name, stream.take(number)), desc="First part", total=number, leave=False, disable=None))
+    if not rows:
+        raise ValueError(f"{name}: no sentence in it.")
+    logger.warning(f"{name}: tokens are counted in the first {len(rows)} sentences.")
+    return datasets.Dataset.from_list(rows)
+
+
+def describe_sentences(
+    arguments: DataArguments, sentences: datasets.Dataset | datasets.IterableDataset
+) -> dict[str, Any]:
     """
     For the card: `name` of the file (without its folder, if it is local) or data set, its `hub_id` if it comes from
-    the Hub, the number of `sentences` trained on, and the `sha256` of them, each followed by a newline.
+    the Hub, the number of `sentences` trained on, and the `sha256` of them, each followed by a newline. Of a stream,
+    whose end may not have been reached, there are no such two.
     """
-    name = arguments.dataset_name or arguments.train_file or WIKI1M
+    name = name_of_sentences(arguments)
     in_hub_file = re.match(r"hf://datasets/([^/@]+/[^/@]+)", name)
-    is_local = Path(name).exists()
+    is_local = Path(name).exists() or arguments.dataset_name is None and "://" not in name
+    description = {
+        "name": Path(name).name if is_local else name,
+        "hub_id": in_hub_file[1] if in_hub_file else None if is_local else arguments.dataset_name,
+    }
+    if arguments.streaming:
+        return description
     digest = hashlib.sha256()
     for batch in sentences.iter(batch_size=10_000):
         digest.update("".join(f"{sentence}\n" for sentence in batch[arguments.text_column]).encode())
-    return {
-        "name": Path(name).name if is_local else name,
-        "hub_id": in_hub_file[1] if in_hub_file else None if is_local else arguments.dataset_name,
-        "sentences": len(sentences),
-        "sha256": digest.hexdigest(),
-    }
+    return {**description, "sentences": len(sentences), "sha256": digest.hexdigest()}
 
 
 def _not_blank(sentence: str | None) -> bool:
     return bool(sentence and sentence.strip())
 
 
-def tokenize(
-    sentences: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
-) -> datasets.Dataset:
+def check_length(tokenizer: PreTrainedTokenizerBase, arguments: DataArguments) -> None:
     """
-    `input_ids` of every sentence, cut at `max_seq_length` tokens, unpadded; cached by `datasets`.
-
     Raises:
         ValueError: `max_seq_length` leaves no token beside the special ones, or is more than the encoder can take.
     """
@@ -417,6 +533,12 @@ def tokenize(
         raise ValueError(
             f"--max_seq_length must be from {shortest} to {longest} for this encoder, got {arguments.max_seq_length}."
         )
+
+
+def tokenize(
+    sentences: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
+) -> datasets.Dataset:
+    """`input_ids` of every sentence, cut at `max_seq_length` tokens, unpadded; cached by `datasets`."""
     return sentences.map(
         _encode_batch,
         batched=True,
@@ -436,6 +558,14 @@ def _encode_batch(
     batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, text_column: str, max_seq_length: int
 ) -> dict[str, list[list[int]]]:
     return {"input_ids": tokenizer(batch[text_column], truncation=True, max_length=max_seq_length)["input_ids"]}
+
+
+def tokenize_batch(
+    sentences: list[str], tokenizer: PreTrainedTokenizerBase, max_seq_length: int
+) -> dict[str, torch.Tensor]:
+    """A stream's collator: `input_ids` and `attention_mask`, `(B, L)`, the same as from `tokenize` and padding."""
+    batch = tokenizer(sentences, truncation=True, max_length=max_seq_length, padding=True, return_tensors="pt")
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
 def token_counts(tokens: datasets.Dataset, vocabulary_size: int, special_token_ids: list[int]) -> np.ndarray:

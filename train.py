@@ -4,12 +4,14 @@ Train a SARCSE model on plain sentences.
     python train.py [RECIPE.yaml] [--field value ...]
     accelerate launch train.py recipes/roberta-base.yaml
 
-Top to bottom: arguments, the two losses, the Trainer, the command. What a sentence goes through before is in data.py.
+Top to bottom: arguments, what can be wrong with them, the run. What a sentence goes through before is in data.py, the
+losses and the Trainer are in trainer.py.
 """
 
 import difflib
 import json
-import math
+import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -17,38 +19,40 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import accelerate
 import datasets
 import torch
 import yaml
+from accelerate.utils import set_seed
 from safetensors import SafetensorError
-from torch import distributed
-from torch.nn import functional as F
 from transformers import (
     AutoModel,
     DataCollatorWithPadding,
     HfArgumentParser,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainingArguments,
-    set_seed,
 )
 
 import figures
-from comparison import Measurement, compare, correlations, report, write_results
+from checkpoints import checkpoint_to_resume, checkpoints
+from comparison import Measurement, compare, report, write_results
 from configuration_sarcse import SarcseConfig
 from data import (
     DataArguments,
+    SentenceStream,
+    UnreadableDataError,
+    check_length,
+    first_part,
     load_sentences,
     load_sts,
     load_tasks,
+    name_of_sentences,
     token_counts,
     token_weights,
     tokenize,
+    tokenize_batch,
 )
 from eval_sts import (
     draw_figures,
-    embed_pairs,
     encode,
     encoder_max_length,
     kind_of_model,
@@ -59,7 +63,8 @@ from eval_sts import (
 from model_card.record import FILE_NAME as RECORD_FILE
 from model_card.record import describe_base_model, training_record
 from model_card.release import options_of_training, release, write_json, write_sentence_transformers_files
-from modeling_sarcse import SarcseModel, SarcseModelOutput
+from modeling_sarcse import SarcseModel
+from trainer import SarcseTrainer
 
 
 DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
@@ -123,6 +128,13 @@ class SarcseTrainingArguments(TrainingArguments):
     autoencoder_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the new layers. Default: learning_rate."}
     )
+    gradient_cache_mini_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Gradients of the whole batch with the activations of this many sentences in memory at a time, "
+            "for batches that do not fit (arXiv 2101.06983). gradient_accumulation_steps adds no negatives, this does."
+        },
+    )
 
     push_to_hub: bool = field(
         default=False, metadata={"help": "After training, build a release in OUTPUT_DIR/release, verify and push it."}
@@ -145,15 +157,29 @@ class SarcseTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(default="stsb_spearman", metadata={"help": "What best means."})
     # InfoNCE over a ragged last batch would be an easier task with a wrong weight.
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, incomplete batch."})
+    # The Trainer would go on as if such a batch had not been; SarcseTrainer stops.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Has no effect: the run stops."})
+    # Every parameter that is trained gets a gradient in every step.
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "As in transformers."})
     # Without a GPU pinned memory does nothing but warn.
+    use_cpu: bool = field(
+        # Said of itself, since accelerate would take processes that find no GPU for so many runs of one process.
+        # (Not a default_factory here and below: HfArgumentParser takes that for False.)
+        default=not torch.accelerator.is_available(),
+        metadata={"help": "Train on the CPU. Default: without a GPU."},
+    )
     dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "Pin the batches in memory. Default: with a GPU."}
+        default=torch.cuda.is_available(), metadata={"help": "Pin the batches in memory. Default: with a GPU."}
     )
 
     def __post_init__(self) -> None:
+        self.check_machine()
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
             self.metric_for_best_model = None
+        if self.data_seed is None:
+            # Processes have random numbers of their own, for dropout, but must agree on the order of the sentences.
+            self.data_seed = self.seed
         super().__post_init__()
         for name in ("contrastive_temperature", "frequency_smoothing"):
             if not getattr(self, name) > 0:
@@ -163,6 +189,31 @@ class SarcseTrainingArguments(TrainingArguments):
             raise ValueError("--hub_token is seen by every user of this machine: `hf auth login`, or set HF_TOKEN.")
         if self.reconstruction_weight < 0:
             raise ValueError(f"--reconstruction_weight must not be negative, got {self.reconstruction_weight}.")
+        size = self.gradient_cache_mini_batch_size
+        if size is not None and size < 1:
+            raise ValueError(f"--gradient_cache_mini_batch_size must be at least 1, got {size}.")
+
+    def check_machine(self) -> None:
+        """
+        Raises:
+            ValueError: a way to use the machine that does not work, or that would silently not be what was asked for.
+        """
+        for name in ("FSDP", "DeepSpeed"):
+            asked_of_accelerate = os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true"
+            if getattr(self, name.lower()) or asked_of_accelerate:
+                raise ValueError(
+                    f"{name} is not supported: a text encoder fits on each GPU, and every GPU trains a copy "
+                    "(`accelerate launch --multi_gpu`). If a batch does not fit: --gradient_cache_mini_batch_size."
+                )
+        mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if self.use_cpu and (self.fp16 or mixed_precision == "fp16"):
+            raise ValueError("fp16 needs a GPU. On a CPU train in bfloat16 (--bf16 true), or in float32.")
+        # With several processes but no MPI, accelerate sets their meeting point and starts one.
+        if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and not launched_by_mpi():
+            raise ValueError(
+                "accelerate starts several processes on CPUs through MPI only: add --mpirun_hostfile FILE, or use "
+                "`torchrun --nproc-per-node N train.py ...`."
+            )
 
 
 class ArgumentParser(HfArgumentParser):
@@ -170,6 +221,11 @@ class ArgumentParser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"train.py: error: {message}\n")
+
+
+def launched_by_mpi() -> bool:
+    """Whether this process has a place among several ones, by the variables that accelerate looks for."""
+    return any(name in os.environ for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"))
 
 
 def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, SarcseTrainingArguments]:
@@ -229,145 +285,6 @@ def unknown_field(name: str, known: list[str]) -> str:
     return f"unknown field {name}." + (f" Did you mean {nearest[0]}?" if nearest else " --help lists all fields.")
 
 
-# --- Losses ----------------------------------------------------------------------------------------------------------
-
-
-def info_nce(first: torch.Tensor, second: torch.Tensor, temperature: float, positive_offset: int = 0) -> torch.Tensor:
-    """
-    Contrastive loss of SimCSE (arXiv 2104.08821, equation 1), mean over the rows, in float32:
-
-        -log( exp(cos(first_i, second_i) / temperature) / sum_j exp(cos(first_i, second_j) / temperature) )
-
-    Args:
-        first (`torch.Tensor` of shape `(B, d)`): Embeddings of the first dropout view.
-        second (`torch.Tensor` of shape `(M, d)`, M >= B): Of the second, those of all processes.
-        temperature (`float`): Divides the cosine similarities.
-        positive_offset (`int`): Row of `second` that belongs to the first row of `first`.
-    """
-    similarities = F.normalize(first.float(), dim=1) @ F.normalize(second.float(), dim=1).T  # (B, M)
-    positives = torch.arange(len(first), device=first.device) + positive_offset  # (B,)
-    return F.cross_entropy(similarities / temperature, positives)
-
-
-def weighted_reconstruction(
-    errors: torch.Tensor, weights: torch.Tensor, total_weight: torch.Tensor | None = None
-) -> torch.Tensor:
-    """
-    Weighted mean of the tokens' reconstruction errors, sum(w e) / sum(w).
-
-    Args:
-        errors (`torch.Tensor` of shape `(B, T)`): From `SarcseModelOutput.reconstruction_errors`.
-        weights (`torch.Tensor` of shape `(B, T)`): Zero where there is no content.
-        total_weight (`torch.Tensor`, *optional*): Denominator where the batch is one of several processes' shares.
-    """
-    total_weight = weights.sum() if total_weight is None else total_weight
-    return (weights * errors).sum() / total_weight.clamp(min=torch.finfo(errors.dtype).tiny)
-
-
-# --- Trainer ---------------------------------------------------------------------------------------------------------
-
-
-class SarcseTrainer(Trainer):
-    """
-    transformers' Trainer with SARCSE's loss, and with graded sentence pairs as evaluation data.
-
-    Args:
-        token_weights (`torch.Tensor` of shape `(vocabulary_size,)`, *optional*):
-            Weights of the reconstruction errors by token id, needed if `reconstruction_weight` > 0.
-        eval_name (`str`): What the pairs are called in the metrics: `eval_{eval_name}_spearman`.
-        eval_dataset (`datasets.Dataset`): Columns sentence1, sentence2 and score.
-    """
-
-    # Each loss is a mean over its batch, for the Trainer to divide by the number of accumulated batches.
-    loss_is_scaled_for_ga = False
-
-    def __init__(
-        self, *args: Any, token_weights: torch.Tensor | None = None, eval_name: str = "stsb", **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.eval_name = eval_name
-        if self.args.reconstruction_weight > 0:
-            self.token_weights = token_weights.to(self.args.device)
-        elif self.model.config.pooler == "autoencoder":
-            # Parameters that get no gradient would stop DistributedDataParallel.
-            self.model.sentence_decoder.requires_grad_(False)
-        self._losses: dict[str, torch.Tensor] = {}
-        self._loss_batches = 0
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, SarcseModelOutput]:
-        """InfoNCE + reconstruction_weight * weighted reconstruction: two dropout views in one forward of 2B rows."""
-        reconstruct = self.args.reconstruction_weight > 0
-        views = {name: tensor.repeat(2, 1) for name, tensor in inputs.items()}  # (B, L) -> (2B, L)
-        outputs = model(**views, output_reconstruction=reconstruct)
-        first, second = outputs.pooler_output.chunk(2)  # (2B, d) -> two of (B, d)
-        if self.args.world_size > 1:
-            # Negatives from all processes, with gradient: local rows against all columns is the exact global loss.
-            second = torch.cat(distributed.nn.functional.all_gather(second))
-        contrastive = info_nce(
-            first, second, self.args.contrastive_temperature, positive_offset=self.args.process_index * len(first)
-        )
-        loss, losses = contrastive, {"contrastive_loss": contrastive.detach()}
-        if reconstruct:
-            weights = self.token_weights[outputs.content_input_ids] * outputs.content_mask  # (2B, T)
-            # One denominator for all processes; times their number, since gradients are averaged over processes.
-            total_weight = self.accelerator.reduce(weights.sum(), "sum") / self.args.world_size
-            reconstruction = weighted_reconstruction(outputs.reconstruction_errors(), weights, total_weight)
-            loss = contrastive + self.args.reconstruction_weight * reconstruction
-            losses["reconstruction_loss"] = reconstruction.detach()
-        self._losses = {name: value + self._losses.get(name, 0.0) for name, value in losses.items()}
-        self._loss_batches += 1
-        return (loss, outputs) if return_outputs else loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Puts both losses, as means since the last line, beside the total."""
-        if "loss" in logs and self._loss_batches > 0:
-            for name, total in self._losses.items():
-                logs[name] = self.accelerator.gather(total / self._loss_batches).mean().item()
-            self._losses, self._loss_batches = {}, 0
-        super().log(logs, start_time)
-
-    def evaluate(
-        self,
-        eval_dataset: datasets.Dataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Spearman x 100, alignment and uniformity of the pairs; every process returns the same numbers."""
-        pairs = self.eval_dataset if eval_dataset is None else eval_dataset
-        model = self.accelerator.unwrap_model(self.model)
-        embedded = embed_pairs(partial(encode, model, self.processing_class), pairs)
-        geometry = embedded.geometry()
-        metrics = {
-            f"{self.eval_name}_spearman": correlations(embedded.similarities(), embedded.scores)["spearman"],
-            "alignment": geometry["alignment"],
-            "uniformity": geometry["uniformity"],
-        }
-        # The log has no missing values: what does not exist is not a number.
-        metrics = {f"{metric_key_prefix}_{name}": math.nan if v is None else v for name, v in metrics.items()}
-        metrics = accelerate.utils.broadcast_object_list([metrics])[0]
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """The Trainer's optimizer, with the new layers' parameters in groups of their own learning rate."""
-        optimizer = super().create_optimizer(model)
-        if self.args.autoencoder_learning_rate is not None:
-            encoder = set(self.accelerator.unwrap_model(self.model).encoder.parameters())
-            for group in list(optimizer.param_groups):
-                new = [parameter for parameter in group["params"] if parameter not in encoder]
-                if new:
-                    group["params"] = [parameter for parameter in group["params"] if parameter in encoder]
-                    optimizer.add_param_group({**group, "params": new, "lr": self.args.autoencoder_learning_rate})
-        return optimizer
-
-
 # --- The command -----------------------------------------------------------------------------------------------------
 
 
@@ -385,14 +302,16 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
         raise ValueError(f"--pooler {model.pooler} has no decoder: add --reconstruction_weight 0 (SimCSE).")
     if data.eval_pairs is not None and training.metric_for_best_model == "stsb_spearman":
         training.metric_for_best_model = "pairs_spearman"
-    has_checkpoints = any(Path(training.output_dir).glob("checkpoint-*"))
-    if has_checkpoints and not training.resume_from_checkpoint:
+    if data.streaming and training.max_steps <= 0:
+        raise ValueError("--streaming does not know where the corpus ends: say how long to train with --max_steps.")
+    if training.resume_from_checkpoint:
+        checkpoint = checkpoint_to_resume(training.resume_from_checkpoint, training.output_dir)
+        training.resume_from_checkpoint = str(checkpoint)
+    elif checkpoints(training.output_dir):
         raise ValueError(
             f"{training.output_dir} holds checkpoints of an earlier run. Go on from the last one with "
             "`--resume_from_checkpoint last`, or choose another --output_dir."
         )
-    if training.resume_from_checkpoint == "last" and not has_checkpoints:
-        raise ValueError(f"--resume_from_checkpoint last: no checkpoint in {training.output_dir}.")
 
 
 def load_sts_data(
@@ -455,26 +374,35 @@ def build_trainer(
     with training.main_process_first(desc="reading the data"):
         sentences = load_sentences(data)
         eval_pairs, tasks = load_sts_data(data, training)
+    # Of a stream, those whose tokens are counted.
+    first_sentences = first_part(sentences, data) if data.streaming else sentences
     batch = training.per_device_train_batch_size * training.world_size * training.gradient_accumulation_steps
-    if len(sentences) < batch:
+    if len(first_sentences) < batch:
         raise ValueError(
-            f"{len(sentences)} sentences do not fill one batch of {batch}: lower --per_device_train_batch_size."
+            f"{len(first_sentences)} sentences do not fill one batch of {batch}: lower --per_device_train_batch_size."
         )
     model, tokenizer = build_model(model_arguments)
+    check_length(tokenizer, data)
     with training.main_process_first(desc="tokenising"):
-        tokens = tokenize(sentences, tokenizer, data)
+        tokens = tokenize(first_sentences, tokenizer, data)
     weights = None
     if training.reconstruction_weight > 0:
         counts = token_counts(tokens, model.config.encoder_config.vocab_size, model.config.special_token_ids)
         weights = token_weights(counts, training.frequency_weighting, training.frequency_smoothing)
+    train_dataset, collator = tokens, DataCollatorWithPadding(tokenizer)
+    if data.streaming:
+        train_dataset = SentenceStream(
+            name_of_sentences(data), sentences, training.data_seed, training.process_index, training.world_size
+        )
+        collator = partial(tokenize_batch, tokenizer=tokenizer, max_seq_length=data.max_seq_length)
     trainer = SarcseTrainer(
         model=model,
         args=training,
-        train_dataset=tokens,
+        train_dataset=train_dataset,
         eval_dataset=eval_pairs,
         eval_name="stsb" if data.eval_pairs is None else "pairs",
         processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=collator,
         token_weights=weights,
     )
     base_model = describe_base_model(model_arguments.model_name_or_path, model_arguments.model_revision)
@@ -509,9 +437,10 @@ def run(
     args = trainer.args
     # Every process has a share in this, as in the evaluations.
     measurements = measure_before(source, revision, args.device, tasks) if tasks else {}
-    set_seed(args.seed)  # again, so that a run trains the same model whether it is scored before or not
-    resume = args.resume_from_checkpoint
-    metrics = trainer.train(resume_from_checkpoint=True if resume == "last" else resume).metrics
+    # Again, so that a run trains the same model whether it is scored before or not; now each process has a seed of its
+    # own, so that no two draw the same dropout masks.
+    set_seed(args.seed, device_specific=True)
+    metrics = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
     output_dir = Path(args.output_dir)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if tasks:
@@ -543,7 +472,7 @@ embeddings = model(**tokenizer(["A sentence.", "Another."], padding=True, return
 
 
 def how_to_go_on(training: SarcseTrainingArguments) -> str:
-    if not any(Path(training.output_dir).glob("checkpoint-*")):
+    if not checkpoints(training.output_dir):
         return ""
     return " `--resume_from_checkpoint last` with the same command goes on from the last checkpoint."
 
@@ -559,9 +488,12 @@ def main() -> None:
         sys.exit(2)
     try:
         run(trainer, tasks, record, model_arguments.model_name_or_path, model_arguments.model_revision)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f"\nInterrupted at step {trainer.state.global_step}.{how_to_go_on(training)}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
+    except (FloatingPointError, UnreadableDataError) as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        sys.exit(1)
     except (OSError, SafetensorError) as error:  # no room on the disk, for one
         print(f"train.py: error: {error}{how_to_go_on(training)}", file=sys.stderr)
         sys.exit(1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modeling_sarcse import SarcseModelOutput
-from train import info_nce, weighted_reconstruction
+from trainer import info_nce, weighted_reconstruction
 
 
 def cosine(x, y):

@@ -1,0 +1,156 @@
+"""
+What keeps a long run safe: checkpoints that are whole, and a checkpoint before a signal ends the run.
+"""
+
+import json
+import os
+import signal
+import sys
+import zipfile
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+
+
+logger = logging.get_logger(__name__)
+
+
+# --- Which checkpoint to go on from ----------------------------------------------------------------------------------
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoint folders of a run, the newest first."""
+    numbered = {
+        path: path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    }
+    folders = [path for path, number in numbered.items() if number.isdecimal() and path.is_dir()]
+    return sorted(folders, key=lambda path: -int(numbered[path]))
+
+
+def flaw(checkpoint: Path) -> str | None:
+    """
+    Why a run cannot go on from this checkpoint as if nothing had happened, or None: a file is missing or cut short, by
+    a kill or a full disk, or a weight is not finite.
+    """
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())  # written last of all
+        index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
+        shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {SAFE_WEIGHTS_NAME}
+    except OSError as error:
+        return f"{Path(error.filename).name} is missing"
+    except ValueError as error:
+        return f"a .json file is cut short: {error}"
+    for name in sorted(shards):
+        try:
+            with safe_open(checkpoint / name, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118, it is no dict
+                    if not tensors.get_tensor(key).isfinite().all():
+                        return f"{key} is not finite"
+        except OSError:
+            return f"{name} is missing"
+        except SafetensorError as error:
+            return f"{name} is cut short: {error}"
+    random_states = [path.name for path in checkpoint.glob("rng_state*.pth")] or ["rng_state.pth"]
+    for name in ("optimizer.pt", "scheduler.pt", *random_states):
+        try:
+            zipfile.ZipFile(checkpoint / name).close()  # the directory of torch's archives stands at their end
+        except OSError:
+            return f"{name} is missing"
+        except zipfile.BadZipFile:
+            return f"{name} is cut short"
+    return None
+
+
+def last_good_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest checkpoint without a flaw; those passed over are named in a warning."""
+    for checkpoint in checkpoints(output_dir):
+        problem = flaw(checkpoint)
+        if problem is None:
+            return checkpoint
+        logger.warning(f"{checkpoint} is left aside: {problem}.")
+    return None
+
+
+def checkpoint_to_resume(resume_from_checkpoint: str, output_dir: str) -> Path:
+    """
+    The folder that `--resume_from_checkpoint` means: `last`, or `True` as in transformers' own scripts, is the newest
+    good checkpoint of the run; anything else is a path.
+
+    Raises:
+        ValueError: there is no such checkpoint, or the one that was named cannot be gone on from.
+    """
+    if resume_from_checkpoint.lower() not in ("last", "true"):
+        problem = flaw(Path(resume_from_checkpoint))
+        if problem is not None:
+            raise ValueError(f"--resume_from_checkpoint {resume_from_checkpoint}: {problem}.")
+        return Path(resume_from_checkpoint)
+    if not checkpoints(output_dir):
+        raise ValueError(f"--resume_from_checkpoint {resume_from_checkpoint}: no checkpoint in {output_dir}.")
+    checkpoint = last_good_checkpoint(output_dir)
+    if checkpoint is None:
+        raise ValueError(f"{output_dir}: no checkpoint is whole. Remove them to start again from the beginning.")
+    return checkpoint
+
+
+# --- Signals ---------------------------------------------------------------------------------------------------------
+
+
+class SaveOnSignal(TrainerCallback):
+    """
+    Ctrl-C and SIGTERM, which schedulers send before they kill: the step is finished, a checkpoint saved, and the run
+    ended by a KeyboardInterrupt whose argument is the signal's number. In a single process a second signal ends it at
+    once; under a launcher, which repeats every signal to its processes, it changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.agreed = False  # by all processes, one of which received it
+        self.handlers: dict[int, Any] = {}
+        self.process = os.getpid()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.is_alone = args.world_size == 1
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[number] = signal.signal(number, self.receive)
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:
+            return  # a worker that loads data: the process that it works for will end it
+        if self.received is None:
+            again = " Once more ends it at once." if self.is_alone else ""
+            print(f"\n{signal.Signals(number).name}: saving a checkpoint after this step.{again}", file=sys.stderr)
+        self.received = number
+        if self.is_alone:
+            self.restore_handlers()
+
+    def restore_handlers(self) -> None:
+        while self.handlers:
+            signal.signal(*self.handlers.popitem())
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        control.should_save |= self.agreed
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.agreed:
+            self.interrupt()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.restore_handlers()
+        if self.received is not None:  # behind the last step
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        self.restore_handlers()
+        raise KeyboardInterrupt(self.received or signal.SIGTERM)

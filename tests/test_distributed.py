@@ -1,0 +1,131 @@
+"""One optimisation step on 1, 2 and 4 real processes, and in mini-batches: the same step everywhere."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+from .conftest import DEMO, ENCODER, PROJECT, flags
+
+
+BATCH = 16
+WORLD_SIZES = (1, 2, 4)
+# What is compared between the world sizes, each one step of SGD on the same 16 sentences with dropout 0.
+EXACT_RUNS = {
+    "both-losses": {},
+    "contrastive-loss": {"reconstruction_weight": 0},
+    "reconstruction-loss": {"contrastive_temperature": 1e4, "reconstruction_weight": 10},
+    "gradient-cache": {"gradient_cache_mini_batch_size": 3},
+    "accumulated": {"gradient_accumulation_steps": 2, "gradient_cache_mini_batch_size": 4, "max_train_samples": 32},
+}
+
+
+def accelerate_launch(processes: int, *arguments: object, cwd, timeout: int = 300) -> None:
+    """
+    `accelerate launch --cpu`, once for each process with its place in the environment, as MPI and schedulers do.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--mixed_precision=no"]
+    if processes > 1:
+        launch += [f"--num_processes={processes}", f"--num_machines={processes}"]
+        launch += ["--main_process_ip=127.0.0.1", f"--main_process_port={port}"]
+    started = []
+    for rank in range(processes):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        place = {name: str(value) for name, value in place.items()} if processes > 1 else {}
+        started.append(
+            subprocess.Popen(
+                [*launch, *map(str, arguments)],
+                cwd=cwd,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **place},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        for process in started:
+            output, _ = process.communicate(timeout=timeout)
+            assert process.returncode == 0, output
+    finally:
+        for process in started:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with the models of every run under every world size, `{run}-{world size}`."""
+    folder = tmp_path_factory.mktemp("runs")
+    encoder = AutoModel.from_pretrained(ENCODER, add_pooling_layer=False)
+    encoder.config.hidden_dropout_prob = encoder.config.attention_probs_dropout_prob = 0.0
+    encoder.save_pretrained(folder / "encoder")
+    AutoTokenizer.from_pretrained(ENCODER).save_pretrained(folder / "encoder")
+    (folder / "repeated.txt").write_text("A dog runs across the wet grass.\n" * BATCH)
+    common = {"eval_strategy": "no", "eval_pairs": None, "save_strategy": "no", "max_train_samples": BATCH}
+    exact = {"model_name_or_path": folder / "encoder", "optim": "sgd", "learning_rate": 1, "max_grad_norm": 0}
+    for world_size in WORLD_SIZES:
+        common["per_device_train_batch_size"] = BATCH // world_size
+        fields = {name: {**common, **exact, **options} for name, options in EXACT_RUNS.items()}
+        if world_size == 1:
+            fields["start"] = {**common, **exact, "learning_rate": 0}
+        if world_size == 2:
+            fields["dropout"] = {**common, "train_file": folder / "repeated.txt"}
+            fields["dropout-again"] = {**common, "train_file": folder / "repeated.txt"}
+        fields = {f"{name}-{world_size}": values for name, values in fields.items()}
+        (folder / "runs.json").write_text(
+            json.dumps({name: flags(folder / name, **values) for name, values in fields.items()})
+        )
+        accelerate_launch(world_size, PROJECT / "tests" / "distributed_runs.py", "runs.json", cwd=folder)
+    return folder
+
+
+def parameters(folder) -> torch.Tensor:
+    """All parameters as one vector."""
+    tensors = load_file(folder / "model.safetensors")
+    return torch.cat([tensors[name].flatten().double() for name in sorted(tensors)])
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    return ((one - other).norm() / one.norm()).item()
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+@pytest.mark.parametrize("run", EXACT_RUNS)
+def test_several_processes_take_the_step_of_one_on_the_same_global_batch(runs, run, world_size):
+    """Measured on the steps themselves, so that a gradient of half the size could not hide behind the weights."""
+    start, one, several = (parameters(runs / name) for name in ("start-1", f"{run}-1", f"{run}-{world_size}"))
+    assert (one - start).norm() > 1e-3 * start.norm()
+        run,
+        world_size,
+        (one - start).norm() / start.norm(),
+        difference(one, several),
+        difference(one - start, several - start),
+    )
+    assert difference(one - start, several - start) < 1e-6
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_the_gradient_cache_takes_the_step_of_the_whole_batch(runs, world_size):
+    start, plain, cached = (
+        parameters(runs / name) for name in ("start-1", f"both-losses-{world_size}", f"gradient-cache-{world_size}")
+    )
+    assert difference(plain - start, cached - start) < 1e-6
+
+
+def test_each_process_and_each_view_draws_its_own_dropout_mask_reproducibly(runs):
+    """All sentences are the same one here, so that nothing but dropout can tell two embeddings apart."""
+    ids, views = zip(*(torch.load(runs / f"dropout-2-views-{rank}.pt") for rank in (0, 1)))
+    assert torch.equal(*ids) and (ids[0] == ids[0][0]).all()
+    rows = torch.cat(views)  # 2 processes x 2 views x 8 sentences
+    assert torch.cdist(rows, rows).fill_diagonal_(torch.inf).min() > 1e-3
+    again = torch.cat([torch.load(runs / f"dropout-again-2-views-{rank}.pt")[1] for rank in (0, 1)])
+    assert torch.equal(rows, again)
+    assert torch.equal(parameters(runs / "dropout-2"), parameters(runs / "dropout-again-2"))

@@ -1,0 +1,362 @@
+"""
+SARCSE's two losses, and the Trainer that minimises them: on one process or many, with batches that fit into memory or
+not.
+
+Shapes: B sentences of one process, M of all processes, L positions, T positions that are reconstructed, d dimensions.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import distributed
+from torch.nn import functional as F
+from torch.utils.checkpoint import get_device_states, set_device_states
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.utils import logging
+
+from checkpoints import SaveOnSignal, last_good_checkpoint
+from comparison import correlations
+from data import SentenceStream
+from eval_sts import embed_pairs, encode
+from modeling_sarcse import SarcseModelOutput
+
+
+logger = logging.get_logger(__name__)
+
+# Its successors have other names in every version of torch from 2.6 to 2.13.
+warnings.filterwarnings(
+    "ignore", message=".*distributed.nn.functional.all_gather is deprecated", category=FutureWarning
+)
+
+# Embeddings whose uniformity is above this have collapsed: their mean squared distance is below 0.005, a mean cosine
+# similarity above 0.9975. Pretrained encoders, which are known to be narrow, stay below it.
+COLLAPSED_UNIFORMITY = -0.01
+
+
+# --- Losses ----------------------------------------------------------------------------------------------------------
+
+
+def info_nce(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    temperature: float,
+    positive_offset: int = 0,
+    duplicates: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Contrastive loss of SimCSE (arXiv 2104.08821, equation 1), mean over the rows, in float32:
+
+        -log( exp(cos(first_i, second_i) / temperature) / sum_j exp(cos(first_i, second_j) / temperature) )
+
+    Args:
+        first (`torch.Tensor` of shape `(B, d)`): Embeddings of the first dropout view.
+        second (`torch.Tensor` of shape `(M, d)`, M >= B): Of the second, those of all processes.
+        temperature (`float`): Divides the cosine similarities.
+        positive_offset (`int`): Row of `second` that belongs to the first row of `first`.
+        duplicates (`torch.BoolTensor` of shape `(B, M)`, *optional*):
+            True where j is the same sentence as i. Such a j is left out of the sum, unless it is the positive itself:
+            a sentence is no negative of itself.
+    """
+    similarities = F.normalize(first.float(), dim=1) @ F.normalize(second.float(), dim=1).T  # (B, M)
+    positives = torch.arange(len(first), device=first.device) + positive_offset  # (B,)
+    if duplicates is not None:
+        others = duplicates.scatter(1, positives.unsqueeze(1), False)  # (B, M)
+        similarities = similarities.masked_fill(others, float("-inf"))
+    return F.cross_entropy(similarities / temperature, positives)
+
+
+def sentence_keys(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """
+    A number for each sentence, `(B, L)` -> `(B,)`, that equal token ids share whatever their padding: the value of a
+    polynomial modulo 2^64, so that comparing the sentences of all processes costs M numbers instead of M L.
+    """
+    factors = torch.full((input_ids.shape[1],), 6364136223846793005, device=input_ids.device)  # Knuth's, for 64 bits
+    powers = factors.cumprod(dim=0)[attention_mask.cumsum(dim=1) - 1]  # (L,) -> (B, L), from the first token on
+    return ((input_ids + 1) * powers * attention_mask).sum(dim=1)
+
+
+def weighted_reconstruction(
+    errors: torch.Tensor, weights: torch.Tensor, total_weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    Weighted mean of the tokens' reconstruction errors, sum(w e) / sum(w).
+
+    Args:
+        errors (`torch.Tensor` of shape `(B, T)`): From `SarcseModelOutput.reconstruction_errors`.
+        weights (`torch.Tensor` of shape `(B, T)`): Zero where there is no content.
+        total_weight (`torch.Tensor`, *optional*): Denominator where these are not all sentences of the batch.
+    """
+    total_weight = weights.sum() if total_weight is None else total_weight
+    return (weights * errors).sum() / total_weight.clamp(min=torch.finfo(errors.dtype).tiny)
+
+
+# --- Trainer ---------------------------------------------------------------------------------------------------------
+
+
+class SarcseTrainer(Trainer):
+    """
+    transformers' Trainer with SARCSE's loss, and with graded sentence pairs as evaluation data.
+
+    Args:
+        token_weights (`torch.Tensor` of shape `(vocabulary_size,)`, *optional*):
+            Weights of the reconstruction errors by token id, needed if `reconstruction_weight` > 0.
+        eval_name (`str`): What the pairs are called in the metrics: `eval_{eval_name}_spearman`.
+        train_dataset (`datasets.Dataset` or `SentenceStream`): Column input_ids, or sentences.
+        eval_dataset (`datasets.Dataset`): Columns sentence1, sentence2 and score.
+    """
+
+    # Each loss is a mean over its batch, for the Trainer to divide by the number of accumulated batches.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self, *args: Any, token_weights: torch.Tensor | None = None, eval_name: str = "stsb", **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.eval_name = eval_name
+        self.reconstruct = self.args.reconstruction_weight > 0
+        if self.reconstruct:
+            self.token_weights = token_weights.to(self.args.device)
+        elif self.model.config.pooler == "autoencoder":
+            # Parameters that get no gradient would stop DistributedDataParallel.
+            self.model.sentence_decoder.requires_grad_(False)
+        self.save_on_signal = SaveOnSignal()
+        self.add_callback(self.save_on_signal)
+        self._losses: dict[str, torch.Tensor] = {}
+        self._loss_batches = 0
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Of a stream each process reads its own share; accelerate would let one process read for all."""
+        if not isinstance(self.train_dataset, SentenceStream):
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, SarcseModelOutput]:
+        """InfoNCE + reconstruction_weight * weighted reconstruction: two dropout views in one forward of 2B rows."""
+        outputs = model(**two_views(inputs), output_reconstruction=self.reconstruct)
+        loss = contrastive = self.contrastive_loss(outputs.pooler_output, inputs)
+        reconstruction = None
+        if self.reconstruct:
+            weights = self.content_weights(outputs)
+            reconstruction = weighted_reconstruction(
+                outputs.reconstruction_errors(), weights, self.share_of_total(weights.sum())
+            )
+            loss = contrastive + self.args.reconstruction_weight * reconstruction
+        self._add_to_log(contrastive, reconstruction)
+        return (loss, outputs) if return_outputs else loss
+
+    def contrastive_loss(self, embeddings: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """
+        InfoNCE of this process' sentences, whose two views are the halves of `embeddings`, `(2B, d)`, against the
+        second views of all processes; with gradient, since local rows against all columns is the exact global loss.
+        """
+        first, second = embeddings.chunk(2)  # (2B, d) -> two of (B, d)
+        keys = all_keys = sentence_keys(inputs["input_ids"], inputs["attention_mask"])  # (B,)
+        if self.args.world_size > 1:
+            second = torch.cat(distributed.nn.functional.all_gather(second))  # (M, d)
+            all_keys = self.accelerator.gather(keys)  # (M,)
+        return info_nce(
+            first,
+            second,
+            self.args.contrastive_temperature,
+            positive_offset=self.args.process_index * len(first),
+            duplicates=keys.unsqueeze(1) == all_keys,  # (B, M)
+        )
+
+    def content_weights(self, outputs: SarcseModelOutput) -> torch.Tensor:
+        """The weight of each token's reconstruction error, `(rows, T)`, zero behind the last content token."""
+        return self.token_weights[outputs.content_input_ids] * outputs.content_mask
+
+    def share_of_total(self, weight: torch.Tensor) -> torch.Tensor:
+        """
+        The denominator of the weighted mean over all processes, from this process' sum of weights; divided by their
+        number, since gradients are averaged over processes.
+        """
+        return self.accelerator.reduce(weight, "sum") / self.args.world_size
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """
+        Forward and backward of one batch.
+
+        Raises:
+            FloatingPointError: the loss is not finite; before the optimizer's step, so the weights are still those
+                that gave this loss.
+        """
+        inputs = self._prepare_inputs(inputs)
+        if self.args.gradient_cache_mini_batch_size is None:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            loss = self.cached_training_step(model, inputs)
+        self._agree(loss, inputs)
+        return loss
+
+    def cached_training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """
+        The same gradients, while the activations of no more than `gradient_cache_mini_batch_size` rows are alive:
+        gradient caching (Gao et al. 2021, arXiv 2101.06983).
+
+        InfoNCE needs the whole batch, but only its embeddings. A first pass without a graph makes them; InfoNCE gives
+        their gradients; a second pass, with the same dropout masks, takes these back through the model, a mini-batch
+        at a time. The reconstruction loss is a sum over the sentences and takes the second pass only.
+        """
+        model.train()
+        size = self.args.gradient_cache_mini_batch_size
+        names, tensors = zip(*two_views(inputs).items())
+        mini_batches = [dict(zip(names, rows)) for rows in zip(*(tensor.split(size) for tensor in tensors))]
+        replays, embeddings, weight = [], [], 0.0
+        with torch.no_grad():
+            for rows in mini_batches:
+                replays.append(replay_randomness(rows["input_ids"]))
+                outputs = model(**rows, output_reconstruction=self.reconstruct)
+                embeddings.append(outputs.pooler_output)  # (size, d)
+                if self.reconstruct:
+                    weight = weight + self.content_weights(outputs).sum()
+        embeddings = torch.cat(embeddings).requires_grad_()  # (2B, d)
+        loss = contrastive = self.contrastive_loss(embeddings, inputs)
+        contrastive.backward()
+        total_weight = self.share_of_total(weight) if self.reconstruct else None
+        reconstruction = torch.zeros_like(contrastive) if self.reconstruct else None
+        for index, (rows, replay) in enumerate(zip(mini_batches, replays)):
+            # Processes exchange gradients once, with the last mini-batch (unless batches are accumulated beyond it).
+            is_last = index == len(mini_batches) - 1
+            with replay(), nullcontext() if is_last else self.accelerator.no_sync(model):
+                outputs = model(**rows, output_reconstruction=self.reconstruct)
+                # Its gradient is the cached one, by the chain rule.
+                surrogate = (outputs.pooler_output * embeddings.grad[index * size : (index + 1) * size]).sum()
+                if self.reconstruct:
+                    part = weighted_reconstruction(
+                        outputs.reconstruction_errors(), self.content_weights(outputs), total_weight
+                    )
+                    surrogate = surrogate + self.args.reconstruction_weight * part
+                    reconstruction += part.detach()
+                self.accelerator.backward(surrogate / self.current_gradient_accumulation_steps)
+        if self.reconstruct:
+            loss = contrastive + self.args.reconstruction_weight * reconstruction
+        self._add_to_log(contrastive, reconstruction)
+        return loss.detach() / self.current_gradient_accumulation_steps
+
+    def _agree(self, loss: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+        """All processes stop for what one of them found: a loss that is not finite, or a signal."""
+        found = torch.stack([~loss.isfinite(), torch.tensor(self.save_on_signal.received is not None).to(loss.device)])
+        not_finite, signalled = self.accelerator.reduce(found.float(), "sum").tolist()
+        self.save_on_signal.agreed = signalled > 0
+        if not_finite:
+            raise FloatingPointError(self._describe_failure(inputs))
+
+    def _describe_failure(self, inputs: dict[str, torch.Tensor]) -> str:
+        """Which step, which sentences and what to go back to; the batch is written to a file."""
+        mine = self.processing_class.batch_decode(inputs["input_ids"], skip_special_tokens=True)
+        sentences = gather_object(mine)
+        path = Path(self.args.output_dir, "non_finite_batch.txt")
+        if self.is_world_process_zero():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f"{sentence}\n" for sentence in sentences), encoding="utf-8")
+        checkpoint = last_good_checkpoint(self.args.output_dir)
+        rate = self.args.learning_rate
+        return (
+            f"step {self.state.global_step + 1}: the loss is not finite. Its {len(sentences)} sentences, from "
+            f"{sentences[0][:60]!r} on, are in {path}. "
+            + (f"The last good checkpoint is {checkpoint}. " if checkpoint else "There is no good checkpoint yet. ")
+            + f"A learning rate that is too high is the usual cause; it was {rate:g} (--learning_rate)."
+        )
+
+    def _add_to_log(self, contrastive: torch.Tensor, reconstruction: torch.Tensor | None) -> None:
+        losses = {"contrastive_loss": contrastive.detach()}
+        if reconstruction is not None:
+            losses["reconstruction_loss"] = reconstruction.detach()
+        self._losses = {name: value + self._losses.get(name, 0.0) for name, value in losses.items()}
+        self._loss_batches += 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Puts both losses, as means since the last line, beside the total."""
+        if "loss" in logs and self._loss_batches > 0:
+            for name, total in self._losses.items():
+                logs[name] = self.accelerator.gather(total / self._loss_batches).mean().item()
+            self._losses, self._loss_batches = {}, 0
+        super().log(logs, start_time)
+
+    def evaluate(
+        self,
+        eval_dataset: datasets.Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Spearman x 100, alignment and uniformity of the pairs; every process returns the same numbers."""
+        pairs = self.eval_dataset if eval_dataset is None else eval_dataset
+        model = self.accelerator.unwrap_model(self.model)
+        embedded = embed_pairs(partial(encode, model, self.processing_class), pairs)
+        geometry = embedded.geometry()
+        metrics = {
+            f"{self.eval_name}_spearman": correlations(embedded.similarities(), embedded.scores)["spearman"],
+            "alignment": geometry["alignment"],
+            "uniformity": geometry["uniformity"],
+        }
+        # The log has no missing values: what does not exist is not a number.
+        metrics = {f"{metric_key_prefix}_{name}": math.nan if v is None else v for name, v in metrics.items()}
+        metrics = broadcast_object_list([metrics])[0]
+        if metrics[f"{metric_key_prefix}_uniformity"] > COLLAPSED_UNIFORMITY and self.is_world_process_zero():
+            logger.warning(
+                f"Step {self.state.global_step}: the embeddings have collapsed, all sentences are nearly the same "
+                f"(uniformity {metrics[f'{metric_key_prefix}_uniformity']:.4f}, near 0). Lower --learning_rate, now "
+                f"{self.args.learning_rate:g}, or --reconstruction_weight, now {self.args.reconstruction_weight:g}."
+            )
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's optimizer, with the new layers' parameters in groups of their own learning rate."""
+        optimizer = super().create_optimizer(model)
+        if self.args.autoencoder_learning_rate is not None:
+            encoder = set(self.accelerator.unwrap_model(self.model).encoder.parameters())
+            for group in list(optimizer.param_groups):
+                new = [parameter for parameter in group["params"] if parameter not in encoder]
+                if new:
+                    group["params"] = [parameter for parameter in group["params"] if parameter in encoder]
+                    optimizer.add_param_group({**group, "params": new, "lr": self.args.autoencoder_learning_rate})
+        return optimizer
+
+
+def two_views(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every sentence twice, the second views behind the first: dropout gives each row a mask of its own."""
+    return {name: tensor.repeat(2, 1) for name, tensor in inputs.items()}  # (B, L) -> (2B, L)
+
+
+def replay_randomness(*tensors: torch.Tensor) -> Any:
+    """A context in which the random numbers of now, on the CPU and on the tensors' devices, are drawn again."""
+    cpu_state, (devices, device_states) = torch.get_rng_state(), get_device_states(*tensors)
+
+    @contextmanager
+    def replay() -> Iterator[None]:
+        with torch.random.fork_rng(devices=devices):
+            torch.set_rng_state(cpu_state)
+            set_device_states(devices, device_states)
+            yield
+
+    return replay
