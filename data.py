@@ -501,8 +501,8 @@ def describe_sentences(
 ) -> dict[str, Any]:
     """
     For the card: `name` of the file (without its folder, if it is local) or data set, its `hub_id` if it comes from
-    the Hub, the number of `sentences` trained on, and the `sha256` of them, each followed by a newline. Of a stream,
-    whose end may not have been reached, there are no such two.
+    the Hub, the number of `sentences` trained on, and the `sha256` of them, each followed by a newline. Instead of the
+    last two, which a stream does not know of itself, its `token_count_samples`.
     """
     name = name_of_sentences(arguments)
     in_hub_file = re.match(r"hf://datasets/([^/@]+/[^/@]+)", name)
@@ -512,7 +512,7 @@ def describe_sentences(
         "hub_id": in_hub_file[1] if in_hub_file else None if is_local else arguments.dataset_name,
     }
     if arguments.streaming:
-        return description
+        return {**description, "token_count_samples": arguments.token_count_samples}
     digest = hashlib.sha256()
     for batch in sentences.iter(batch_size=10_000):
         digest.update("".join(f"{sentence}\n" for sentence in batch[arguments.text_column]).encode())

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -65,13 +67,25 @@ def load_config_and_tokenizer(
 ) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """
     Raises:
-        ValueError: nothing at `name_or_path` can be loaded.
+        ValueError: nothing at `name_or_path` can be loaded, the tokenizer cannot pad, or it has more tokens than the
+            encoder.
     """
     try:
         config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        return config, AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(f"{name_or_path}: neither a model folder nor a model on a reachable Hub.\n{error}") from error
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"{name_or_path}: the tokenizer has no padding token. Set its `pad_token` and save it beside the model."
+        )
+    vocabulary_size = getattr(getattr(config, "encoder_config", config), "vocab_size", len(tokenizer))
+    if len(tokenizer) > vocabulary_size:
+        raise ValueError(
+            f"{name_or_path}: the tokenizer has {len(tokenizer)} tokens and the encoder {vocabulary_size}. Give the "
+            "encoder its own tokenizer, or save it after `resize_token_embeddings`."
+        )
+    return config, tokenizer
 
 
 def load_model(
@@ -84,14 +98,27 @@ def load_model(
         ValueError: nothing at `name_or_path` can be loaded, or it is not a text encoder.
     """
     config, tokenizer = load_config_and_tokenizer(name_or_path, revision)
-    if config.model_type == SarcseConfig.model_type:
-        model = AutoModel.from_pretrained(name_or_path, revision=revision)
-    else:
-        model = SarcseModel.from_encoder_pretrained(
-            name_or_path, tokenizer=tokenizer, revision=revision, pooler=pooler
-        )
+    with readable_weights(name_or_path):
+        if config.model_type == SarcseConfig.model_type:
+            model = AutoModel.from_pretrained(name_or_path, revision=revision)
+        else:
+            model = SarcseModel.from_encoder_pretrained(
+                name_or_path, tokenizer=tokenizer, revision=revision, pooler=pooler
+            )
     tokenizer.model_max_length = encoder_max_length(model, tokenizer)
     return model.eval(), tokenizer
+
+
+@contextmanager
+def readable_weights(name_or_path: str) -> Iterator[None]:
+    """
+    Raises:
+        ValueError: weights that are read within are cut short.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{name_or_path}: the weights cannot be read, copy them anew ({error}).") from error
 
 
 def encoder_max_length(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -401,6 +428,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pairs", help="Score on this file instead: sentence1, sentence2, score (.tsv, .csv, ...).")
     parser.add_argument(
         "--explain",
+        type=utf8,
         nargs=2,
         action="append",
         metavar="SENTENCE",
@@ -417,6 +445,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.batch_size < 1:
         parser.error(f"argument --batch_size: must be at least 1, got {args.batch_size}")
     return args
+
+
+def utf8(text: str) -> str:
+    """An argument as it is; argparse reports the UnicodeEncodeError, a ValueError, of one that is not UTF-8."""
+    text.encode()
+    return text
 
 
 def choose_device(name: str | None) -> torch.device:

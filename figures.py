@@ -174,7 +174,7 @@ def training_curve(histories: dict[str, list[dict[str, float]]], path: Path) -> 
             if key.startswith("eval_"):
                 best = int(np.argmax(values))
                 panel.plot(steps[best], values[best], marker="o", markersize=9, fillstyle="none", color=color)
-        if key == "contrastive_loss":
+        if key == "contrastive_loss" and any(line.get(key, 0) > 0 for h in histories.values() for line in h):
             panel.set_yscale("log")  # it falls by powers of ten within the first steps
             panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.yaxis.set_major_formatter("{x:g}")  # the default one needs the mathematical text that is off here

@@ -59,6 +59,7 @@ from eval_sts import (
     load_config_and_tokenizer,
     load_model,
     measure,
+    readable_weights,
 )
 from model_card.record import FILE_NAME as RECORD_FILE
 from model_card.record import describe_base_model, training_record
@@ -343,15 +344,17 @@ def build_model(arguments: ModelArguments) -> tuple[SarcseModel, PreTrainedToken
         "dtype": torch.float32,  # not the checkpoint's: half precision weights lose AdamW's small steps
         "attn_implementation": arguments.attn_implementation,
     }
-    if config.model_type == SarcseConfig.model_type:
-        for name, value in arguments.sarcse_fields().items():
-            if value != getattr(config, name):
-                raise ValueError(f"{source} was saved with {name}={getattr(config, name)}: leave --{name} out.")
-        model = AutoModel.from_pretrained(source, **options)
-    else:
-        model = SarcseModel.from_encoder_pretrained(
-            source, tokenizer=tokenizer, **options, **arguments.sarcse_fields()
-        )
+    is_sarcse = config.model_type == SarcseConfig.model_type
+    for name, value in arguments.sarcse_fields().items():
+        if is_sarcse and value != getattr(config, name):
+            raise ValueError(f"{source} was saved with {name}={getattr(config, name)}: leave --{name} out.")
+    with readable_weights(source):
+        if is_sarcse:
+            model = AutoModel.from_pretrained(source, **options)
+        else:
+            model = SarcseModel.from_encoder_pretrained(
+                source, tokenizer=tokenizer, **options, **arguments.sarcse_fields()
+            )
     tokenizer.model_max_length = encoder_max_length(model, tokenizer)
     return model, tokenizer
 

@@ -69,7 +69,9 @@ def main() -> None:
     plt.title(f"{steps} steps, {steps // 5} evaluations and checkpoints")
     plt.savefig(arguments.output_dir / "memory.png", dpi=150)
     print(f"{steps} steps. Median resident memory by tenths of the run, MiB: {' '.join(map(str, tenths))}")
-    print(f"Growth from the second tenth to the last: {tenths[-1] - tenths[1]} MiB ({tenths[-1] / tenths[1] - 1:+.1%})")
+    print(
+        f"Growth from the second tenth to the last: {tenths[-1] - tenths[1]} MiB ({tenths[-1] / tenths[1] - 1:+.1%})"
+    )
 
 
 if __name__ == "__main__":

@@ -306,12 +306,23 @@ def training_section(facts: Facts) -> str | None:
     return "\n\n".join(
         [
             f"- Started from {base_text}.\n"
-            f"- Data: `{data['name']}`, {data['sentences']:,} sentences without labels. SHA-256 of them, each "
-            f"followed by a newline: `{data['sha256']}`.\n"
+            f"- Data: {training_data(data)}\n"
             f"- Hardware: {record['hardware']}.\n"
             f"- Versions: {', '.join(f'{name} {number}' for name, number in record['versions'].items())}.",
             markdown_table(rows),
         ]
+    )
+
+
+def training_data(data: dict[str, Any]) -> str:
+    if "sha256" not in data:
+        return (
+            f"a stream of sentences without labels from `{data['name']}`, shuffled in a buffer, to the last step; tokens "
+            f"were counted in its first {data['token_count_samples']:,} sentences."
+        )
+    return (
+        f"`{data['name']}`, {data['sentences']:,} sentences without labels. SHA-256 of them, each followed by a newline: "
+        f"`{data['sha256']}`."
     )
 
 

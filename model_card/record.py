@@ -27,6 +27,7 @@ HYPERPARAMETERS = (
     "max_steps",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
+    "gradient_cache_mini_batch_size",
     "learning_rate",
     "autoencoder_learning_rate",
     "lr_scheduler_type",
