@@ -29,6 +29,7 @@ from transformers import (
     DataCollatorWithPadding,
     HfArgumentParser,
     PreTrainedTokenizerBase,
+    ProgressCallback,
     TrainingArguments,
 )
 
@@ -443,7 +444,12 @@ def run(
     # Again, so that a run trains the same model whether it is scored before or not; now each process has a seed of its
     # own, so that no two draw the same dropout masks.
     set_seed(args.seed, device_specific=True)
-    metrics = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
+    try:
+        metrics = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
+    finally:
+        progress = trainer.pop_callback(ProgressCallback)
+        if progress is not None and progress.training_bar is not None:
+            progress.training_bar.close()  # or it would draw itself once more, behind the message
     output_dir = Path(args.output_dir)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if tasks:
@@ -495,10 +501,14 @@ def main() -> None:
         print(f"\nInterrupted at step {trainer.state.global_step}.{how_to_go_on(training)}", file=sys.stderr)
         sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
     except (FloatingPointError, UnreadableDataError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
+        print(f"\ntrain.py: error: {error}", file=sys.stderr)
         sys.exit(1)
-    except (OSError, SafetensorError) as error:  # no room on the disk, for one
-        print(f"train.py: error: {error}{how_to_go_on(training)}", file=sys.stderr)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        # torch.save tells of its container only where the disk is full.
+        message = f"could not write or read, is the disk full? {error}.{how_to_go_on(training)}"
+        print(f"\ntrain.py: error: {message}", file=sys.stderr)
         sys.exit(1)
     if to_release is not None and trainer.is_world_process_zero():
         try:

@@ -317,12 +317,12 @@ def training_section(facts: Facts) -> str | None:
 def training_data(data: dict[str, Any]) -> str:
     if "sha256" not in data:
         return (
-            f"a stream of sentences without labels from `{data['name']}`, shuffled in a buffer, to the last step; tokens "
-            f"were counted in its first {data['token_count_samples']:,} sentences."
+            f"a stream of sentences without labels from `{data['name']}`, shuffled in a buffer. Tokens were counted "
+            f"in its first {data['token_count_samples']:,} sentences."
         )
     return (
-        f"`{data['name']}`, {data['sentences']:,} sentences without labels. SHA-256 of them, each followed by a newline: "
-        f"`{data['sha256']}`."
+        f"`{data['name']}`, {data['sentences']:,} sentences without labels. SHA-256 of them, each followed by a "
+        f"newline: `{data['sha256']}`."
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -89,6 +90,20 @@ def run_python(
         text=True,
         timeout=timeout,
         preexec_fn=limit,
+    )
+
+
+def start_python(*arguments: object, cwd: Path, **environment: str) -> subprocess.Popen:
+    """As `run_python`, but going on in the background, with both streams in one, line by line."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env={**clean, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,  # a progress bar's carriage returns end lines, too
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
     )
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from modeling_sarcse import SarcseModelOutput
-from trainer import info_nce, weighted_reconstruction
+from trainer import info_nce, sentence_keys, weighted_reconstruction
+
+from .conftest import DEMO
 
 
 def cosine(x, y):
@@ -23,6 +25,46 @@ def test_info_nce_equals_its_formula(temperature):
         scores = [math.exp(cosine(x, y) / temperature) for y in second.tolist()]
         total -= math.log(scores[i] / sum(scores))
     assert info_nce(first, second, temperature).item() == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_info_nce_leaves_duplicates_out_of_the_sum():
+    first, second = torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0))
+    groups = [0, 1, 0, 2]  # the third sentence is the first once more
+    total = 0.0
+    for i, x in enumerate(first.tolist()):
+        kept = [j for j in range(4) if j == i or groups[j] != groups[i]]
+        scores = {j: math.exp(cosine(x, second[j].tolist()) / 0.1) for j in kept}
+        total -= math.log(scores[i] / sum(scores.values()))
+    groups = torch.tensor(groups)
+    loss = info_nce(first, second, 0.1, duplicates=groups.unsqueeze(1) == groups)
+    assert loss.item() == pytest.approx(total / 4, rel=1e-5)
+
+
+def test_nothing_but_duplicates_gives_a_loss_of_zero_and_a_gradient_that_is_finite():
+    first, second = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    first.retain_grad()
+    loss = info_nce(first, second, 0.05, duplicates=torch.ones(3, 3).bool())
+    loss.backward()
+    assert loss.item() == 0 and first.grad.isfinite().all()
+
+
+def test_sentence_keys_are_equal_for_equal_sentences_whatever_their_padding(tokenizer):
+    """As long as their ids are: real sentences, most of them different, padded to two lengths on both sides."""
+    sentences = (DEMO / "sentences.txt").read_text().splitlines()[:500] * 2
+    ids = tokenizer(sentences, truncation=True, max_length=32)["input_ids"]
+    keys = []
+    for side, length in (("right", 32), ("right", 40), ("left", 32)):
+        padded = tokenizer.pad({"input_ids": ids}, "max_length", length, padding_side=side, return_tensors="pt")
+        keys.append(sentence_keys(padded["input_ids"], padded["attention_mask"]))
+    assert torch.equal(keys[0], keys[1]) and torch.equal(keys[0], keys[2])
+    assert len(keys[0].unique()) == len(set(map(tuple, ids)))
+    assert torch.equal(keys[0][:500], keys[0][500:])
+
+
+def test_a_prefix_has_another_key_than_the_whole():
+    """Also where the rest is made of the id 0."""
+    ids = torch.tensor([[5, 0, 0], [5, 0, 1]])
+    assert len(sentence_keys(ids, torch.tensor([[1, 1, 1], [1, 1, 0]])).unique()) == 2
 
 
 def test_info_nce_of_each_share_averages_to_that_of_the_whole():

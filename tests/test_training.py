@@ -1,11 +1,12 @@
 import json
+import math
 import re
 
 import pytest
 import torch
 import yaml
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from eval_sts import encode, load_model
 from modeling_sarcse import SarcseModel
@@ -101,20 +102,6 @@ def test_a_finished_run_is_not_trained_over(finished_run):
     )
 
 
-def test_resuming_gives_the_weights_of_the_uninterrupted_run(finished_run, tmp_path):
-    """From the checkpoint at step 2 of 4, with dropout: the same random numbers, bit for bit."""
-    folder, _ = finished_run
-    resumed = run_python(
-        PROJECT / "train.py",
-        *flags(tmp_path / "model", resume_from_checkpoint=folder / "checkpoint-2"),
-        cwd=tmp_path,
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    one = SarcseModel.from_pretrained(folder / "checkpoint-4").state_dict()
-    other = SarcseModel.from_pretrained(tmp_path / "model" / "checkpoint-4").state_dict()
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
 def test_a_sarcse_model_can_be_trained_further(finished_run, tmp_path):
     folder, _ = finished_run
     options = {"model_name_or_path": folder, "channels": None, "max_train_samples": 8}
@@ -194,39 +181,61 @@ def test_new_layers_can_have_a_learning_rate_of_their_own(tmp_path):
         assert decays[parameter] == (0.0 if name.endswith("bias") or "LayerNorm" in name else 0.1), name
 
 
-def test_two_processes_take_the_step_of_one_on_the_same_global_batch(tmp_path):
-    """Real gloo processes; dropout off; both losses, with gathered negatives and global weights."""
-    encoder = AutoModel.from_pretrained(ENCODER, add_pooling_layer=False)
-    encoder.config.hidden_dropout_prob = encoder.config.attention_probs_dropout_prob = 0.0
-    encoder.save_pretrained(tmp_path / "encoder")
-    AutoTokenizer.from_pretrained(ENCODER).save_pretrained(tmp_path / "encoder")
-    # accelerate launch --cpu would need mpirun for several processes; torchrun sets the same variables.
-    launch = ["-m", "torch.distributed.run", "--standalone"]
-    states = {}
-    for processes in (1, 2):
-        options = {
-            "model_name_or_path": tmp_path / "encoder",
-            "per_device_train_batch_size": 16 // processes,
-            "max_train_samples": 16,
-            "optim": "sgd",
-            "use_cpu": "true",
-            "ddp_backend": "gloo" if processes > 1 else None,
-            "learning_rate": 0.1,
-            "eval_strategy": "no",
-            "eval_pairs": None,
-            "save_strategy": "no",
-        }
-        name = f"with-{processes}"
-        process = run_python(
-            *launch, f"--nproc-per-node={processes}", PROJECT / "train.py", *flags(name, **options), cwd=tmp_path
-        )
-        assert process.returncode == 0, process.stderr
-        states[processes] = SarcseModel.from_pretrained(tmp_path / name).state_dict()
-    start = SarcseModel.from_encoder_pretrained(str(tmp_path / "encoder"), channels=4).state_dict()
-    moved = [key for key in start if key.startswith("encoder.") and not torch.equal(start[key], states[1][key])]
-    assert moved, "the step did something"
-    for key, one in states[1].items():
-        torch.testing.assert_close(states[2][key], one, rtol=1e-6, atol=1e-6, msg=key)
+def random_state_and_gradients(trainer, step) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The gradients of a step with the random numbers of seed 7, and the next random number after it."""
+    trainer.model.zero_grad()
+    torch.manual_seed(7)
+    step()
+    return torch.rand(1), {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("fields", [{}, {"reconstruction_weight": 0}, {"pooler": "cls", "reconstruction_weight": 0}])
+@pytest.mark.parametrize("size", [3, 100])
+def test_the_gradient_cache_gives_the_gradients_of_the_whole_graph_under_dropout(tmp_path, fields, size):
+    """... of the same forward passes, in mini-batches, but with all their activations kept until InfoNCE."""
+    fields = {**fields, "channels": None if "pooler" in fields else 4}
+    trainer, batch, _ = first_step(tmp_path, gradient_cache_mini_batch_size=size, **fields)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+
+    def whole_graph():
+        rows = [dict(zip(batch, tensors)) for tensors in zip(*(t.repeat(2, 1).split(size) for t in batch.values()))]
+        outputs = [trainer.model(**row, output_reconstruction=trainer.reconstruct) for row in rows]
+        loss = trainer.contrastive_loss(torch.cat([output.pooler_output for output in outputs]), batch)
+        if trainer.reconstruct:
+            weights = torch.cat([trainer.content_weights(output).flatten() for output in outputs])
+            errors = torch.cat([output.reconstruction_errors().flatten() for output in outputs])
+            loss = loss + (weights * errors).sum() / weights.sum()
+        loss.backward()
+        losses.append(loss.item())
+
+    losses = []
+    cached_random, cached = random_state_and_gradients(
+        trainer, lambda: losses.append(trainer.training_step(trainer.model, dict(batch)).item())
+    )
+    whole_random, whole = random_state_and_gradients(trainer, whole_graph)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert torch.equal(cached_random, whole_random), "random numbers go on as if there had been one pass"
+    for name in whole:
+        assert (cached[name] - whole[name]).norm() <= 1e-6 * max(g.norm() for g in whole.values()), name
+
+
+def test_equal_sentences_are_no_negatives_of_each_other(tmp_path):
+    """Five copies of one sentence and three of another; without dropout, at temperature 1."""
+    one, other = (DEMO / "sentences.txt").read_text().splitlines()[:2]
+    (tmp_path / "repeated.txt").write_text("\n".join([one] * 5 + [other] * 3))
+    fields = {"train_file": tmp_path / "repeated.txt", "contrastive_temperature": 1}
+    trainer, batch, (_, outputs) = first_step(tmp_path, **fields)
+    is_one = batch["input_ids"][:, 1] == trainer.processing_class(one)["input_ids"][1]
+    assert is_one.sum() == 5
+    a, b = outputs.pooler_output[:8][is_one][0], outputs.pooler_output[:8][~is_one][0]
+    similarity = torch.cosine_similarity(a, b, dim=0).item()
+    losses = [math.log(1 + negatives * math.exp(similarity - 1)) for negatives in (3, 5)]
+    expected = (5 * losses[0] + 3 * losses[1]) / 8
+    assert trainer._losses["contrastive_loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_full_disk_ends_in_a_message(tmp_path):

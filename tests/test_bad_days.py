@@ -1,0 +1,222 @@
+"""What breaks in the middle of a training, in real processes: kills, signals, full disks, numbers that blow up."""
+
+import json
+import random
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from checkpoints import checkpoint_to_resume, checkpoints, flaw
+from train import build_trainer, parse_arguments
+
+from .conftest import DEMO, PROJECT, flags, run_python, start_python
+
+
+# 16 steps of 8 sentences, two epochs, an evaluation on a few pairs and a checkpoint every 2 steps, with dropout.
+LONG_RUN = {"max_train_samples": 64, "num_train_epochs": 2, "eval_pairs": "few.tsv"}
+
+
+def train(folder: Path, largest_file: int | None = None, **fields):
+    write_few_pairs(folder.parent)
+    return run_python(
+        PROJECT / "train.py",
+        *flags(folder, **{**LONG_RUN, **fields}),
+        cwd=folder.parent,
+        largest_file=largest_file,
+    )
+
+
+def write_few_pairs(folder: Path) -> None:
+    (folder / "few.tsv").write_text("".join((DEMO / "sts.tsv").read_text().splitlines(keepends=True)[:15]))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def equal(one: Path, other: Path) -> bool:
+    one, other = weights(one), weights(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A run that keeps all its checkpoints."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "model"
+    process = train(folder, save_total_limit=8)
+    assert process.returncode == 0, process.stderr
+    return folder
+
+
+def copy_until(run: Path, folder: Path, step: int) -> Path:
+    """A run as it was after this step."""
+    shutil.copytree(run, folder, ignore=lambda _, names: [n for n in names if not is_until(n, step)])
+    return folder
+
+
+def is_until(name: str, step: int) -> bool:
+    is_checkpoint = name.startswith("checkpoint-")
+    return int(name.split("-")[1]) <= step if is_checkpoint else not name.endswith((".png", ".svg"))
+
+
+# --- Stopped and resumed ---------------------------------------------------------------------------------------------
+
+
+def stopped_run(folder: Path, number: int, step: int) -> tuple[int, str]:
+    """Exit code and output of a run that gets the signal as soon as its progress bar shows the step."""
+    write_few_pairs(folder.parent)
+    process = start_python(PROJECT / "train.py", *flags(folder, **LONG_RUN), cwd=folder.parent)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if f" {step}/16 " in line:
+            process.send_signal(number)
+            break
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, "".join(lines) + output
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_stopped_run_resumes_to_the_weights_of_the_uninterrupted_one(uninterrupted, tmp_path, number):
+    """Killed, interrupted or terminated at a random step: bit for bit."""
+    folder, step = tmp_path / "model", random.randint(5, 14)
+    returncode, output = stopped_run(folder, number, step)
+    if number == signal.SIGKILL:
+        assert returncode == -signal.SIGKILL, output
+    else:
+        assert returncode == 128 + number, output
+        (saved,) = re.findall(r"Interrupted at step (\d+)\.", output)
+        assert checkpoints(folder)[0].name == f"checkpoint-{saved}" and int(saved) >= step
+        assert "saving a checkpoint after this step" in output and "Traceback" not in output
+    resumed = train(folder, resume_from_checkpoint="last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert equal(folder, uninterrupted), f"stopped at step {step}"
+    assert equal(folder / "checkpoint-16", uninterrupted / "checkpoint-16")
+    one, other = (json.loads((run / "trainer_state.json").read_text()) for run in (folder, uninterrupted))
+    assert scores(one) == scores(other) and one["best_global_step"] == other["best_global_step"]
+    assert 1 <= len(checkpoints(folder)) <= 2, "--save_total_limit 2"
+    assert folder / f"checkpoint-{one['best_global_step']}" in checkpoints(folder), "the best is never deleted"
+
+
+def scores(state: dict) -> list[float]:
+    return [line["eval_pairs_spearman"] for line in state["log_history"] if "eval_pairs_spearman" in line]
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path):
+    """Otherwise an evaluation that takes an hour could not be broken off."""
+    write_few_pairs(tmp_path)
+    arguments = flags(tmp_path / "model", **{**LONG_RUN, "per_device_train_batch_size": 32})
+    process = start_python("-c", SLOW_STEPS, *arguments, cwd=tmp_path, PYTHONPATH=str(PROJECT))
+    for line in process.stdout:
+        if "slow step" in line:
+            process.send_signal(signal.SIGINT)
+        if "SIGINT: saving a checkpoint after this step. Once more ends it at once." in line:
+            process.send_signal(signal.SIGINT)
+            break
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Interrupted at step 0." in output and not checkpoints(tmp_path / "model")
+
+
+SLOW_STEPS = """
+import time, train, trainer
+def training_step(*arguments):
+    print("slow step", flush=True)
+    time.sleep(100)
+trainer.SarcseTrainer.training_step = training_step
+train.main()
+"""
+
+
+# --- Checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda folder: (folder / "trainer_state.json").unlink(), "trainer_state.json is missing"),
+        (lambda folder: cut(folder / "trainer_state.json"), "a .json file is cut short"),
+        (lambda folder: cut(folder / "model.safetensors"), "model.safetensors is cut short"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda folder: cut(folder / "optimizer.pt"), "optimizer.pt is cut short"),
+        (lambda folder: cut(folder / "scheduler.pt"), "scheduler.pt is cut short"),
+        (lambda folder: cut(folder / "rng_state.pth"), "rng_state.pth is cut short"),
+        (lambda folder: (folder / "rng_state.pth").unlink(), "rng_state.pth is missing"),
+        (lambda folder: blow_up(folder / "model.safetensors"), "encoder.embeddings.LayerNorm.bias is not finite"),
+        (lambda folder: None, None),
+    ],
+)
+def test_a_broken_checkpoint_is_recognised_and_the_one_before_it_used(uninterrupted, tmp_path, damage, problem):
+    run = copy_until(uninterrupted, tmp_path / "run", step=4)
+    damage(run / "checkpoint-4")
+    assert (flaw(run / "checkpoint-4") or "").startswith(problem or "")
+    assert checkpoint_to_resume("last", str(run)) == run / ("checkpoint-2" if problem else "checkpoint-4")
+    if problem:
+        with pytest.raises(ValueError, match=re.escape(f"--resume_from_checkpoint {run}/checkpoint-4: {problem}")):
+            checkpoint_to_resume(str(run / "checkpoint-4"), str(run))
+        shutil.rmtree(run / "checkpoint-2")
+        with pytest.raises(ValueError, match="no checkpoint is whole"):
+            checkpoint_to_resume("last", str(run))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def blow_up(path: Path) -> None:
+    tensors = load_file(path)
+    tensors["encoder.embeddings.LayerNorm.bias"][3] = torch.inf
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_a_full_disk_ends_in_a_message_and_the_run_resumes_from_the_checkpoint_before(uninterrupted, tmp_path):
+    """The model has 6 MB and the optimizer's state twice as many, so that every checkpoint is cut short there."""
+    run = copy_until(uninterrupted, tmp_path / "run", step=14)
+    full = train(run, resume_from_checkpoint="last", largest_file=9_000_000)
+    assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
+    last_line = full.stderr.splitlines()[-1]
+    assert "train.py: error: could not write" in last_line and "`--resume_from_checkpoint last`" in last_line
+    resumed = train(run, resume_from_checkpoint="last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "checkpoint-16 is left aside: trainer_state.json is missing" in resumed.stderr
+    assert equal(run, uninterrupted)
+
+
+# --- Numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    process = train(tmp_path / "model", learning_rate=1e39, eval_strategy="no", save_steps=1)
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    message = process.stderr.splitlines()[-1]
+    assert message.startswith("train.py: error: step 2: the loss is not finite. Its 8 sentences, from '")
+    assert "There is no good checkpoint yet." in message and "it was 1e+39 (--learning_rate)" in message
+    batch = (tmp_path / "model" / "non_finite_batch.txt").read_text().splitlines()
+    sentences = (DEMO / "sentences.txt").read_text().splitlines()
+    assert len(batch) == 8, "cut where the model's input is cut"
+    assert all(any(whole.startswith(line) for whole in sentences) for line in batch)
+
+
+def test_the_last_good_checkpoint_is_named(uninterrupted, tmp_path):
+    run = copy_until(uninterrupted, tmp_path / "run", step=4)
+    blow_up(run / "checkpoint-4" / "model.safetensors")
+    trainer, _, _ = build_trainer(*parse_arguments(flags(run, resume_from_checkpoint="last")))
+    with torch.no_grad():
+        trainer.model.encoder.embeddings.LayerNorm.bias.fill_(torch.nan)
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    with pytest.raises(FloatingPointError, match=f"The last good checkpoint is {run}/checkpoint-2."):
+        trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
+
+
+def test_a_learning_rate_that_collapses_the_embeddings_is_warned_about(uninterrupted, tmp_path):
+    options = {"lr_scheduler_type": "constant", "num_train_epochs": 1, "eval_pairs": DEMO / "sts.tsv"}
+    process = train(tmp_path / "model", learning_rate=0.03, **options)
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"the embeddings have collapsed.*\(uniformity -0\.00\d\d, near 0\)", process.stderr)
+    assert "Lower --learning_rate, now 0.03" in process.stderr
