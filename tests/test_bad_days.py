@@ -107,6 +107,19 @@ def scores(state: dict) -> list[float]:
     return [line["eval_pairs_spearman"] for line in state["log_history"] if "eval_pairs_spearman" in line]
 
 
+def test_a_resumed_stream_goes_on_where_it_was(tmp_path):
+    """The corpus has 24 sentences, the run reads 64: the order of later passes counts too."""
+    options = {"streaming": "true", "max_steps": 8, "max_train_samples": 24, "eval_strategy": "no", "eval_pairs": None}
+    whole = train(tmp_path / "whole", save_steps=3, save_total_limit=3, **options)
+    assert whole.returncode == 0, whole.stderr
+    checkpoint = tmp_path / "whole" / "checkpoint-3"
+    resumed = train(tmp_path / "resumed", resume_from_checkpoint=checkpoint, **options)
+    assert resumed.returncode == 0, resumed.stderr
+    assert equal(tmp_path / "resumed", tmp_path / "whole")
+    record = json.loads((tmp_path / "whole" / "training_record.json").read_text())
+    assert record["train_data"] == {"name": "sentences.txt", "hub_id": None, "token_count_samples": 100_000}
+
+
 def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path):
     """Otherwise an evaluation that takes an hour could not be broken off."""
     write_few_pairs(tmp_path)

@@ -1,4 +1,5 @@
 import gzip
+import itertools
 import json
 import lzma
 
@@ -7,9 +8,20 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from transformers import AutoTokenizer
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, DataCollatorWithPadding
 
-from data import DataArguments, load_sentences, token_counts, token_weights, tokenize
+from data import (
+    DataArguments,
+    SentenceStream,
+    UnreadableDataError,
+    first_part,
+    load_sentences,
+    token_counts,
+    token_weights,
+    tokenize,
+    tokenize_batch,
+)
 
 from .conftest import ENCODER
 
@@ -121,3 +133,129 @@ def test_frequent_tokens_weigh_less(tokenizer):
     for weighting in ("smooth_inverse", "self_information"):
         weights = token_weights(counts, weighting, 1e-3).numpy()[by_count]
         assert (np.diff(weights) >= 0).all() and weights[0] < weights[1000]
+
+
+# --- Streams ---------------------------------------------------------------------------------------------------------
+
+
+def sharded_corpus(folder, files=4, lines=30) -> list[str]:
+    """Writes so many files; their sentences, each of which names its file."""
+    folder.mkdir()
+    sentences = [[f"Sentence {line} of file {file}." for line in range(lines)] for file in range(files)]
+    for file, content in enumerate(sentences):
+        (folder / f"part-{file}.txt").write_text("\n".join(content) + "\n\n")  # and a blank line
+    return [sentence for content in sentences for sentence in content]
+
+
+def stream(path, process_index=0, num_processes=1, seed=1) -> SentenceStream:
+    arguments = DataArguments(train_file=str(path), streaming=True)
+    return SentenceStream(str(path), load_sentences(arguments), seed, process_index, num_processes)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 4])
+def test_processes_share_a_stream_and_nothing_is_read_twice(tmp_path, num_processes):
+    sentences = sharded_corpus(tmp_path / "corpus")
+    shares = [list(stream(tmp_path / "corpus" / "*.txt", i, num_processes).one_pass(0)) for i in range(num_processes)]
+    shares = [[row["text"] for row in share] for share in shares]
+    assert sorted(itertools.chain(*shares)) == sorted(sentences)
+    files = [{sentence.split("file ")[1] for sentence in share} for share in shares]
+    if 4 % num_processes == 0:
+        assert sum(map(len, files)) == 4, "each process reads files of its own"
+
+
+def test_every_pass_through_a_stream_has_each_sentence_once_in_an_order_of_its_own(tmp_path):
+    sentences = sharded_corpus(tmp_path / "corpus")
+    drawn = list(itertools.islice(stream(tmp_path / "corpus" / "*.txt"), 2 * len(sentences)))
+    first, second = drawn[: len(sentences)], drawn[len(sentences) :]
+    assert sorted(first) == sorted(second) == sorted(sentences)
+    assert first != second and first != sentences
+    again = list(itertools.islice(stream(tmp_path / "corpus" / "*.txt"), 2 * len(sentences)))
+    assert again == drawn, "the seed decides, so that a resumed run can skip what it has seen"
+
+
+def test_workers_that_load_a_stream_share_it_too(tmp_path):
+    """Two workers for one file: one of them has nothing to do."""
+    sentences = sharded_corpus(tmp_path / "corpus", files=1)
+    loader = DataLoader(stream(tmp_path / "corpus" / "*.txt"), batch_size=10, num_workers=2)
+    batches = list(itertools.islice(loader, 3))
+    assert sorted(itertools.chain(*batches)) == sorted(sentences)
+
+
+def test_the_collator_of_a_stream_makes_the_batches_of_a_corpus_in_memory(tmp_path, tokenizer):
+    sharded_corpus(tmp_path / "corpus", files=1)
+    arguments = DataArguments(train_file=str(tmp_path / "corpus" / "part-0.txt"), max_seq_length=6)
+    sentences = load_sentences(arguments)
+    expected = DataCollatorWithPadding(tokenizer)(list(tokenize(sentences, tokenizer, arguments)))
+    batch = tokenize_batch(sentences["text"][:], tokenizer, max_seq_length=6)
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(batch[name], expected[name]) for name in batch)
+
+
+def test_a_stream_that_turns_out_to_be_unreadable_says_where(tmp_path):
+    sharded_corpus(tmp_path / "corpus", files=2)
+    with (tmp_path / "corpus" / "part-1.txt").open("ab") as file:
+        file.write(b"caf\xe9\n")
+    with pytest.raises(UnreadableDataError, match=r"part-1.txt, line 32: not UTF-8"):
+        list(itertools.islice(stream(tmp_path / "corpus" / "*.txt"), 100))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_pattern_without_a_file_and_an_empty_file_are_named(tmp_path, streaming):
+    with pytest.raises(ValueError, match=r"none-\*.txt: no such file"):
+        load_sentences(DataArguments(train_file=str(tmp_path / "none-*.txt"), streaming=streaming))
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(ValueError, match="empty.txt: the file is empty"):
+        load_sentences(DataArguments(train_file=str(tmp_path / "*.txt"), streaming=streaming))
+
+
+@pytest.mark.parametrize("name", ["blank.txt", "wrong.jsonl", "numbers.jsonl"])
+def test_a_stream_without_sentences_is_refused(tmp_path, name):
+    (tmp_path / "blank.txt").write_text("\n \n")
+    (tmp_path / "wrong.jsonl").write_text('{"sentence": "A."}\n')
+    (tmp_path / "numbers.jsonl").write_text('{"text": 3}\n')
+    arguments = DataArguments(train_file=str(tmp_path / name), streaming=True)
+    message = {"blank.txt": "no sentence", "wrong.jsonl": "no column 'text'", "numbers.jsonl": "int64.*, not text"}
+    with pytest.raises(ValueError, match=message[name]):
+        first_part(load_sentences(arguments), arguments)
+
+
+# --- Odd text --------------------------------------------------------------------------------------------------------
+
+
+ODD_SENTENCES = {
+    "of 100,000 characters": "word " * 20_000,
+    "one word of 100,000 characters": "x" * 100_000,
+    "control characters": "A \x01\x07 bell, an \x1b[31m escape and a \x00.",
+    "right to left": "مرحبا بالعالم، هذه جملة. שלום עולם",
+    "a right-to-left override": "\u202eoverridden\u202c",
+    "emoji": "👩‍👩‍👧‍👦 🎉🎉 🏳️‍🌈",
+    "combining marks alone": "\u0301\u0302",
+    "separators that are no ends of lines": "one\u2028line\x85still",
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
+def test_odd_text_arrives_as_it_is(tmp_path, tokenizer, suffix, streaming):
+    sentences = list(ODD_SENTENCES.values())
+    path = tmp_path / f"odd{suffix}"
+    data = datasets.Dataset.from_dict({"text": sentences})
+    if suffix == ".txt":
+        path.write_text("\n".join(sentences) + "\n", encoding="utf-8")
+    else:
+        data.to_json(path) if suffix == ".jsonl" else data.to_parquet(path)
+    loaded = [row["text"] for row in load_sentences(DataArguments(train_file=str(path), streaming=streaming))]
+    assert loaded == sentences
+    batch = tokenize_batch(loaded, tokenizer, max_seq_length=16)
+    assert batch["input_ids"].shape == (len(sentences), 16)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_lone_surrogates_are_named(tmp_path, streaming):
+    """They are no text, and no UTF-8: in bytes or as JSON's escapes."""
+    (tmp_path / "bytes.txt").write_bytes(b"A.\nB.\nlone \xed\xa0\xbd\n")
+    (tmp_path / "escaped.jsonl").write_text('{"text": "A."}\n{"text": "lone \\ud83d"}\n')
+    for name, message in (("bytes.txt", "bytes.txt, line 3: not UTF-8"), ("escaped.jsonl", "surrogate .* in row 1")):
+        arguments = DataArguments(train_file=str(tmp_path / name), streaming=streaming)
+        with pytest.raises(ValueError, match=message):
+            first_part(load_sentences(arguments), arguments)

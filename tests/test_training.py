@@ -1,16 +1,18 @@
 import json
 import math
 import re
+import shutil
 
 import pytest
+import tokenizers
 import torch
 import yaml
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from eval_sts import encode, load_model
 from modeling_sarcse import SarcseModel
-from train import build_trainer, parse_arguments
+from train import ModelArguments, build_model, build_trainer, parse_arguments
 
 from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, run_python
 
@@ -311,6 +313,12 @@ def test_every_recipe_parses(recipe):
         (["--max_seq_length", "2"], "--max_seq_length must be from 3 to 128 for this encoder, got 2"),
         (["--max_seq_length", "129"], "--max_seq_length must be from 3 to 128"),
         (["--max_train_samples", "5"], "5 sentences do not fill one batch of 8"),
+        (["--max_train_samples", "5", "--streaming", "true", "--max_steps", "3"], "5 sentences do not fill one batch"),
+        (["--streaming", "true"], "does not know where the corpus ends: .* --max_steps"),
+        (["--gradient_cache_mini_batch_size", "0"], "--gradient_cache_mini_batch_size must be at least 1, got 0"),
+        (["--fp16", "true", "--use_cpu", "true"], "fp16 needs a GPU. On a CPU train in bfloat16"),
+        (["--deepspeed", "zero2.json"], "DeepSpeed is not supported: .* --gradient_cache_mini_batch_size"),
+        (["--fsdp", "true"], "FSDP is not supported: .*`accelerate launch --multi_gpu`"),
     ],
 )
 def test_user_errors_are_one_message(tmp_path, capsys, arguments, message):
@@ -333,6 +341,82 @@ def test_user_errors_are_one_message(tmp_path, capsys, arguments, message):
     else:
         pytest.fail("no error")
     assert re.search(message, text), text
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP is not supported"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 needs a GPU"),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "through MPI only: add --mpirun_hostfile FILE"),
+    ],
+)
+def test_what_accelerate_was_asked_for_is_refused_if_it_would_not_be_done(monkeypatch, environment, message):
+    """As `accelerate launch` says it, by a configuration file or its own flags."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(["--use_cpu", "true"])
+
+
+def encoder_with(folder, tokenizer, **fields) -> str:
+    """A folder with a random RoBERTa and a tokenizer."""
+    fields = {"vocab_size": len(tokenizer), "pad_token_id": 1, "max_position_embeddings": 40, **fields}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    RobertaModel(RobertaConfig(**fields, **sizes), add_pooling_layer=False).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def word_tokenizer(**special_tokens) -> PreTrainedTokenizerFast:
+    """Words of the demo's sentences, without any template of special tokens."""
+    words = sorted({word for line in (DEMO / "sentences.txt").read_text().splitlines() for word in line.split()})
+    vocabulary = {word: index for index, word in enumerate(["[UNK]", "[PAD]", *words])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", **special_tokens)
+
+
+def test_a_tokenizer_that_does_not_fit_the_encoder_is_refused(tmp_path, tokenizer):
+    small = encoder_with(tmp_path / "small", tokenizer, vocab_size=100)
+    message = f"the tokenizer has {len(tokenizer)} tokens and the encoder 100. Give the encoder its own"
+    for load in (load_model, lambda source: build_model(ModelArguments(source))):
+        with pytest.raises(ValueError, match=message):
+            load(small)
+
+
+def test_a_tokenizer_without_special_tokens_trains_if_it_can_pad(tmp_path):
+    with pytest.raises(ValueError, match="nothing: the tokenizer has no padding token. Set its `pad_token`"):
+        build_model(ModelArguments(encoder_with(tmp_path / "nothing", word_tokenizer())))
+    source = encoder_with(tmp_path / "padding", word_tokenizer(pad_token="[PAD]"))
+    trainer, _, (loss, outputs) = first_step(tmp_path, model_name_or_path=source)
+    assert loss.isfinite() and trainer.model.config.special_token_ids == [1]
+    lengths = [len(sentence.split()) for sentence in (DEMO / "sentences.txt").read_text().splitlines()]
+    assert set(outputs.content_mask.sum(dim=1).tolist()) <= set(lengths), "every word is content"
+
+
+def test_padding_on_the_left_gives_the_loss_of_padding_on_the_right(tmp_path, tokenizer):
+    """RoBERTa counts positions from the first token, wherever it stands."""
+    losses = []
+    for side in ("left", "right"):
+        tokenizer = AutoTokenizer.from_pretrained(ENCODER, padding_side=side)
+        AutoModel.from_pretrained(ENCODER, add_pooling_layer=False).save_pretrained(tmp_path / side)
+        tokenizer.save_pretrained(tmp_path / side)
+        trainer, batch, (loss, _) = first_step(tmp_path, model_name_or_path=tmp_path / side)
+        assert (batch["attention_mask"][:, 0] == 0).any() == (side == "left")
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_weights_that_are_cut_short_are_named(tmp_path, saved_model):
+    for source in (saved_model, ENCODER):
+        folder = shutil.copytree(source, tmp_path / source.name)
+        with (folder / "model.safetensors").open("r+b") as weights:
+            weights.truncate(100_000)
+        for load in (load_model, lambda source: build_model(ModelArguments(source))):
+            with pytest.raises(ValueError, match=f"{folder.name}: the weights cannot be read, copy them anew"):
+                load(str(folder))
 
 
 def test_without_sts_data_the_message_comes_before_any_model(tmp_path):
