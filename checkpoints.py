@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -117,14 +118,14 @@ class SaveOnSignal(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.is_alone = args.world_size == 1
+        self.is_alone, self.is_first = args.world_size == 1, state.is_world_process_zero
         for number in (signal.SIGINT, signal.SIGTERM):
             self.handlers[number] = signal.signal(number, self.receive)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
             return  # a worker that loads data: the process that it works for will end it
-        if self.received is None:
+        if self.received is None and self.is_first:
             again = " Once more ends it at once." if self.is_alone else ""
             print(f"\n{signal.Signals(number).name}: saving a checkpoint after this step.{again}", file=sys.stderr)
         self.received = number
@@ -142,6 +143,8 @@ class SaveOnSignal(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.agreed:
+            # A launcher kills the others when the first process ends, and the checkpoint may not be whole yet.
+            PartialState().wait_for_everyone()
             self.interrupt()
 
     def on_train_end(

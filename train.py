@@ -175,6 +175,9 @@ class SarcseTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        # `accelerate launch --mixed_precision` counts too, and the record of the training shall say so.
+        self.bf16 |= os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
+        self.fp16 |= os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16"
         self.check_machine()
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
@@ -207,8 +210,7 @@ class SarcseTrainingArguments(TrainingArguments):
                     f"{name} is not supported: a text encoder fits on each GPU, and every GPU trains a copy "
                     "(`accelerate launch --multi_gpu`). If a batch does not fit: --gradient_cache_mini_batch_size."
                 )
-        mixed_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        if self.use_cpu and (self.fp16 or mixed_precision == "fp16"):
+        if self.use_cpu and self.fp16:
             raise ValueError("fp16 needs a GPU. On a CPU train in bfloat16 (--bf16 true), or in float32.")
         # With several processes but no MPI, accelerate sets their meeting point and starts one.
         if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and not launched_by_mpi():
@@ -498,9 +500,14 @@ def main() -> None:
     try:
         run(trainer, tasks, record, model_arguments.model_name_or_path, model_arguments.model_revision)
     except KeyboardInterrupt as interrupt:
-        print(f"\nInterrupted at step {trainer.state.global_step}.{how_to_go_on(training)}", file=sys.stderr)
+        if trainer.is_world_process_zero():
+            print(f"\nInterrupted at step {trainer.state.global_step}.{how_to_go_on(training)}", file=sys.stderr)
         sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
-    except (FloatingPointError, UnreadableDataError) as error:
+    except FloatingPointError as error:  # in all processes
+        if trainer.is_world_process_zero():
+            print(f"\ntrain.py: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except UnreadableDataError as error:
         print(f"\ntrain.py: error: {error}", file=sys.stderr)
         sys.exit(1)
     except (OSError, SafetensorError, RuntimeError) as error:

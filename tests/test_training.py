@@ -360,6 +360,11 @@ def test_what_accelerate_was_asked_for_is_refused_if_it_would_not_be_done(monkey
         parse_arguments(["--use_cpu", "true"])
 
 
+def test_the_precision_that_accelerate_was_asked_for_is_in_the_arguments(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert parse_arguments(["--use_cpu", "true"])[2].bf16
+
+
 def encoder_with(folder, tokenizer, **fields) -> str:
     """A folder with a random RoBERTa and a tokenizer."""
     fields = {"vocab_size": len(tokenizer), "pad_token_id": 1, "max_position_embeddings": 40, **fields}
