@@ -5,7 +5,6 @@ What keeps a long run safe: checkpoints that are whole, and a checkpoint before 
 import json
 import os
 import signal
-import sys
 import zipfile
 from pathlib import Path
 from types import FrameType
@@ -127,7 +126,8 @@ class SaveOnSignal(TrainerCallback):
             return  # a worker that loads data: the process that it works for will end it
         if self.received is None and self.is_first:
             again = " Once more ends it at once." if self.is_alone else ""
-            print(f"\n{signal.Signals(number).name}: saving a checkpoint after this step.{again}", file=sys.stderr)
+            # Not print: the signal may have interrupted the progress bar amid its own write to the same stream.
+            os.write(2, f"\n{signal.Signals(number).name}: saving a checkpoint after this step.{again}\n".encode())
         self.received = number
         if self.is_alone:
             self.restore_handlers()

@@ -413,8 +413,7 @@ def load_sentences(arguments: DataArguments) -> datasets.Dataset | datasets.Iter
         raise ValueError(f"{name}: column {column!r} holds {features[column]}, not text.")
     sentences = sentences.select_columns(column)
     if streaming:
-        sentences = sentences.filter(_not_blank, input_columns=column)
-        return sentences if arguments.max_train_samples is None else sentences.take(arguments.max_train_samples)
+        return sentences.filter(_not_blank, input_columns=column)
     lines = len(sentences)
     sentences = sentences.filter(_not_blank, input_columns=column, desc="Dropping blank lines")
     if lines > len(sentences):

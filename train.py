@@ -133,8 +133,9 @@ class SarcseTrainingArguments(TrainingArguments):
     gradient_cache_mini_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Gradients of the whole batch with the activations of this many sentences in memory at a time, "
-            "for batches that do not fit (arXiv 2101.06983). gradient_accumulation_steps adds no negatives, this does."
+            "help": "Gradients of the whole batch with the activations of this many rows (two to a sentence) in "
+            "memory at a time, for batches that do not fit (arXiv 2101.06983). gradient_accumulation_steps is no "
+            "substitute: it adds no negatives."
         },
     )
 
@@ -198,6 +199,11 @@ class SarcseTrainingArguments(TrainingArguments):
         if size is not None and size < 1:
             raise ValueError(f"--gradient_cache_mini_batch_size must be at least 1, got {size}.")
 
+    @property
+    def global_batch_size(self) -> int:
+        """Sentences that one step of the optimizer needs, of all processes."""
+        return self.per_device_train_batch_size * self.world_size * self.gradient_accumulation_steps
+
     def check_machine(self) -> None:
         """
         Raises:
@@ -213,7 +219,8 @@ class SarcseTrainingArguments(TrainingArguments):
         if self.use_cpu and self.fp16:
             raise ValueError("fp16 needs a GPU. On a CPU train in bfloat16 (--bf16 true), or in float32.")
         # With several processes but no MPI, accelerate sets their meeting point and starts one.
-        if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and not launched_by_mpi():
+        meets_others = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
+        if meets_others and not started_with_others():
             raise ValueError(
                 "accelerate starts several processes on CPUs through MPI only: add --mpirun_hostfile FILE, or use "
                 "`torchrun --nproc-per-node N train.py ...`."
@@ -227,8 +234,8 @@ class ArgumentParser(HfArgumentParser):
         self.exit(2, f"train.py: error: {message}\n")
 
 
-def launched_by_mpi() -> bool:
-    """Whether this process has a place among several ones, by the variables that accelerate looks for."""
+def started_with_others() -> bool:
+    """Whether this process was started together with others, by the variables that accelerate looks for."""
     return any(name in os.environ for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"))
 
 
@@ -308,6 +315,13 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
         training.metric_for_best_model = "pairs_spearman"
     if data.streaming and training.max_steps <= 0:
         raise ValueError("--streaming does not know where the corpus ends: say how long to train with --max_steps.")
+    if data.streaming and data.max_train_samples is not None:
+        raise ValueError("--max_train_samples is for a corpus in memory; --max_steps says how long to read a stream.")
+    if data.streaming and data.token_count_samples < training.global_batch_size:
+        raise ValueError(
+            f"--token_count_samples must be at least one batch, {training.global_batch_size}, got "
+            f"{data.token_count_samples}."
+        )
     if training.resume_from_checkpoint:
         checkpoint = checkpoint_to_resume(training.resume_from_checkpoint, training.output_dir)
         training.resume_from_checkpoint = str(checkpoint)
@@ -382,10 +396,10 @@ def build_trainer(
         eval_pairs, tasks = load_sts_data(data, training)
     # Of a stream, those whose tokens are counted.
     first_sentences = first_part(sentences, data) if data.streaming else sentences
-    batch = training.per_device_train_batch_size * training.world_size * training.gradient_accumulation_steps
-    if len(first_sentences) < batch:
+    if len(first_sentences) < training.global_batch_size:
         raise ValueError(
-            f"{len(first_sentences)} sentences do not fill one batch of {batch}: lower --per_device_train_batch_size."
+            f"{len(first_sentences)} sentences do not fill one batch of {training.global_batch_size}: lower "
+            "--per_device_train_batch_size."
         )
     model, tokenizer = build_model(model_arguments)
     check_length(tokenizer, data)
@@ -497,6 +511,8 @@ def main() -> None:
     except ValueError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before the training
+        sys.exit(128 + signal.SIGINT)
     try:
         run(trainer, tasks, record, model_arguments.model_name_or_path, model_arguments.model_revision)
     except KeyboardInterrupt as interrupt:
@@ -508,7 +524,7 @@ def main() -> None:
             print(f"\ntrain.py: error: {error}", file=sys.stderr)
         sys.exit(1)
     except UnreadableDataError as error:
-        print(f"\ntrain.py: error: {error}", file=sys.stderr)
+        print(f"\ntrain.py: error: {error}{how_to_go_on(training)}", file=sys.stderr)
         sys.exit(1)
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):

@@ -147,16 +147,19 @@ def sharded_corpus(folder, files=4, lines=30) -> list[str]:
     return [sentence for content in sentences for sentence in content]
 
 
-def stream(path, process_index=0, num_processes=1, seed=1) -> SentenceStream:
+def stream(path, process_index=0, num_processes=1) -> SentenceStream:
     arguments = DataArguments(train_file=str(path), streaming=True)
-    return SentenceStream(str(path), load_sentences(arguments), seed, process_index, num_processes)
+    return SentenceStream(str(path), load_sentences(arguments), 1, process_index, num_processes)
+
+
+def one_pass(*arguments) -> list[str]:
+    return [row["text"] for row in stream(*arguments).one_pass(0)]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 4])
 def test_processes_share_a_stream_and_nothing_is_read_twice(tmp_path, num_processes):
     sentences = sharded_corpus(tmp_path / "corpus")
-    shares = [list(stream(tmp_path / "corpus" / "*.txt", i, num_processes).one_pass(0)) for i in range(num_processes)]
-    shares = [[row["text"] for row in share] for share in shares]
+    shares = [one_pass(tmp_path / "corpus" / "*.txt", index, num_processes) for index in range(num_processes)]
     assert sorted(itertools.chain(*shares)) == sorted(sentences)
     files = [{sentence.split("file ")[1] for sentence in share} for share in shares]
     if 4 % num_processes == 0:

@@ -286,6 +286,9 @@ def test_every_recipe_parses(recipe):
     parse_arguments([str(recipe)])
 
 
+STREAM = ["--streaming", "true", "--max_steps", "3"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -313,8 +316,10 @@ def test_every_recipe_parses(recipe):
         (["--max_seq_length", "2"], "--max_seq_length must be from 3 to 128 for this encoder, got 2"),
         (["--max_seq_length", "129"], "--max_seq_length must be from 3 to 128"),
         (["--max_train_samples", "5"], "5 sentences do not fill one batch of 8"),
-        (["--max_train_samples", "5", "--streaming", "true", "--max_steps", "3"], "5 sentences do not fill one batch"),
-        (["--streaming", "true"], "does not know where the corpus ends: .* --max_steps"),
+        ([*STREAM, "--train_file", "{tmp}/short.txt"], "5 sentences do not fill one batch of 8"),
+        ([*STREAM, "--max_steps", "0"], "does not know where the corpus ends: .* --max_steps"),
+        ([*STREAM, "--max_train_samples", "3"], "--max_train_samples is for a corpus in memory"),
+        ([*STREAM, "--token_count_samples", "7"], "--token_count_samples must be at least one batch, 8, got 7"),
         (["--gradient_cache_mini_batch_size", "0"], "--gradient_cache_mini_batch_size must be at least 1, got 0"),
         (["--fp16", "true", "--use_cpu", "true"], "fp16 needs a GPU. On a CPU train in bfloat16"),
         (["--deepspeed", "zero2.json"], "DeepSpeed is not supported: .* --gradient_cache_mini_batch_size"),
@@ -322,6 +327,7 @@ def test_every_recipe_parses(recipe):
     ],
 )
 def test_user_errors_are_one_message(tmp_path, capsys, arguments, message):
+    (tmp_path / "short.txt").write_text("A.\nB.\nC.\nD.\nE.\n")
     (tmp_path / "typo.yaml").write_text("chanels: 3\n")
     (tmp_path / "type.yaml").write_text("channels: many\n")
     (tmp_path / "list.yaml").write_text("- channels\n")
@@ -329,6 +335,7 @@ def test_user_errors_are_one_message(tmp_path, capsys, arguments, message):
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     if not arguments[0].endswith(".yaml"):
         fields = {"eval_pairs": None} if "--eval_pairs=" in arguments else {}
+        fields |= {"max_train_samples": None} if "--streaming" in arguments else {}
         arguments = flags(tmp_path / "out", **fields) + [a for a in arguments if a != "--eval_pairs="]
     try:
         build_trainer(*parse_arguments(arguments))
