@@ -124,13 +124,13 @@ class SaveOnSignal(TrainerCallback):
     def receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
             return  # a worker that loads data: the process that it works for will end it
+        if self.is_alone:
+            self.restore_handlers()
         if self.received is None and self.is_first:
             again = " Once more ends it at once." if self.is_alone else ""
             # Not print: the signal may have interrupted the progress bar amid its own write to the same stream.
             os.write(2, f"\n{signal.Signals(number).name}: saving a checkpoint after this step.{again}\n".encode())
         self.received = number
-        if self.is_alone:
-            self.restore_handlers()
 
     def restore_handlers(self) -> None:
         while self.handlers:
