@@ -13,6 +13,7 @@ from typing import Any
 from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
@@ -38,15 +39,16 @@ def flaw(checkpoint: Path) -> str | None:
     Why a run cannot go on from this checkpoint as if nothing had happened, or None: a file is missing or cut short, by
     a kill or a full disk, or a weight is not finite.
     """
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text())  # written last of all
-        index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
-        shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {SAFE_WEIGHTS_NAME}
-    except OSError as error:
-        return f"{Path(error.filename).name} is missing"
-    except ValueError as error:
-        return f"a .json file is cut short: {error}"
-    for name in sorted(shards):
+    contents, has_shards = {}, (checkpoint / SAFE_WEIGHTS_INDEX_NAME).exists()
+    for name in (TRAINER_STATE_NAME, SAFE_WEIGHTS_INDEX_NAME) if has_shards else (TRAINER_STATE_NAME,):
+        try:
+            contents[name] = json.loads((checkpoint / name).read_text())  # the state is written last of all
+        except OSError:
+            return f"{name} is missing"
+        except ValueError as error:
+            return f"{name} is cut short: {error}"
+    shards = contents[SAFE_WEIGHTS_INDEX_NAME]["weight_map"].values() if has_shards else [SAFE_WEIGHTS_NAME]
+    for name in sorted(set(shards)):
         try:
             with safe_open(checkpoint / name, framework="pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118, it is no dict
