@@ -16,7 +16,7 @@ demo: .venv/installed
 	$(BIN)/python demo/load.py output/demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # fixtures of a file are made once
 
 # The demo's release under older and newer versions of its libraries, each in an environment of its own: the table of
 # the README. Gigabytes of downloads; no part of the tests.

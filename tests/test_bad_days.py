@@ -18,8 +18,6 @@ from train import build_trainer, parse_arguments
 from .conftest import DEMO, PROJECT, flags, run_python, start_python
 
 
-pytestmark = pytest.mark.xdist_group("bad days")
-
 # 16 steps of 8 sentences, two epochs, an evaluation on a few pairs and a checkpoint every 2 steps, with dropout.
 LONG_RUN = {"max_train_samples": 64, "num_train_epochs": 2, "eval_pairs": "few.tsv"}
 

@@ -14,8 +14,6 @@ from transformers import AutoModel, AutoTokenizer
 from .conftest import ENCODER, PROJECT, flags
 
 
-pytestmark = pytest.mark.xdist_group("distributed")
-
 BATCH = 16
 WORLD_SIZES = (1, 2, 4)
 # What is compared between the world sizes, each one step of SGD on the same 16 sentences with dropout 0.
