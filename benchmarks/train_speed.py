@@ -1,0 +1,251 @@
+"""
+How fast SARCSE trains beside what people use today: sentences a second and peak memory of one job in four programs.
+
+    python benchmarks/train_speed.py [--quick] [--output FILE]
+
+- `sarcse`: this project's default;
+- `simcse`: this project with `--pooler cls --reconstruction_weight 0`;
+- `sentence_transformers`: its trainer with MultipleNegativesRankingLoss on pairs (s, s), cls pooling;
+- `simcse_repository_method`: a plain loop after the SimCSE repository, each view padded with the batch, two flattened.
+
+The same encoder, sentences, batches, length, precision and number of threads. Every program trains in a process of its
+own and they take turns: a few steps of the first, of the second, ..., and from the start again, so that whatever slows
+the machine down slows all of them. The first turn warms up and does not count.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+SHARED = Path(os.environ.get("SARCSE_DATA") or Path(__file__).parent.parent.parent / "shared")
+MAX_SEQ_LENGTH, TEMPERATURE, LEARNING_RATE = 32, 0.05, 3e-5
+MEBIBYTE = 2**20
+
+
+class Turns(TrainerCallback):
+    """Lets a Trainer run its steps in turns: waits for a message, takes so many steps, answers with the seconds."""
+
+    def __init__(self, connection: Connection, steps: int) -> None:
+        self.connection, self.steps = connection, steps
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.steps == 0:
+            self.connection.recv()
+            self.start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.steps == 0:
+            self.connection.send(time.perf_counter() - self.start)
+
+
+def train_here(settings: dict[str, Any], turns: Turns, flags: list[str]) -> None:
+    from train import build_trainer, parse_arguments
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, _, _ = build_trainer(
+            *parse_arguments(
+                [
+                    f"--model_name_or_path={settings['model']}",
+                    f"--train_file={settings['train_file']}",
+                    f"--max_train_samples={settings['batch_size'] * settings['max_steps']}",
+                    f"--max_seq_length={MAX_SEQ_LENGTH}",
+                    f"--contrastive_temperature={TEMPERATURE}",
+                    f"--learning_rate={LEARNING_RATE}",
+                    f"--per_device_train_batch_size={settings['batch_size']}",
+                    f"--bf16={settings['bf16']}",
+                    f"--output_dir={folder}/run",
+                    *("--eval_strategy=no", "--save_strategy=no", "--report_to=none", "--disable_tqdm=true"),
+                    *flags,
+                ]
+            )
+        )
+        trainer.add_callback(turns)
+        trainer.train()
+
+
+def sarcse(settings: dict[str, Any], turns: Turns) -> None:
+    train_here(settings, turns, [])
+
+
+def simcse(settings: dict[str, Any], turns: Turns) -> None:
+    train_here(settings, turns, ["--pooler=cls", "--reconstruction_weight=0"])
+
+
+def read_sentences(settings: dict[str, Any]) -> list[str]:
+    from data import DataArguments, load_sentences
+
+    number = settings["batch_size"] * settings["max_steps"]
+    arguments = DataArguments(train_file=settings["train_file"], max_train_samples=number)
+    return load_sentences(arguments)["text"][:]
+
+
+def sentence_transformers(settings: dict[str, Any], turns: Turns) -> None:
+    import datasets
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.models import Pooling, Transformer
+
+    encoder = Transformer(settings["model"], max_seq_length=MAX_SEQ_LENGTH)
+    model = SentenceTransformer(
+        modules=[encoder, Pooling(encoder.get_word_embedding_dimension(), "cls")], device="cpu"
+    )
+    sentences = read_sentences(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SentenceTransformerTrainer(
+            model=model,
+            args=SentenceTransformerTrainingArguments(
+                output_dir=folder,
+                per_device_train_batch_size=settings["batch_size"],
+                num_train_epochs=1,
+                learning_rate=LEARNING_RATE,
+                bf16=settings["bf16"],
+                dataloader_drop_last=True,
+                dataloader_pin_memory=False,
+                use_cpu=True,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=datasets.Dataset.from_dict({"anchor": sentences, "positive": sentences}),
+            loss=MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE),
+            callbacks=[turns],
+        )
+        trainer.train()
+
+
+def simcse_repository_method(settings: dict[str, Any], turns: Turns) -> None:
+    from transformers import AutoModel, AutoTokenizer, get_linear_schedule_with_warmup
+
+    tokenizer = AutoTokenizer.from_pretrained(settings["model"])
+    encoder = AutoModel.from_pretrained(settings["model"], add_pooling_layer=False, dtype=torch.float32).train()
+    projection = torch.nn.Linear(encoder.config.hidden_size, encoder.config.hidden_size)
+    sentences = read_sentences(settings)
+    ids = tokenizer(sentences, truncation=True, max_length=MAX_SEQ_LENGTH)["input_ids"]
+    parameters = [*encoder.parameters(), *projection.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
+    scheduler = get_linear_schedule_with_warmup(optimizer, 0, settings["max_steps"])
+
+    def collate(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+        return tokenizer.pad({"input_ids": [row for row in rows for _ in range(2)]}, return_tensors="pt")
+
+    loader = torch.utils.data.DataLoader(
+        ids, batch_size=settings["batch_size"], shuffle=True, drop_last=True, collate_fn=collate
+    )
+    state = argparse.Namespace(global_step=0)
+    for batch in loader:
+        turns.on_step_begin(None, state, None)
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings["bf16"]):
+            hidden = encoder(**batch).last_hidden_state[:, 0]  # (2B, d)
+            first, second = torch.tanh(projection(hidden)).float().unflatten(0, (-1, 2)).unbind(1)  # two of (B, d)
+        similarities = torch.cosine_similarity(first.unsqueeze(1), second.unsqueeze(0), dim=-1) / TEMPERATURE  # (B, B)
+        torch.nn.functional.cross_entropy(similarities, torch.arange(len(first))).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        state.global_step += 1
+        turns.on_step_end(None, state, None)
+
+
+PROGRAMS: list[Callable] = [sarcse, simcse, sentence_transformers, simcse_repository_method]
+
+
+def work(program: Callable, settings: dict[str, Any], connection: Connection) -> None:
+    """A process of its own: trains in turns, then tells its peak memory in MiB."""
+    torch.set_num_threads(settings["threads"])
+    program(settings, Turns(connection, settings["steps"]))
+    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEBIBYTE)
+
+
+def measure(settings: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """Median sentences a second and peak memory of every program."""
+    settings = {**settings, "max_steps": settings["steps"] * (repeats + 1)}
+    context = multiprocessing.get_context("spawn")
+    connections, processes = {}, []
+    for program in PROGRAMS:
+        connections[program.__name__], other = context.Pipe()
+        processes.append(context.Process(target=work, args=(program, settings, other)))
+        processes[-1].start()
+        other.close()
+    seconds: dict[str, list[float]] = {name: [] for name in connections}
+    for _ in range(repeats + 1):
+        for name, connection in connections.items():
+            connection.send("go")
+            seconds[name].append(connection.recv())
+    memory = {name: round(connection.recv()) for name, connection in connections.items()}
+    for process in processes:
+        process.join()
+    turn = settings["steps"] * settings["batch_size"]
+    speeds = {name: [turn / value for value in values[1:]] for name, values in seconds.items()}
+    return {
+        "batch_size": settings["batch_size"],
+        "precision": "bf16" if settings["bf16"] else "float32",
+        "threads": settings["threads"],
+        "max_seq_length": MAX_SEQ_LENGTH,
+        "median_sentences_per_second": {name: statistics.median(values) for name, values in speeds.items()},
+        "sentences_per_second": speeds,
+        "peak_mebibytes": memory,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    medians = result["median_sentences_per_second"]
+    lines = [
+        f"Batch {result['batch_size']}, {result['precision']}:",
+        "",
+        "| program                  | sentences/s | sarcse's speed over it | peak memory, MiB |",
+        "| ------------------------ | ----------: | ---------------------: | ---------------: |",
+    ]
+    for name, median in medians.items():
+        ratio = medians["sarcse"] / median
+        lines.append(f"| {name:24} | {median:11.1f} | {ratio:22.2f} | {result['peak_mebibytes'][name]:16} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--quick", action="store_true", help="Batch 64 in bf16 alone.")
+    parser.add_argument("--output", type=Path, help="Where to write all numbers, as JSON.")
+    parser.add_argument("--model", default=str(SHARED / "encoders" / "roberta-mini-wiki"))
+    parser.add_argument("--train_file", default=str(SHARED / "data" / "wiki500k.txt.xz"))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    results = []
+    for batch_size, bf16 in [(64, True)] if arguments.quick else [(64, False), (64, True), (512, False), (512, True)]:
+        settings = {
+            "model": arguments.model,
+            "train_file": arguments.train_file,
+            "threads": arguments.threads,
+            "batch_size": batch_size,
+            "bf16": bf16,
+            "steps": max(2, 512 // batch_size),
+        }
+        results.append(measure(settings, arguments.repeats))
+        print(f"\n{table(results[-1])}", flush=True)
+        if arguments.output:
+            arguments.output.write_text(json.dumps({"settings": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
