@@ -219,8 +219,8 @@ class SarcseTrainingArguments(TrainingArguments):
         if self.use_cpu and self.fp16:
             raise ValueError("fp16 needs a GPU. On a CPU train in bfloat16 (--bf16 true), or in float32.")
         # With several processes but no MPI, accelerate sets their meeting point and starts one.
-        meets_others = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
-        if meets_others and not started_with_others():
+        by_accelerate = "ACCELERATE_USE_CPU" in os.environ  # set to True or False
+        if self.use_cpu and by_accelerate and "MASTER_ADDR" in os.environ and not started_with_others():
             raise ValueError(
                 "accelerate starts several processes on CPUs through MPI only: add --mpirun_hostfile FILE, or use "
                 "`torchrun --nproc-per-node N train.py ...`."

@@ -357,6 +357,7 @@ def test_user_errors_are_one_message(tmp_path, capsys, arguments, message):
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 needs a GPU"),
         ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "through MPI only: add --mpirun_hostfile FILE"),
+        ({"ACCELERATE_USE_CPU": "False", "MASTER_ADDR": "127.0.0.1"}, "through MPI only"),
     ],
 )
 def test_what_accelerate_was_asked_for_is_refused_if_it_would_not_be_done(monkeypatch, environment, message):
