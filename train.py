@@ -164,13 +164,13 @@ class SarcseTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Has no effect: the run stops."})
     # Every parameter that is trained gets a gradient in every step.
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "As in transformers."})
-    # Without a GPU pinned memory does nothing but warn.
     use_cpu: bool = field(
         # Said of itself, since accelerate would take processes that find no GPU for so many runs of one process.
         # (Not a default_factory here and below: HfArgumentParser takes that for False.)
         default=not torch.accelerator.is_available(),
         metadata={"help": "Train on the CPU. Default: without a GPU."},
     )
+    # Without a GPU pinned memory does nothing but warn.
     dataloader_pin_memory: bool = field(
         default=torch.cuda.is_available(), metadata={"help": "Pin the batches in memory. Default: with a GPU."}
     )

@@ -81,11 +81,10 @@ def run_python(
     `largest_file` bytes can be written, as on a full disk.
     """
     limit = None if largest_file is None else partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest_file,) * 2)
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env={**clean, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
+        env=offline(environment),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -95,16 +94,22 @@ def run_python(
 
 def start_python(*arguments: object, cwd: Path, **environment: str) -> subprocess.Popen:
     """As `run_python`, but going on in the background, with both streams in one, line by line."""
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env={**clean, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
+        env=offline(environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,  # a progress bar's carriage returns end lines, too
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
+        # A shell starts what runs in its background with SIGINT ignored, and its children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def offline(environment: dict[str, str]) -> dict[str, str]:
+    """The environment of a process, on one thread, without the network and without a path to the project."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**clean, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
 
 
 def flags(output_dir: Path, **fields) -> list[str]:

@@ -1,17 +1,14 @@
 """One optimisation step on 1, 2 and 4 real processes, and in mini-batches: the same step everywhere."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from .conftest import ENCODER, PROJECT, flags
+from .conftest import ENCODER, PROJECT, flags, start_python
 
 
 BATCH = 16
@@ -33,7 +30,7 @@ def accelerate_launch(processes: int, *arguments: object, cwd, timeout: int = 30
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--mixed_precision=no"]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--mixed_precision=no"]
     if processes > 1:
         launch += [f"--num_processes={processes}", f"--num_machines={processes}"]
         launch += ["--main_process_ip=127.0.0.1", f"--main_process_port={port}"]
@@ -41,16 +38,7 @@ def accelerate_launch(processes: int, *arguments: object, cwd, timeout: int = 30
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         place = {name: str(value) for name, value in place.items()} if processes > 1 else {}
-        started.append(
-            subprocess.Popen(
-                [*launch, *map(str, arguments)],
-                cwd=cwd,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **place},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
+        started.append(start_python(*launch, *arguments, cwd=cwd, **place))
     try:
         for process in started:
             output, _ = process.communicate(timeout=timeout)

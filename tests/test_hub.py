@@ -6,13 +6,11 @@ Tokens here look like real ones and must turn up nowhere but in the requests' he
 
 import io
 import json
-import os
 import random
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from model_card import release as release_module
 from model_card.release import ReleaseOptions
 from train import parse_arguments
 
-from .conftest import DEMO, ENCODER, PROJECT, flags, run_python
+from .conftest import DEMO, ENCODER, PROJECT, flags, run_python, start_python
 from .loopback_hub import LoopbackHub
 
 
@@ -269,21 +267,14 @@ def test_a_server_that_stays_broken_and_the_command_that_finishes(hub, finished_
 
 def test_interrupting_a_push(hub, finished_run, tmp_path):
     with hub.fault("POST", "/commit/", 503):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "model_card", finished_run[0], "--release_dir", tmp_path / "out", "--push", "me/x"],
-            cwd=PROJECT,
-            env={**os.environ, **hub.environment(tmp_path, MINE)},
-            stderr=subprocess.PIPE,
-            text=True,
-            # A shell starts what runs in its background with SIGINT ignored, and its children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        command = ["-m", "model_card", finished_run[0], "--release_dir", tmp_path / "out", "--push", "me/x"]
+        process = start_python(*command, cwd=PROJECT, **hub.environment(tmp_path, MINE))
         while not any(status == 503 for *_, status in hub.log):
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Interrupted. The release is complete in" in errors and "Traceback" not in errors
+    assert "Interrupted. The release is complete in" in output and "Traceback" not in output
 
 
 def test_a_second_push_of_the_same_content_changes_nothing(hub, push):
