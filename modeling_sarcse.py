@@ -1,8 +1,8 @@
 """
 SARCSE: sentence embeddings from a pretrained encoder and a TextCNN autoencoder (arXiv 2402.15153).
 
-Shapes, here and everywhere: B sentences, L positions with padding, d hidden size, c channels, K kernel sizes, and
-T = min(L, decoder_length) positions that are reconstructed.
+Shapes, here and everywhere: B sentences, L positions with padding, d hidden size, c channels, K kernel sizes; R rows
+and T = min(L, decoder_length) positions that are reconstructed.
 """
 
 import importlib
@@ -45,13 +45,13 @@ class SarcseModelOutput(ModelOutput):
             The sentence embeddings, not normalised.
         hidden_states, attentions (*optional*):
             The encoder's, with `output_hidden_states=True` and `output_attentions=True`.
-        reconstruction (`torch.FloatTensor` of shape `(B, T, d)`, *optional*):
+        reconstruction (`torch.FloatTensor` of shape `(R, T, d)`, *optional*):
             The decoder's contextual vectors, with `output_reconstruction=True`, as the following three.
-        reconstruction_target (`torch.FloatTensor` of shape `(B, T, d)`, *optional*):
+        reconstruction_target (`torch.FloatTensor` of shape `(R, T, d)`, *optional*):
             The content tokens' contextual vectors packed to the left, detached from the graph.
-        content_mask (`torch.BoolTensor` of shape `(B, T)`, *optional*):
+        content_mask (`torch.BoolTensor` of shape `(R, T)`, *optional*):
             True where a content token stands, False behind the last one.
-        content_input_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
+        content_input_ids (`torch.LongTensor` of shape `(R, T)`, *optional*):
             The content tokens' ids, by which the training loss weighs their errors.
     """
 
@@ -66,20 +66,26 @@ class SarcseModelOutput(ModelOutput):
 
     def reconstruction_errors(self) -> torch.Tensor:
         """
-        Squared error of each content token's reconstruction, mean over d, in float32: `(B, T)`, zero behind the last
+        Squared error of each content token's reconstruction, mean over d, in float32: `(R, T)`, zero behind the last
         content token.
         """
         difference = self.reconstruction.float() - self.reconstruction_target.float()
-        return difference.pow(2).mean(dim=-1) * self.content_mask  # (B, T, d) -> (B, T)
+        return difference.pow(2).mean(dim=-1) * self.content_mask  # (R, T, d) -> (R, T)
 
 
 class SameConv1d(nn.Conv1d):
-    """Convolution over (B, L, in) that keeps the length for even kernels too: the odd zero goes to the right."""
+    """
+    Convolution over (B, L, in) that keeps the length for even kernels too: the odd zero goes to the right.
+
+    It runs as a two-dimensional one of height 1, whose channels may come last in memory, as they do here; torch's
+    one-dimensional convolution would copy its input and its output to channels first.
+    """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         width = self.kernel_size[0]
-        channels_first = F.pad(hidden_states.transpose(1, 2), ((width - 1) // 2, width // 2))  # (B, in, L + width - 1)
-        return super().forward(channels_first).transpose(1, 2)  # (B, L, out)
+        padded = F.pad(hidden_states, (0, 0, (width - 1) // 2, width // 2))  # (B, L + width - 1, in)
+        image = padded.transpose(1, 2).unsqueeze(2)  # (B, in, 1, L + width - 1)
+        return F.conv2d(image, self.weight.unsqueeze(2), self.bias).squeeze(2).transpose(1, 2)  # (B, L, out)
 
 
 class TextCNN(nn.Module):
@@ -110,9 +116,12 @@ class SarcseEncoder(nn.Module):
         self.pooling = config.pooling
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        integrated = self.integration(self.textcnn(hidden_states, mask))  # (B, L, d) -> (B, L, K c) -> (B, L, d)
-        pool = masked_mean if self.pooling == "mean" else masked_max
-        return pool(integrated, mask)  # (B, d)
+        scales = self.textcnn(hidden_states, mask)  # (B, L, d) -> (B, L, K c)
+        if self.pooling == "max":
+            return masked_max(self.integration(scales), mask)  # (B, L, K c) -> (B, L, d) -> (B, d)
+        # The mean of a convolution's outputs is its output for the mean of its windows: one window a sentence.
+        windows = mean_window(scales, mask, self.integration.kernel_size[0])  # (B, K c, width)
+        return F.conv1d(windows, self.integration.weight, self.integration.bias).squeeze(2)  # (B, d)
 
     @torch.no_grad()
     def initialize_as_pooling(self) -> None:
@@ -151,7 +160,9 @@ class SarcseDecoder(nn.Module):
         self.output = nn.Linear(width, config.hidden_size)  # a convolution of width 1
 
     def forward(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        expanded = self.expansion(embeddings.unsqueeze(-1)).transpose(1, 2)  # (B, d) -> (B, decoder_length, K c)
+        # A transposed convolution from length 1 is a matrix product: no overlaps to add up.
+        product = embeddings @ self.expansion.weight.flatten(1)  # (B, d) -> (B, K c decoder_length)
+        expanded = product.unflatten(1, self.expansion.weight.shape[1:]).transpose(1, 2) + self.expansion.bias
         expanded = self.activation(expanded[:, : mask.shape[1]]) * mask.unsqueeze(-1)  # (B, T, K c)
         return self.output(self.textcnn(expanded, mask))  # (B, T, d)
 
@@ -259,6 +270,7 @@ class SarcseModel(PreTrainedModel):
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
         output_reconstruction: bool = False,
+        reconstructed_rows: int | None = None,
         **encoder_kwargs: Any,
     ) -> SarcseModelOutput:
         """
@@ -266,6 +278,7 @@ class SarcseModel(PreTrainedModel):
             input_ids (`torch.LongTensor` of shape `(B, L)`): Token ids, padded on either side.
             attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 for tokens, 0 for padding. Default: ones.
             output_reconstruction (`bool`): Decode too, for training and for token importance.
+            reconstructed_rows (`int`, *optional*): Decode the first so many rows only. Default: all B.
             encoder_kwargs: Passed on to the encoder, for example `token_type_ids` or `output_hidden_states`.
 
         Raises:
@@ -297,12 +310,13 @@ class SarcseModel(PreTrainedModel):
             packed, packed_ids, mask = pack_left(last_hidden_state, input_ids, content)
             embeddings = self.sentence_encoder(packed, mask)
             if output_reconstruction:
-                length = self.config.decoder_length
+                rows, positions = slice(reconstructed_rows), slice(self.config.decoder_length)
+                mask = mask[rows, positions]  # (R, T)
                 reconstruction = {
-                    "reconstruction": self.sentence_decoder(embeddings, mask[:, :length]),  # (B, T, d)
-                    "reconstruction_target": packed[:, :length].detach(),  # (B, T, d)
-                    "content_mask": mask[:, :length],  # (B, T)
-                    "content_input_ids": packed_ids[:, :length],  # (B, T)
+                    "reconstruction": self.sentence_decoder(embeddings[rows], mask),  # (R, T, d)
+                    "reconstruction_target": packed[rows, positions].detach(),  # (R, T, d)
+                    "content_mask": mask,
+                    "content_input_ids": packed_ids[rows, positions],  # (R, T)
                 }
         return SarcseModelOutput(
             last_hidden_state=last_hidden_state,
@@ -417,6 +431,19 @@ def masked_mean(hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor
     """Mean over the positions where `mask` is True, summed in float32: `(B, L, d)` -> `(B, d)`."""
     total = (hidden_states.float() * mask.unsqueeze(-1)).sum(dim=1)
     return (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)
+
+
+def mean_window(hidden_states: torch.Tensor, mask: torch.Tensor, width: int) -> torch.Tensor:
+    """
+    What a "same" convolution of `width` sees at a position, mean over the positions where `mask` is True, which come
+    first: `(B, L, d)` -> `(B, d, width)`. Behind them `hidden_states` are zero.
+    """
+    length = mask.shape[1]
+    # Tap j sees input t from position t - j + (width - 1) // 2, which counts if the mask is True there.
+    shifted = F.pad(mask.to(hidden_states.dtype), (width // 2, (width - 1) // 2))  # (B, L + width - 1)
+    counts = torch.stack([shifted[:, width - 1 - tap :][:, :length] for tap in range(width)], dim=2)  # (B, L, width)
+    total = hidden_states.transpose(1, 2) @ counts  # (B, d, L) @ (B, L, width)
+    return total / mask.sum(dim=1).clamp(min=1).view(-1, 1, 1)
 
 
 def masked_max(hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

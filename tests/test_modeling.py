@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from modeling_sarcse import SarcseModel, masked_max, masked_mean, pack_left
+from modeling_sarcse import SameConv1d, SarcseModel, masked_max, masked_mean, mean_window, pack_left
 
 from .conftest import ENCODER, PROJECT, SENTENCES, run_python
 
@@ -115,6 +115,23 @@ def test_masked_pooling_sees_only_the_masked_positions():
     assert masked_max(values, nothing).tolist() == masked_mean(values, nothing).tolist() == [[0.0], [0.0]]
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 7])
+def test_a_convolution_of_the_mean_window_is_the_mean_of_the_convolution(width):
+    """... over each sentence's own positions, for sentences shorter and longer than the convolution is wide."""
+    torch.manual_seed(0)
+    convolution = SameConv1d(3, 5, width).double()
+    lengths = torch.tensor([6, 1, 4, 0])
+    mask = torch.arange(6) < lengths.unsqueeze(1)
+    values = torch.randn(4, 6, 3, dtype=torch.double) * mask.unsqueeze(-1)
+    with torch.no_grad():
+        by_torch = F.conv1d(values.transpose(1, 2), convolution.weight, convolution.bias, padding="same")
+        torch.testing.assert_close(convolution(values), by_torch.transpose(1, 2))
+        of_window = F.conv1d(mean_window(values, mask, width), convolution.weight, convolution.bias).squeeze(2)
+    for row, length in enumerate(lengths[:3]):
+        torch.testing.assert_close(of_window[row], by_torch[row, :, :length].mean(dim=1))
+    torch.testing.assert_close(of_window[3], convolution.bias.detach())  # no position at all: nothing but the bias
+
+
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_sentence_encoder_equals_its_formula_written_out(tokenizer, pooling):
     """H_k = gelu(conv_k(X)), h = pool(conv(concat H_k)), over the content tokens of one sentence alone, in a loop."""
@@ -166,6 +183,25 @@ def test_reconstruction_covers_the_first_content_tokens(tokenizer):
     torch.testing.assert_close(output.reconstruction_target[0], output.last_hidden_state[0, 1:6])
     assert not output.reconstruction_target.requires_grad
     assert output.reconstruction_errors()[2].count_nonzero() == len(content[2])
+    first = model(**batch, output_reconstruction=True, reconstructed_rows=2)
+    torch.testing.assert_close(first.reconstruction_errors(), output.reconstruction_errors()[:2])
+    assert torch.equal(first.content_input_ids, output.content_input_ids[:2])
+    assert torch.equal(first.pooler_output, output.pooler_output)
+
+
+def test_decoder_equals_its_formula_written_out(tokenizer):
+    """The transposed convolution by torch's own module, then the TextCNN, over the content tokens alone."""
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=4, decoder_length=7)
+    batch = tokenizer(SENTENCES[2], return_tensors="pt")
+    with torch.no_grad():
+        output = model(**batch, output_reconstruction=True)
+        number = int(output.content_mask.sum())
+        assert 0 < number < 7
+        decoder = model.sentence_decoder
+        expanded = F.gelu(decoder.expansion(output.pooler_output.unsqueeze(-1)))[:, :, :number]
+        scales = [F.gelu(F.conv1d(expanded, c.weight, c.bias, padding="same")) for c in decoder.textcnn.convolutions]
+        expected = decoder.output(torch.cat(scales, dim=1).transpose(1, 2))
+    torch.testing.assert_close(output.reconstruction[:, :number], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_cls_pooler_has_the_tanh_layer_in_training_only(tokenizer):
