@@ -10,7 +10,7 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -481,6 +481,46 @@ class SentenceStream(torch.utils.data.IterableDataset):
         return split_dataset_by_node(shuffled, self.process_index, self.num_processes)
 
 
+# Batches among which sentences are sorted by length, as in transformers: more would leave little to chance.
+MEGA_BATCH = 50
+
+
+class SentenceSampler(torch.utils.data.Sampler[int]):
+    """
+    The order of the sentences in a pass: a random one, or, if their `lengths` are given, batches of like length in
+    random order, so that little padding is computed. The seed and the pass decide it, on every process alike, and
+    whether the training was interrupted or not (accelerate forgets the pass when several processes are resumed).
+
+    Args:
+        number (`int`): Of sentences.
+        batch_size (`int`): Sentences of one step of the optimizer, of all processes.
+        seed (`int`): The same for all processes.
+        epoch (`Callable`): Returns the number of the pass that begins.
+        lengths (`torch.Tensor` of shape `(number,)`, *optional*): In tokens.
+    """
+
+    def __init__(
+        self, number: int, batch_size: int, seed: int, epoch: Callable[[], int], lengths: torch.Tensor | None = None
+    ) -> None:
+        self.number, self.batch_size, self.seed, self.epoch, self.lengths = number, batch_size, seed, epoch, lengths
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch())
+        order = torch.randperm(self.number, generator=generator)
+        full_batches = self.number // self.batch_size
+        if self.lengths is not None and full_batches > 0:
+            # The rest, for which there is no batch, is left out first, or it would always be the longest sentences.
+            in_batches, rest = order.split([full_batches * self.batch_size, self.number % self.batch_size])
+            size = self.batch_size * min(MEGA_BATCH, max(1, full_batches // 4))
+            sorted_parts = [part[self.lengths[part].argsort(stable=True)] for part in in_batches.split(size)]
+            batches = torch.cat(sorted_parts).view(full_batches, self.batch_size)
+            order = torch.cat([batches[torch.randperm(full_batches, generator=generator)].flatten(), rest])
+        yield from order.tolist()
+
+
 def name_of_sentences(arguments: DataArguments) -> str:
     return arguments.dataset_name or arguments.train_file or WIKI1M
 
@@ -565,6 +605,13 @@ def tokenize_batch(
     """A stream's collator: `input_ids` and `attention_mask`, `(B, L)`, the same as from `tokenize` and padding."""
     batch = tokenizer(sentences, truncation=True, max_length=max_seq_length, padding=True, return_tensors="pt")
     return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+def token_lengths(tokens: datasets.Dataset) -> torch.Tensor:
+    """Number of `input_ids` of each sentence, specials included: `(len(tokens),)`."""
+    tables = tokens.with_format("arrow").iter(batch_size=10_000)
+    lengths = [table["input_ids"].combine_chunks().value_lengths().to_numpy() for table in tables]
+    return torch.from_numpy(np.concatenate(lengths))
 
 
 def token_counts(tokens: datasets.Dataset, vocabulary_size: int, special_token_ids: list[int]) -> np.ndarray:

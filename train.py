@@ -120,6 +120,13 @@ class SarcseTrainingArguments(TrainingArguments):
     reconstruction_weight: float = field(
         default=1.0, metadata={"help": "Weight (lambda) of the reconstruction loss; 0 leaves the decoder out."}
     )
+    reconstructed_views: Literal[1, 2] = field(
+        default=1,
+        metadata={
+            "help": "Dropout views of each sentence whose tokens are reconstructed. Two cost more and were no better "
+            "(benchmarks/results/speed.md)."
+        },
+    )
     frequency_weighting: Literal["smooth_inverse", "self_information", "uniform"] = field(
         default="smooth_inverse",
         metadata={"help": "Token weights: a / (a + p), -log p, or 1, where p is a token's share of the corpus."},
@@ -147,6 +154,13 @@ class SarcseTrainingArguments(TrainingArguments):
         default_factory=list, metadata={"help": "Languages of the sentences for the model's card, for example en."}
     )
 
+    train_sampling_strategy: Literal["group_by_length", "random"] = field(
+        default="group_by_length",
+        metadata={
+            "help": "group_by_length: the sentences of a batch are of like length, which saves padding and keeps the "
+            "length from telling them apart. A stream is always random."
+        },
+    )
     output_dir: str = field(default="output/sarcse-roberta-base", metadata={"help": "Where the model is written."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the sentences."})
     per_device_train_batch_size: int = field(default=512, metadata={"help": "Sentences a step and device."})

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from checkpoints import SaveOnSignal, last_good_checkpoint
 from comparison import correlations
-from data import SentenceStream
+from data import SentenceSampler, SentenceStream, token_lengths
 from eval_sts import embed_pairs, encode
 from modeling_sarcse import SarcseModelOutput
 
@@ -133,6 +133,17 @@ class SarcseTrainer(Trainer):
         self._losses: dict[str, torch.Tensor] = {}
         self._loss_batches = 0
 
+    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> SentenceSampler:
+        """transformers' own samplers would give each process another order."""
+        by_length = self.args.train_sampling_strategy == "group_by_length"
+        return SentenceSampler(
+            len(self.train_dataset),
+            self.args.global_batch_size,
+            self.args.data_seed,
+            epoch=lambda: int(self.state.epoch),
+            lengths=token_lengths(self.train_dataset) if by_length else None,
+        )
+
     def get_train_dataloader(self) -> DataLoader:
         """Of a stream each process reads its own share; accelerate would let one process read for all."""
         if not isinstance(self.train_dataset, SentenceStream):
@@ -154,7 +165,8 @@ class SarcseTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, SarcseModelOutput]:
         """InfoNCE + reconstruction_weight * weighted reconstruction: two dropout views in one forward of 2B rows."""
-        outputs = model(**two_views(inputs), output_reconstruction=self.reconstruct)
+        rows = self.args.reconstructed_views * len(inputs["input_ids"])
+        outputs = model(**two_views(inputs), output_reconstruction=self.reconstruct, reconstructed_rows=rows)
         loss = contrastive = self.contrastive_loss(outputs.pooler_output, inputs)
         reconstruction = None
         if self.reconstruct:
@@ -227,29 +239,29 @@ class SarcseTrainer(Trainer):
         """
         model.train()
         size = self.args.gradient_cache_mini_batch_size
-        names, tensors = zip(*two_views(inputs).items())
-        mini_batches = [dict(zip(names, rows)) for rows in zip(*(tensor.split(size) for tensor in tensors))]
+        mini_batches = self.mini_batches(inputs)
         replays, embeddings, weight = [], [], 0.0
         with torch.no_grad():
-            for rows in mini_batches:
-                replays.append(replay_randomness(rows["input_ids"]))
-                outputs = model(**rows, output_reconstruction=self.reconstruct)
+            for mini_batch in mini_batches:
+                replays.append(replay_randomness(mini_batch["input_ids"]))
+                outputs = model(**mini_batch)
                 embeddings.append(outputs.pooler_output)  # (size, d)
-                if self.reconstruct:
+                if mini_batch["output_reconstruction"]:
                     weight = weight + self.content_weights(outputs).sum()
         embeddings = torch.cat(embeddings).requires_grad_()  # (2B, d)
         loss = contrastive = self.contrastive_loss(embeddings, inputs)
         contrastive.backward()
         total_weight = self.share_of_total(weight) if self.reconstruct else None
         reconstruction = torch.zeros_like(contrastive) if self.reconstruct else None
-        for index, (rows, replay) in enumerate(zip(mini_batches, replays)):
-            # Processes exchange gradients once, with the last mini-batch (unless batches are accumulated beyond it).
-            is_last = index == len(mini_batches) - 1
-            with replay(), nullcontext() if is_last else self.accelerator.no_sync(model):
-                outputs = model(**rows, output_reconstruction=self.reconstruct)
+        for index in reversed(range(len(mini_batches))):
+            # Processes exchange gradients once (unless batches are accumulated beyond it), with the first mini-batch,
+            # whose turn is last: it has rows to reconstruct, so that every parameter has a gradient.
+            is_last = index == 0
+            with replays[index](), nullcontext() if is_last else self.accelerator.no_sync(model):
+                outputs = model(**mini_batches[index])
                 # Its gradient is the cached one, by the chain rule.
                 surrogate = (outputs.pooler_output * embeddings.grad[index * size : (index + 1) * size]).sum()
-                if self.reconstruct:
+                if mini_batches[index]["output_reconstruction"]:
                     part = weighted_reconstruction(
                         outputs.reconstruction_errors(), self.content_weights(outputs), total_weight
                     )
@@ -260,6 +272,17 @@ class SarcseTrainer(Trainer):
             loss = contrastive + self.args.reconstruction_weight * reconstruction
         self._add_to_log(contrastive, reconstruction)
         return loss.detach() / self.current_gradient_accumulation_steps
+
+    def mini_batches(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
+        """The model's arguments for `gradient_cache_mini_batch_size` rows of the two views after the other."""
+        size = self.args.gradient_cache_mini_batch_size
+        names, tensors = zip(*two_views(inputs).items())
+        mini_batches = [dict(zip(names, rows)) for rows in zip(*(tensor.split(size) for tensor in tensors))]
+        to_reconstruct = self.args.reconstructed_views * len(inputs["input_ids"]) if self.reconstruct else 0
+        for index, mini_batch in enumerate(mini_batches):
+            rows = max(to_reconstruct - index * size, 0)
+            mini_batch.update(output_reconstruction=rows > 0, reconstructed_rows=rows)
+        return mini_batches
 
     def _agree(self, loss: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
         """All processes stop for what one of them found: a loss that is not finite, or a signal."""
