@@ -16,26 +16,19 @@ the machine down slows all of them. The first turn warms up and does not count.
 import argparse
 import json
 import multiprocessing
-import os
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
+from common import MAX_SEQ_LENGTH, arguments_for, peak_mebibytes, trainer_for
 from transformers import TrainerCallback
 
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-SHARED = Path(os.environ.get("SARCSE_DATA") or Path(__file__).parent.parent.parent / "shared")
-MAX_SEQ_LENGTH, TEMPERATURE, LEARNING_RATE = 32, 0.05, 3e-5
-MEBIBYTE = 2**20
+SENTENCES, TEMPERATURE, LEARNING_RATE = 20_000, 0.05, 3e-5
 
 
 class Turns(TrainerCallback):
@@ -55,25 +48,18 @@ class Turns(TrainerCallback):
 
 
 def train_here(settings: dict[str, Any], turns: Turns, flags: list[str]) -> None:
-    from train import build_trainer, parse_arguments
-
     with tempfile.TemporaryDirectory() as folder:
-        trainer, _, _ = build_trainer(
-            *parse_arguments(
-                [
-                    f"--model_name_or_path={settings['model']}",
-                    f"--train_file={settings['train_file']}",
-                    f"--max_train_samples={settings['batch_size'] * settings['max_steps']}",
-                    f"--max_seq_length={MAX_SEQ_LENGTH}",
-                    f"--contrastive_temperature={TEMPERATURE}",
-                    f"--learning_rate={LEARNING_RATE}",
-                    f"--per_device_train_batch_size={settings['batch_size']}",
-                    f"--bf16={settings['bf16']}",
-                    f"--output_dir={folder}/run",
-                    *("--eval_strategy=no", "--save_strategy=no", "--report_to=none", "--disable_tqdm=true"),
-                    *flags,
-                ]
-            )
+        trainer = trainer_for(
+            folder,
+            flags,
+            model_name_or_path=settings["model"],
+            train_file=settings["train_file"],
+            max_train_samples=SENTENCES,
+            max_steps=settings["max_steps"],
+            contrastive_temperature=TEMPERATURE,
+            learning_rate=LEARNING_RATE,
+            per_device_train_batch_size=settings["batch_size"],
+            bf16=settings["bf16"],
         )
         trainer.add_callback(turns)
         trainer.train()
@@ -90,8 +76,7 @@ def simcse(settings: dict[str, Any], turns: Turns) -> None:
 def read_sentences(settings: dict[str, Any]) -> list[str]:
     from data import DataArguments, load_sentences
 
-    number = settings["batch_size"] * settings["max_steps"]
-    arguments = DataArguments(train_file=settings["train_file"], max_train_samples=number)
+    arguments = DataArguments(train_file=settings["train_file"], max_train_samples=SENTENCES)
     return load_sentences(arguments)["text"][:]
 
 
@@ -116,7 +101,7 @@ def sentence_transformers(settings: dict[str, Any], turns: Turns) -> None:
             args=SentenceTransformerTrainingArguments(
                 output_dir=folder,
                 per_device_train_batch_size=settings["batch_size"],
-                num_train_epochs=1,
+                max_steps=settings["max_steps"],
                 learning_rate=LEARNING_RATE,
                 bf16=settings["bf16"],
                 dataloader_drop_last=True,
@@ -165,6 +150,8 @@ def simcse_repository_method(settings: dict[str, Any], turns: Turns) -> None:
         optimizer.zero_grad()
         state.global_step += 1
         turns.on_step_end(None, state, None)
+        if state.global_step == settings["max_steps"]:
+            break
 
 
 PROGRAMS: list[Callable] = [sarcse, simcse, sentence_transformers, simcse_repository_method]
@@ -174,7 +161,7 @@ def work(program: Callable, settings: dict[str, Any], connection: Connection) ->
     """A process of its own: trains in turns, then tells its peak memory in MiB."""
     torch.set_num_threads(settings["threads"])
     program(settings, Turns(connection, settings["steps"]))
-    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEBIBYTE)
+    connection.send(peak_mebibytes())
 
 
 def measure(settings: dict[str, Any], repeats: int) -> dict[str, Any]:
@@ -223,13 +210,10 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = arguments_for(__doc__)
     parser.add_argument("--quick", action="store_true", help="Batch 64 in bf16 alone.")
-    parser.add_argument("--output", type=Path, help="Where to write all numbers, as JSON.")
-    parser.add_argument("--model", default=str(SHARED / "encoders" / "roberta-mini-wiki"))
-    parser.add_argument("--train_file", default=str(SHARED / "data" / "wiki500k.txt.xz"))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5, help="Turns that count.")
+    parser.add_argument("--sentences_a_turn", type=int, default=512)
     arguments = parser.parse_args()
     results = []
     for batch_size, bf16 in [(64, True)] if arguments.quick else [(64, False), (64, True), (512, False), (512, True)]:
@@ -239,7 +223,7 @@ def main() -> None:
             "threads": arguments.threads,
             "batch_size": batch_size,
             "bf16": bf16,
-            "steps": max(2, 512 // batch_size),
+            "steps": max(2, arguments.sentences_a_turn // batch_size),
         }
         results.append(measure(settings, arguments.repeats))
         print(f"\n{table(results[-1])}", flush=True)

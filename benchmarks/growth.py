@@ -1,0 +1,177 @@
+"""
+How time and memory grow with the corpus, the batch and the number of processes, and what a start costs.
+
+    python benchmarks/growth.py [--bf16] [--output growth.json]
+
+Beside the JSON file stand the tables (.md) and the figure (.png, .svg). Every figure comes from a process of its own.
+A start is everything from the command to the first step but the imports: reading, tokenising, counting tokens, loading
+the encoder; cold with an empty cache, cached after another process has done the same. Peak memory is that of one
+process.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import arguments_for, peak_mebibytes, trainer_for
+
+
+CORPORA = [10_000, 100_000, 500_000]
+BATCHES = [64, 128, 256, 512, 1024]
+WARM_UP = 2
+
+
+def job(arguments: argparse.Namespace, fields: dict[str, Any], steps: int, environment: dict[str, str]) -> dict:
+    """Seconds of the start and sentences a second of the training that follows, in this process."""
+    os.environ.update(environment)
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", arguments.threads)))
+    from transformers import TrainerCallback
+
+    import train  # noqa: F401  the imports do not count
+
+    class Times(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            ends.append(time.perf_counter())
+
+    start, ends = time.perf_counter(), []
+    with tempfile.TemporaryDirectory() as folder:
+        fields = {"model_name_or_path": arguments.model, "train_file": arguments.train_file, **fields}
+        trainer = trainer_for(folder, [], bf16=arguments.bf16, max_steps=WARM_UP + steps, **fields)
+        started = time.perf_counter() - start
+        trainer.add_callback(Times())
+        trainer.train()
+    sentences = steps * trainer.args.global_batch_size
+    speed = sentences / (ends[-1] - ends[WARM_UP - 1])
+    return {"start_seconds": started, "sentences_per_second": speed, "peak_mebibytes": peak_mebibytes()}
+
+
+def in_processes(
+    arguments: argparse.Namespace, fields: dict[str, Any], steps: int, environments: list[dict[str, str]]
+) -> dict[str, Any]:
+    """The first process' figures; with several environments, as many processes train together."""
+    with ProcessPoolExecutor(len(environments), multiprocessing.get_context("spawn")) as pool:
+        return [pool.submit(job, arguments, fields, steps, e) for e in environments][0].result()
+
+
+def together(number: int) -> list[dict[str, str]]:
+    """What a launcher tells each of `number` processes on this machine, with one thread each."""
+    if number == 1:
+        return [{"OMP_NUM_THREADS": "1"}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(number), "OMP_NUM_THREADS": "1"}
+    return [{**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
+
+
+def without_start(run: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in run.items() if name != "start_seconds"}
+
+
+def by_corpus(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = []
+    for size in CORPORA:
+        fields = {"max_train_samples": size, "per_device_train_batch_size": 64}
+        with tempfile.TemporaryDirectory() as cache:
+            runs = [in_processes(arguments, fields, 32, [{"HF_DATASETS_CACHE": cache}]) for _ in range(2)]
+        cold, cached = runs
+        start = {"cold_start_seconds": cold["start_seconds"], "cached_start_seconds": cached["start_seconds"]}
+        rows.append({"sentences": size, **start, **without_start(cached)})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def by_batch(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = []
+    for size in BATCHES:
+        fields = {"max_train_samples": 20_000, "per_device_train_batch_size": size}
+        run = in_processes(arguments, fields, max(4, 2048 // size), [{}])
+        rows.append({"batch_size": size, **without_start(run)})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def by_processes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = []
+    for number in (1, 2):
+        fields = {"max_train_samples": 20_000, "per_device_train_batch_size": 64 // number}
+        run = in_processes(arguments, fields, 32, together(number))
+        rows.append({"processes": number, **without_start(run)})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def table(first: str, rows: list[dict[str, Any]]) -> str:
+    names = {
+        first: first.replace("_", " "),
+        "cold_start_seconds": "cold start, s",
+        "cached_start_seconds": "cached start, s",
+        "sentences_per_second": "sentences/s",
+        "peak_mebibytes": "peak memory, MiB",
+    }
+    columns = [name for name in names if name in rows[0]]
+    lines = ["| " + " | ".join(names[name] for name in columns) + " |", "| ---: " * len(columns) + "|"]
+    for row in rows:
+        cells = [format(row[name], ",.1f" if "seconds" in name else ",.0f") for name in columns]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    from figures import COLORS, MARKERS, STYLE, save
+
+    corpus, batch = results["corpus"], results["batch"]
+    starts = {"cold": "cold_start_seconds", "cached": "cached_start_seconds"}
+    panels_of = [  # title, x axis, rows, key of x, lines as label -> key
+        ("a start", "sentences", corpus, "sentences", starts),
+        ("speed", "batch size", batch, "batch_size", {"sentences a second": "sentences_per_second"}),
+        ("memory", "batch size", batch, "batch_size", {"peak, MiB": "peak_mebibytes"}),
+    ]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8, 2.6))
+        for panel, (title, label, rows, x, lines) in zip(figure.subplots(1, 3), panels_of):
+            for number, (name, key) in enumerate(lines.items()):
+                values = [row[key] for row in rows]
+                panel.plot([row[x] for row in rows], values, MARKERS[number], ls="-", color=COLORS[number], label=name)
+            panel.set(title=title, xlabel=label, xscale="log")
+            panel.set_ylim(0, 1.1 * max(row[key] for row in rows for key in lines.values()))
+            panel.set_ylabel("seconds" if len(lines) > 1 else name)
+            ticks = [row[x] for row in rows]
+            panel.set_xticks(ticks, [f"{tick // 1000}k" if tick >= 10_000 else str(tick) for tick in ticks])
+            panel.minorticks_off()
+            if len(lines) > 1:
+                panel.legend()
+        save(figure, path)
+
+
+def main() -> None:
+    parser = arguments_for(__doc__)
+    parser.add_argument("--bf16", action="store_true")
+    arguments = parser.parse_args()
+    results = {
+        "corpus": by_corpus(arguments),
+        "batch": by_batch(arguments),
+        "processes": by_processes(arguments),
+    }
+    keys = {"corpus": "sentences", "batch": "batch_size", "processes": "processes"}
+    text = "\n\n".join(table(keys[name], rows) for name, rows in results.items())
+    print(f"\n{text}")
+    if arguments.output:
+        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+        arguments.output.with_suffix(".md").write_text(text + "\n")
+        draw(results, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""
+Where the time of a training step goes: data, encoder, autoencoder, loss, optimizer and the rest, forward and backward.
+
+    python benchmarks/step_profile.py [--bf16] [--batch_size 64] [--output FILE] [train.py's flags]
+
+A clock gives every moment of the steps to one of these parts. It changes hands where a module's forward begins and
+ends and, in the backward pass, where the gradient of what lies between two parts is known. On a GPU it would measure
+when work is handed over, not when it is done: this is for a CPU.
+"""
+
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import arguments_for, trainer_for
+from transformers import TrainerCallback
+
+from modeling_sarcse import SarcseModelOutput
+from trainer import SarcseTrainer
+
+
+WARM_UP, STEPS = 5, 40
+
+
+class Clock(TrainerCallback):
+    """Seconds by part, from the end of the warm-up to the end of the last step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.part, self.since = "rest", time.perf_counter()
+
+    def switch(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[self.part] += now - self.since
+        self.part, self.since = part, now
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.switch("rest")
+        if state.global_step == WARM_UP:
+            self.seconds.clear()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.switch("optimizer")
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.switch("rest")
+
+    def during(self, part: str, function: Callable) -> Callable:
+        """The function, with the clock on `part` while it runs."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self.switch(part)
+            result = function(*args, **kwargs)
+            self.switch("rest")
+            return result
+
+        return timed
+
+    def attach(self, trainer: SarcseTrainer) -> None:
+        trainer.add_callback(self)
+        trainer.get_batch_samples = self.during("data", trainer.get_batch_samples)
+        accelerator, model = trainer.accelerator, trainer.model
+        accelerator.backward = self.during("loss, backward", accelerator.backward)
+        accelerator.clip_grad_norm_ = self.during("optimizer", accelerator.clip_grad_norm_)
+        model.encoder.register_forward_pre_hook(lambda *_: self.switch("encoder, forward"))
+        model.encoder.register_forward_hook(lambda *_: self.switch("autoencoder, forward"))
+        model.register_forward_hook(self.after_forward)
+
+    def after_forward(self, model: torch.nn.Module, inputs: Any, output: SarcseModelOutput) -> None:
+        self.switch("loss, forward")
+        end_of_model = output.pooler_output if output.reconstruction is None else output.reconstruction
+        end_of_model.register_hook(lambda _: self.switch("autoencoder, backward"))
+        output.last_hidden_state.register_hook(lambda _: self.switch("encoder, backward"))
+
+
+def main() -> None:
+    parser = arguments_for(__doc__)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--bf16", action="store_true")
+    arguments, flags = parser.parse_known_args()
+    torch.set_num_threads(arguments.threads)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_for(
+            folder,
+            flags,
+            model_name_or_path=arguments.model,
+            train_file=arguments.train_file,
+            max_train_samples=20_000,
+            max_steps=WARM_UP + STEPS,
+            per_device_train_batch_size=arguments.batch_size,
+            bf16=arguments.bf16,
+        )
+        clock.attach(trainer)
+        trainer.train()
+    milliseconds = {part: 1000 * seconds / STEPS for part, seconds in clock.seconds.items()}
+    total = sum(milliseconds.values())
+    print("\n| part                  | ms a step | share |")
+    print("| --------------------- | --------: | ----: |")
+    for part, value in sorted(milliseconds.items(), key=lambda item: -item[1]):
+        print(f"| {part:21} | {value:9.1f} | {value / total:5.1%} |")
+    print(f"| {'the whole step':21} | {total:9.1f} |       |")
+    if arguments.output:
+        precision = "bf16" if arguments.bf16 else "float32"
+        result = {"batch_size": arguments.batch_size, "precision": precision, "milliseconds": milliseconds}
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
