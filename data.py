@@ -481,44 +481,39 @@ class SentenceStream(torch.utils.data.IterableDataset):
         return split_dataset_by_node(shuffled, self.process_index, self.num_processes)
 
 
-# Batches among which sentences are sorted by length, as in transformers: more would leave little to chance.
+# Batches among which sentences are sorted by length, as in transformers: more would leave less to chance.
 MEGA_BATCH = 50
 
 
-class SentenceSampler(torch.utils.data.Sampler[int]):
+class LengthGroupedSampler(torch.utils.data.Sampler[int]):
     """
-    The order of the sentences in a pass: a random one, or, if their `lengths` are given, batches of like length in
-    random order, so that little padding is computed. The seed and the pass decide it, on every process alike, and
-    whether the training was interrupted or not (accelerate forgets the pass when several processes are resumed).
+    Batches of sentences of like length in random order, so that little padding is computed. transformers' sampler of
+    this name would give each process another order, and the longest sentences of each mega-batch first.
 
     Args:
-        number (`int`): Of sentences.
+        lengths (`torch.Tensor` of shape `(number of sentences,)`): In tokens.
         batch_size (`int`): Sentences of one step of the optimizer, of all processes.
         seed (`int`): The same for all processes.
-        epoch (`Callable`): Returns the number of the pass that begins.
-        lengths (`torch.Tensor` of shape `(number,)`, *optional*): In tokens.
+        epoch (`Callable`): Returns the number of the pass that begins; each has an order of its own.
     """
 
-    def __init__(
-        self, number: int, batch_size: int, seed: int, epoch: Callable[[], int], lengths: torch.Tensor | None = None
-    ) -> None:
-        self.number, self.batch_size, self.seed, self.epoch, self.lengths = number, batch_size, seed, epoch, lengths
+    def __init__(self, lengths: torch.Tensor, batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, epoch
 
     def __len__(self) -> int:
-        return self.number
+        return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch())
-        order = torch.randperm(self.number, generator=generator)
-        full_batches = self.number // self.batch_size
-        if self.lengths is not None and full_batches > 0:
-            # The rest, for which there is no batch, is left out first, or it would always be the longest sentences.
-            in_batches, rest = order.split([full_batches * self.batch_size, self.number % self.batch_size])
-            size = self.batch_size * min(MEGA_BATCH, max(1, full_batches // 4))
-            sorted_parts = [part[self.lengths[part].argsort(stable=True)] for part in in_batches.split(size)]
-            batches = torch.cat(sorted_parts).view(full_batches, self.batch_size)
-            order = torch.cat([batches[torch.randperm(full_batches, generator=generator)].flatten(), rest])
-        yield from order.tolist()
+        order = torch.randperm(len(self.lengths), generator=generator)
+        number = len(order) // self.batch_size
+        # What fills no batch is left out before the sorting, or it would always be the longest sentences.
+        in_batches, rest = order.tensor_split([number * self.batch_size])
+        mega_batch = self.batch_size * min(MEGA_BATCH, max(1, number // 4))
+        parts = [part[self.lengths[part].argsort(stable=True)] for part in in_batches.split(mega_batch)]
+        batches = torch.cat(parts).view(number, self.batch_size)
+        yield from batches[torch.randperm(number, generator=generator)].flatten().tolist()
+        yield from rest.tolist()
 
 
 def name_of_sentences(arguments: DataArguments) -> str:

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from checkpoints import SaveOnSignal, last_good_checkpoint
 from comparison import correlations
-from data import SentenceSampler, SentenceStream, token_lengths
+from data import LengthGroupedSampler, SentenceStream, token_lengths
 from eval_sts import embed_pairs, encode
 from modeling_sarcse import SarcseModelOutput
 
@@ -133,15 +133,14 @@ class SarcseTrainer(Trainer):
         self._losses: dict[str, torch.Tensor] = {}
         self._loss_batches = 0
 
-    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> SentenceSampler:
-        """transformers' own samplers would give each process another order."""
-        by_length = self.args.train_sampling_strategy == "group_by_length"
-        return SentenceSampler(
-            len(self.train_dataset),
+    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> torch.utils.data.Sampler:
+        if self.args.train_sampling_strategy == "random":
+            return super()._get_train_sampler(train_dataset)
+        return LengthGroupedSampler(
+            token_lengths(self.train_dataset),
             self.args.global_batch_size,
             self.args.data_seed,
             epoch=lambda: int(self.state.epoch),
-            lengths=token_lengths(self.train_dataset) if by_length else None,
         )
 
     def get_train_dataloader(self) -> DataLoader:
