@@ -32,7 +32,14 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import has_file
 
 import figures
@@ -204,24 +211,25 @@ def load_sentence_transformer(
 
 @torch.no_grad()
 def encode(
-    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], batch_size: int = 128
+    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], batch_size: int = 64
 ) -> torch.Tensor:
     """
     Sentence embeddings, `(len(sentences), d)`, float32 on the CPU, not normalised.
 
-    Sentences of like length share a batch, so that little padding is computed. The model is used in evaluation mode
-    and left in the mode it came in.
+    Sentences of as many tokens share a batch, so that hardly any padding is computed. The model is used in evaluation
+    mode and left in the mode it came in.
     """
     training = model.training
     model.eval()
     try:
-        # Characters stand in for tokens here: the order only saves work, every batch is padded to its own longest.
-        order = sorted(range(len(sentences)), key=lambda index: -len(sentences[index]))
+        token_ids = tokenizer(sentences, truncation=True)["input_ids"] if sentences else []
+        order = sorted(range(len(sentences)), key=lambda index: -len(token_ids[index]))
+        pad = DataCollatorWithPadding(tokenizer)
         embeddings = torch.empty(len(sentences), model.config.hidden_size)
         quiet = None if PartialState().is_main_process else True
         for start in tqdm(range(0, len(order), batch_size), desc="Encoding", leave=False, disable=quiet):
             indices = order[start : start + batch_size]
-            batch = tokenizer([sentences[i] for i in indices], padding=True, truncation=True, return_tensors="pt")
+            batch = pad([{"input_ids": token_ids[index]} for index in indices])
             embeddings[indices] = model(**batch.to(model.device)).pooler_output.float().cpu()  # (batch_size, d)
         return embeddings
     finally:
@@ -437,7 +445,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output_dir", help="Where to write results.json, results.md and the figures (--explain: output/explain)."
     )
-    parser.add_argument("--batch_size", type=int, default=128, help="Sentences encoded at once (128).")
+    parser.add_argument("--batch_size", type=int, default=64, help="Sentences encoded at once (64).")
     parser.add_argument("--bf16", action="store_true", help="Encode under bfloat16 autocast.")
     parser.add_argument("--int8", action="store_true", help="Encode with the linear layers in int8, on the CPU.")
     parser.add_argument("--device", help="Default: a GPU, or whatever accelerate launch gives.")

@@ -54,9 +54,9 @@ def measure(embed: dict[str, Embed], sentences: list[str], repeats: int) -> dict
 
 def main() -> None:
     parser = arguments_for(__doc__)
-    parser.add_argument("--sentences", type=int, default=4000, help="Of each kind.")
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--sentences", type=int, default=2000, help="Of each kind.")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     wiki = DataArguments(train_file=arguments.train_file, max_train_samples=arguments.sentences)
