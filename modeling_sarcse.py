@@ -120,8 +120,8 @@ class SarcseEncoder(nn.Module):
         if self.pooling == "max":
             return masked_max(self.integration(scales), mask)  # (B, L, K c) -> (B, L, d) -> (B, d)
         # The mean of a convolution's outputs is its output for the mean of its windows: one window a sentence.
-        windows = mean_window(scales, mask, self.integration.kernel_size[0])  # (B, K c, width)
-        return F.conv1d(windows, self.integration.weight, self.integration.bias).squeeze(2)  # (B, d)
+        window = mean_window(scales, mask, self.integration.kernel_size[0])  # (B, K c, width)
+        return F.linear(window.flatten(1), self.integration.weight.flatten(1), self.integration.bias)  # (B, d)
 
     @torch.no_grad()
     def initialize_as_pooling(self) -> None:

@@ -95,6 +95,7 @@ def test_each_distinct_sentence_is_encoded_once_and_long_ones_first(trained_like
     expected = torch.nn.functional.normalize(encode(trained_like_model, tokenizer, SENTENCES).double(), dim=1)
     torch.testing.assert_close(embedded.embeddings[embedded.first[:4]], expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(embedded.embeddings[embedded.second[1:]], expected, atol=1e-6, rtol=0)
+    assert encode(trained_like_model, tokenizer, []).shape == (0, 128), "a process' share can be empty"
 
 
 def test_maximum_length_is_the_encoders_own(tokenizer):
