@@ -54,7 +54,7 @@ def measure(embed: dict[str, Embed], sentences: list[str], repeats: int) -> dict
 
 def main() -> None:
     parser = arguments_for(__doc__)
-    parser.add_argument("--sentences", type=int, default=2000, help="Of each kind.")
+    parser.add_argument("--sentences", type=int, default=1000, help="Of each kind.")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()

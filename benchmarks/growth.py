@@ -81,7 +81,7 @@ def by_corpus(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for size in CORPORA:
         fields = {"max_train_samples": size, "per_device_train_batch_size": 64}
         with tempfile.TemporaryDirectory() as cache:
-            runs = [in_processes(arguments, fields, 32, [{"HF_DATASETS_CACHE": cache}]) for _ in range(2)]
+            runs = [in_processes(arguments, fields, 16, [{"HF_DATASETS_CACHE": cache}]) for _ in range(2)]
         cold, cached = runs
         start = {"cold_start_seconds": cold["start_seconds"], "cached_start_seconds": cached["start_seconds"]}
         rows.append({"sentences": size, **start, **without_start(cached)})
@@ -93,7 +93,7 @@ def by_batch(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for size in BATCHES:
         fields = {"max_train_samples": 20_000, "per_device_train_batch_size": size}
-        run = in_processes(arguments, fields, max(4, 2048 // size), [{}])
+        run = in_processes(arguments, fields, max(2, 1024 // size), [{}])
         rows.append({"batch_size": size, **without_start(run)})
         print(rows[-1], flush=True)
     return rows
@@ -103,7 +103,7 @@ def by_processes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for number in (1, 2):
         fields = {"max_train_samples": 20_000, "per_device_train_batch_size": 64 // number}
-        run = in_processes(arguments, fields, 32, together(number))
+        run = in_processes(arguments, fields, 16, together(number))
         rows.append({"processes": number, **without_start(run)})
         print(rows[-1], flush=True)
     return rows
