@@ -327,6 +327,8 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
         raise ValueError(f"--pooler {model.pooler} has no decoder: add --reconstruction_weight 0 (SimCSE).")
     if data.eval_pairs is not None and training.metric_for_best_model == "stsb_spearman":
         training.metric_for_best_model = "pairs_spearman"
+    if data.streaming:
+        training.train_sampling_strategy = "random"  # for the record: nothing can be sorted that was not read
     if data.streaming and training.max_steps <= 0:
         raise ValueError("--streaming does not know where the corpus ends: say how long to train with --max_steps.")
     if data.streaming and data.max_train_samples is not None:

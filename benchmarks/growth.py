@@ -169,7 +169,6 @@ def main() -> None:
     print(f"\n{text}")
     if arguments.output:
         arguments.output.write_text(json.dumps(results, indent=2) + "\n")
-        arguments.output.with_suffix(".md").write_text(text + "\n")
         draw(results, arguments.output)
 
 

@@ -123,6 +123,7 @@ def test_a_resumed_stream_goes_on_where_it_was(tmp_path):
     assert equal(tmp_path / "resumed", tmp_path / "whole")
     record = json.loads((tmp_path / "whole" / "training_record.json").read_text())
     assert record["train_data"] == {"name": "short.txt", "hub_id": None, "token_count_samples": 100_000}
+    assert record["hyperparameters"]["train_sampling_strategy"] == "random", "a stream cannot be sorted by length"
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path):

@@ -8,11 +8,19 @@ import tokenizers
 import torch
 import yaml
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    TrainingArguments,
+)
 
 from eval_sts import encode, load_model
+from model_card.record import HYPERPARAMETERS
 from modeling_sarcse import SarcseModel
-from train import ModelArguments, build_model, build_trainer, parse_arguments
+from train import ModelArguments, SarcseTrainingArguments, build_model, build_trainer, parse_arguments
 
 from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, run_python
 
@@ -171,6 +179,13 @@ def test_without_reconstruction_the_decoder_is_frozen(tmp_path):
         for name, parameter in trainer.model.named_parameters():
             assert (parameter.grad is not None) == parameter.requires_grad, name
             assert parameter.requires_grad or (weight == 0 and name.startswith("sentence_decoder.")), name
+
+
+def test_the_record_has_every_training_argument_of_sarcse():
+    """... for the card shows all that decides which weights come out."""
+    own = set(SarcseTrainingArguments.__annotations__) - set(TrainingArguments.__annotations__)
+    assert own - {"hub_license", "hub_language"} <= set(HYPERPARAMETERS)
+    assert "train_sampling_strategy" in HYPERPARAMETERS
 
 
 def test_new_layers_can_have_a_learning_rate_of_their_own(tmp_path):
