@@ -1,0 +1,384 @@
+"""
+The study: which choices make SARCSE good, and are the paper's claims against SimCSE true here?
+
+    python benchmarks/study.py choices --seeds 5     # part one: each choice from one starting point, STS-B dev decides
+    python benchmarks/study.py claims --seeds 10     # part two: the settled model beside its baselines, paired seeds
+    python benchmarks/study_report.py                # the tables and figures of benchmarks/results/README.md
+
+Each run is a process, and a line of benchmarks/results/study.jsonl. A run whose line is there is not made again, one
+that was interrupted goes on from its checkpoint, so the same command ends what Ctrl-C stopped.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import numpy as np
+import torch
+from common import MAX_SEQ_LENGTH, SHARED
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from modeling_sarcse import SarcseModel, SarcseModelOutput
+
+LINES = Path(__file__).parent / "results" / "study.jsonl"
+TASKS = ["STS12", "STS14", "STS15", "STSB"]
+WRITING = Lock()
+EVALUATIONS = 4  # of STS-B dev in a run; the best one picks the checkpoint, as in SimCSE's protocol
+
+# design.md's starting defaults. All fields are train.py's flags but `dropout`, of the encoder, and `error`, what takes
+# the place of the squared error to the detached target.
+START: dict[str, Any] = {
+    "max_train_samples": 5120,
+    "per_device_train_batch_size": 64,
+    "learning_rate": 3e-5,
+    "autoencoder_learning_rate": None,
+    "train_sampling_strategy": "group_by_length",
+    "contrastive_temperature": 0.05,
+    "pooler": "autoencoder",
+    "pooling": "mean",
+    "activation": "gelu",
+    "channels": 128,
+    "integration_kernel_size": 3,
+    "decoder_length": 32,
+    "reconstruction_weight": 1.0,
+    "reconstructed_views": 1,
+    "frequency_weighting": "smooth_inverse",
+    "frequency_smoothing": 1e-3,
+    "error": "squared",
+    "dropout": 0.1,
+}
+SIMCSE = {"pooler": "cls", "reconstruction_weight": 0.0}
+MEAN = {"pooler": "mean", "reconstruction_weight": 0.0}
+
+# Part one, in the order of the runs: what differs from START.
+CHOICES: list[dict[str, Any]] = [
+    {},
+    SIMCSE,
+    MEAN,
+    *({"learning_rate": rate} for rate in (1e-5, 1e-4)),
+    *({"contrastive_temperature": temperature} for temperature in (0.02, 0.1)),
+    *({**SIMCSE, "learning_rate": rate} for rate in (1e-5, 1e-4)),
+    *({**SIMCSE, "contrastive_temperature": temperature} for temperature in (0.02, 0.1)),
+    *({**MEAN, "learning_rate": rate} for rate in (1e-5, 1e-4)),
+    *({**MEAN, "contrastive_temperature": temperature} for temperature in (0.02, 0.1)),
+    *({"reconstruction_weight": weight} for weight in (0.0, 0.3, 3.0, 10.0)),
+    *({"frequency_weighting": weighting} for weighting in ("uniform", "self_information")),
+    {"channels": 256},
+    {"pooling": "max"},
+    {"error": "cosine"},
+    {"error": "attached"},
+    {"error": "crosswise", "reconstructed_views": 2},
+    {"autoencoder_learning_rate": 3e-4},
+    {"dropout": 0.2},
+    {"train_sampling_strategy": "random"},
+    {"reconstructed_views": 2},
+    {"activation": "relu"},
+    {"integration_kernel_size": 1},
+    {"channels": 64},
+    {"decoder_length": 16},
+    {"autoencoder_learning_rate": 1e-3},
+    {"frequency_smoothing": 1e-4},
+    {"frequency_smoothing": 1e-2},
+    {"dropout": 0.05},
+    {"activation": "tanh"},
+    {"integration_kernel_size": 5},
+]
+
+# Part two: the choices that part one settled, and the ladder up to them.
+SETTLED: dict[str, Any] = {}
+CLAIMS: list[dict[str, Any]] = [
+    SIMCSE,
+    MEAN,
+    {**SETTLED, "reconstruction_weight": 0.0},
+    {**SETTLED, "frequency_weighting": "uniform"},
+    SETTLED,
+]
+PARTS = {"choices": CHOICES, "claims": CLAIMS}
+
+
+# --- Losses that only the study knows --------------------------------------------------------------------------------
+
+
+def cosine_errors(output: "SarcseModelOutput") -> torch.Tensor:
+    """1 - cosine of each token's reconstruction and its vector, `(R, T)`."""
+    similarity = F.cosine_similarity(output.reconstruction.float(), output.reconstruction_target.float(), dim=-1)
+    return (1 - similarity) * output.content_mask
+
+
+def attached_errors(output: "SarcseModelOutput") -> torch.Tensor:
+    """Squared errors whose gradient reaches the encoder through the target, too: `(R, T)`."""
+    rows, length = output.content_mask.shape
+    # Where padding is on the right and one special token on the left, content token t has position t + 1.
+    target = F.pad(output.last_hidden_state[:rows, 1:], (0, 0, 0, 1))[:, :length].float()  # (R, T, d)
+    return (output.reconstruction.float() - target).pow(2).mean(dim=-1) * output.content_mask
+
+
+def crosswise_errors(output: "SarcseModelOutput") -> torch.Tensor:
+    """Squared errors of each view's reconstruction from the other view's vectors, `(R, T)`, R being two views."""
+    target = output.reconstruction_target.roll(len(output.reconstruction_target) // 2, dims=0)
+    return (output.reconstruction.float() - target.float()).pow(2).mean(dim=-1) * output.content_mask
+
+
+ERRORS = {"cosine": cosine_errors, "attached": attached_errors, "crosswise": crosswise_errors}
+
+
+# --- What else is measured -------------------------------------------------------------------------------------------
+
+# Edges of a token's share of the corpus, from rare to frequent.
+SHARES = (1e-5, 1e-4, 1e-3, 1e-2)
+HELD_OUT = 500  # sentences, the last ones of the corpus
+COUNTED = 100_000  # sentences, the first ones, for the shares: a training of 5,120 knows nothing of rare tokens
+
+
+@torch.no_grad()
+def token_bias(
+    model: "SarcseModel", tokenizer: "PreTrainedTokenizerBase", sentences: list[str], counts: np.ndarray
+) -> dict[str, list[float | None]]:
+    """
+    How the model treats rare and frequent tokens, on sentences that it was not trained on; lists go by `SHARES`, from
+    the rarest group on, None where there is nothing in a group.
+
+    - `change`: 1 - cosine of the embeddings of a sentence and of the same with one token replaced by another one of
+      its group, drawn by frequency; mean over one such token a sentence that has one.
+    - `error`, with an autoencoder: squared error of the reconstruction, mean over the tokens.
+    - `variance`: what `error` would be if the mean vector of all tokens were always reconstructed.
+    """
+    generator = np.random.default_rng(0)  # every model sees the same replacements
+    shares = counts / counts.sum()
+    group = np.digitize(shares, SHARES)  # (vocabulary size,)
+    texts = tokenizer.convert_ids_to_tokens(range(len(counts)))
+    # What continues a word is replaced by the like: RoBERTa's tokens begin with Ġ if not, BERT's with ## if so.
+    byte_level = any(text.startswith("Ġ") for text in texts)
+    inner = np.array([text.startswith("##") or byte_level and not text.startswith("Ġ") for text in texts])
+    special = set(tokenizer.all_special_ids)
+    rows = tokenizer(sentences, truncation=True, max_length=MAX_SEQ_LENGTH)["input_ids"]
+    changed: list[tuple[int, int, list[int]]] = []  # row, group, new ids
+    for index, ids in enumerate(rows):
+        for number in range(len(SHARES) + 1):
+            places = [place for place, token in enumerate(ids) if group[token] == number and token not in special]
+            if not places:
+                continue
+            place = generator.choice(places)
+            others = np.flatnonzero((group == number) & (inner == inner[ids[place]]) & (counts > 0))
+            others = others[others != ids[place]]
+            if len(others) > 0:
+                new = generator.choice(others, p=counts[others] / counts[others].sum())
+                changed.append((index, number, [*ids[:place], int(new), *ids[place + 1 :]]))
+    embeddings = in_batches(model, tokenizer, rows, lambda output: output.pooler_output)
+    replaced = in_batches(model, tokenizer, [ids for _, _, ids in changed], lambda output: output.pooler_output)
+    original = torch.stack([embeddings[index] for index, _, _ in changed])
+    changes = 1 - F.cosine_similarity(torch.stack(replaced), original, dim=1)
+    bias = {"change": group_means(changes.numpy(), np.array([number for _, number, _ in changed]))}
+    if model.config.pooler == "autoencoder":
+        reconstructed = in_batches(model, tokenizer, rows, tokens_and_errors, output_reconstruction=True)
+        ids, errors, targets = (torch.cat(parts).numpy() for parts in zip(*reconstructed))
+        bias["error"] = group_means(errors, group[ids])
+        bias["variance"] = group_means(((targets - targets.mean(axis=0)) ** 2).mean(axis=1), group[ids])
+    return bias
+
+
+def tokens_and_errors(output: "SarcseModelOutput") -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Of each sentence the content ids `(N,)`, their errors `(N,)` and their vectors `(N, d)`."""
+    errors = output.reconstruction_errors()
+    for row, mask in enumerate(output.content_mask):
+        yield output.content_input_ids[row, mask], errors[row, mask], output.reconstruction_target[row, mask]
+
+
+def in_batches(
+    model: "SarcseModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: list[list[int]],
+    of: Callable[["SarcseModelOutput"], Any],
+    **options: bool,
+) -> list[Any]:
+    """What `of` takes from the model's outputs, sentence by sentence, in the order of `rows`."""
+    taken = []
+    for start in range(0, len(rows), 50):
+        batch = tokenizer.pad({"input_ids": rows[start : start + 50]}, return_tensors="pt").to(model.device)
+        taken += [*of(model(**batch, **options))]
+    return taken
+
+
+def group_means(values: np.ndarray, groups: np.ndarray) -> list[float | None]:
+    """Mean of the values of each group of `SHARES`."""
+    members = [values[groups == number] for number in range(len(SHARES) + 1)]
+    return [float(group.mean()) if len(group) > 0 else None for group in members]
+
+
+# --- One run ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def with_dropout(encoder: str, dropout: float) -> Iterator[str]:
+    """The encoder's folder with another dropout in its configuration."""
+    with tempfile.TemporaryDirectory() as folder:
+        for file in Path(encoder).iterdir():
+            Path(folder, file.name).symlink_to(file.resolve())
+        config = json.loads(Path(encoder, "config.json").read_text())
+        config |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        Path(folder, "config.json").unlink()
+        Path(folder, "config.json").write_text(json.dumps(config))
+        yield folder
+
+
+def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
+    """Train a configuration with a seed, and measure the result: what a line holds beside `run` itself."""
+    from accelerate.utils import set_seed
+
+    from checkpoints import checkpoints
+    from comparison import correlations
+    from data import load_sentences, token_counts, tokenize
+    from eval_sts import encode, measure
+    from modeling_sarcse import SarcseModelOutput
+    from train import build_trainer, parse_arguments
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    configuration, seed = run["configuration"], run["seed"]
+    fields = {name: value for name, value in configuration.items() if name not in ("error", "dropout")}
+    fields |= {"train_file": f"{data}/data/wiki500k.txt.xz", "max_seq_length": MAX_SEQ_LENGTH, "seed": seed}
+    fields |= {"sts_dir": f"{data}/data/senteval", "eval_steps": 1 / EVALUATIONS, "save_steps": 1 / EVALUATIONS}
+    fields |= {"output_dir": folder, "bf16": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 5}
+    if checkpoints(folder):
+        fields["resume_from_checkpoint"] = "last"
+    error = ERRORS.get(configuration["error"])
+    replaced = mock.patch.object(SarcseModelOutput, "reconstruction_errors", error) if error else nullcontext()
+    with with_dropout(f"{data}/encoders/{run['encoder']}", configuration["dropout"]) as source:
+        fields["model_name_or_path"] = source
+        flags = [f"--{name}={value}" for name, value in fields.items() if value is not None]
+        arguments = parse_arguments([*flags, "--sts_tasks", *TASKS])
+        trainer, tasks, record = build_trainer(*arguments)
+    set_seed(seed, device_specific=True)  # as train.py does
+    with replaced:
+        seconds = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics["train_runtime"]
+    model, tokenizer = trainer.model.eval(), trainer.processing_class
+    measurement = measure(partial(encode, model, tokenizer), tasks, model.config.pooler)
+    arguments[1].max_train_samples = None
+    corpus = load_sentences(arguments[1])
+    tokens = tokenize(corpus.select(range(COUNTED)), tokenizer, arguments[1])
+    counts = token_counts(tokens, model.config.encoder_config.vocab_size, model.config.special_token_ids)
+    held_out = corpus[-HELD_OUT:][arguments[1].text_column]
+    history = [line for line in trainer.state.log_history if "eval_stsb_spearman" in line]
+    made = record()
+    return {
+        "dev": [[line["step"], line["eval_stsb_spearman"]] for line in history],
+        "sts": {
+            task: correlations(values, np.array(tasks[task]["score"][:]))["spearman"]
+            for task, values in measurement.similarities.items()
+        },
+        **measurement.geometry,
+        "bias": token_bias(model, tokenizer, held_out, counts),
+        "seconds": round(seconds, 1),
+        "hardware": made["hardware"],
+        "versions": made["versions"],
+    }
+
+
+# --- Many runs -------------------------------------------------------------------------------------------------------
+
+
+def read_lines() -> list[dict[str, Any]]:
+    """All runs made so far."""
+    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.is_file() else []
+
+
+def key_of(run: dict[str, Any]) -> str:
+    """What makes two runs the same: encoder, seed and configuration, or what of it differs from START."""
+    differences = {name: value for name, value in run["configuration"].items() if value != START[name]}
+    different = [f"{name}={value}" for name, value in sorted(differences.items())]
+    return ",".join([run["encoder"], *different, f"seed={run['seed']}"])
+
+
+def runs_of(part: str, encoder: str, seeds: int, sentences: int) -> list[dict[str, Any]]:
+    """The runs of a part, seed by seed, so that a study that is stopped early is a study of fewer seeds."""
+    configurations = [{**START, **choice, "max_train_samples": sentences} for choice in PARTS[part]]
+    return [
+        {"encoder": encoder, "configuration": configuration, "seed": seed}
+        for seed in range(1, seeds + 1)
+        for configuration in configurations
+    ]
+
+
+def commit() -> str:
+    """The commit that runs, with `-dirty` where the code differs from it."""
+    options = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parent.parent}
+    changed = subprocess.run(["git", "status", "--porcelain", "--", "*.py"], **options).stdout.strip()
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], **options).stdout.strip() + "-dirty" * bool(changed)
+
+
+def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """`one_run` in a process of its own, since threads and replaced losses are a matter of the whole process."""
+    folder = arguments.output_dir / key_of(run)
+    command = [sys.executable, __file__, "one", "--run", json.dumps(run), "--output_dir", str(folder)]
+    command += ["--data", arguments.data]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TOKENIZERS_PARALLELISM": "false"}
+    started = time.time()
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if process.returncode != 0:
+        raise RuntimeError(f"{key_of(run)} ended with {process.returncode}:\n{process.stderr[-3000:]}")
+    shutil.rmtree(folder)
+    whole = {"seconds_with_start": round(time.time() - started, 1), "commit": arguments.commit}
+    line = json.dumps({**run, **json.loads(process.stdout.splitlines()[-1]), **whole})
+    with WRITING, LINES.open("a") as file:
+        file.write(line + "\n")
+
+
+def study(arguments: argparse.Namespace) -> None:
+    """Make the runs that are missing, several at a time."""
+    arguments.commit = commit()
+    done = {key_of(line) for line in read_lines()}
+    runs = runs_of(arguments.part, arguments.encoder, arguments.seeds, arguments.sentences)
+    missing = [run for run in runs if key_of(run) not in done]
+    print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {LINES.name}.")
+    with ThreadPoolExecutor(arguments.processes) as pool:
+        futures = [pool.submit(make_line, run, arguments) for run in missing]
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
+                future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # those that run end first, with a line or a checkpoint
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("part", choices=[*PARTS, "one"], help="one: a single run, which the others start.")
+    parser.add_argument("--seeds", type=int, default=5, help="Seeds 1, 2, ... of each configuration.")
+    parser.add_argument("--encoder", default="roberta-mini-wiki", help="A folder in DATA/encoders.")
+    parser.add_argument("--sentences", type=int, default=START["max_train_samples"])
+    parser.add_argument("--data", default=str(SHARED), help="The folder with data/ and encoders/.")
+    parser.add_argument("--processes", type=int, default=2, help="Runs at a time.")
+    parser.add_argument("--threads", type=int, default=1, help="Of each run.")
+    parser.add_argument("--output_dir", type=Path, default=Path("output/study"), help="For checkpoints.")
+    parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    try:
+        if arguments.part == "one":
+            print(json.dumps(one_run(arguments.run, arguments.data, str(arguments.output_dir))))
+        else:
+            study(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, RuntimeError) as error:
+        print(f"study.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
