@@ -73,27 +73,33 @@ CHOICES: list[dict[str, Any]] = [
     {},
     SIMCSE,
     MEAN,
-    *({"learning_rate": rate} for rate in (1e-5, 1e-4)),
-    *({"contrastive_temperature": temperature} for temperature in (0.02, 0.1)),
-    *({**SIMCSE, "learning_rate": rate} for rate in (1e-5, 1e-4)),
-    *({**SIMCSE, "contrastive_temperature": temperature} for temperature in (0.02, 0.1)),
-    *({**MEAN, "learning_rate": rate} for rate in (1e-5, 1e-4)),
-    *({**MEAN, "contrastive_temperature": temperature} for temperature in (0.02, 0.1)),
-    *({"reconstruction_weight": weight} for weight in (0.0, 0.3, 3.0, 10.0)),
-    *({"frequency_weighting": weighting} for weighting in ("uniform", "self_information")),
+    {"reconstruction_weight": 0.0},
+    {"frequency_weighting": "uniform"},
+    {"learning_rate": 1e-4},
+    {**SIMCSE, "learning_rate": 1e-5},
+    {**MEAN, "learning_rate": 1e-4},
+    *({**method, "contrastive_temperature": 0.02} for method in ({}, SIMCSE, MEAN)),
     {"channels": 256},
-    {"pooling": "max"},
+    {"error": "crosswise", "reconstructed_views": 2},
     {"error": "cosine"},
     {"error": "attached"},
-    {"error": "crosswise", "reconstructed_views": 2},
+    {"pooling": "max"},
+    {"reconstruction_weight": 3.0},
     {"autoencoder_learning_rate": 3e-4},
     {"dropout": 0.2},
+    {"frequency_weighting": "self_information"},
     {"train_sampling_strategy": "random"},
     {"reconstructed_views": 2},
     {"activation": "relu"},
     {"integration_kernel_size": 1},
-    {"channels": 64},
     {"decoder_length": 16},
+    {**SIMCSE, "learning_rate": 1e-4},
+    {**MEAN, "learning_rate": 1e-5},
+    {"learning_rate": 1e-5},
+    *({**method, "contrastive_temperature": 0.1} for method in ({}, SIMCSE, MEAN)),
+    {"reconstruction_weight": 0.3},
+    {"reconstruction_weight": 10.0},
+    {"channels": 64},
     {"autoencoder_learning_rate": 1e-3},
     {"frequency_smoothing": 1e-4},
     {"frequency_smoothing": 1e-2},
@@ -307,12 +313,11 @@ def key_of(run: dict[str, Any]) -> str:
 
 
 def runs_of(part: str, encoder: str, seeds: int, sentences: int) -> list[dict[str, Any]]:
-    """The runs of a part, seed by seed, so that a study that is stopped early is a study of fewer seeds."""
-    configurations = [{**START, **choice, "max_train_samples": sentences} for choice in PARTS[part]]
+    """The runs of a part, a configuration after the other, so that what is stopped early has few, but whole ones."""
     return [
-        {"encoder": encoder, "configuration": configuration, "seed": seed}
+        {"encoder": encoder, "configuration": {**START, **choice, "max_train_samples": sentences}, "seed": seed}
+        for choice in PARTS[part]
         for seed in range(1, seeds + 1)
-        for configuration in configurations
     ]
 
 
