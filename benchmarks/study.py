@@ -108,14 +108,39 @@ CHOICES: list[dict[str, Any]] = [
     {"integration_kernel_size": 5},
 ]
 
-# Part two: the choices that part one settled, and the ladder up to them.
+# Part two: what part one settled, for each method alike, and the ladder from SimCSE up to SARCSE.
 SETTLED: dict[str, Any] = {}
-CLAIMS: list[dict[str, Any]] = [
-    SIMCSE,
-    MEAN,
-    {**SETTLED, "reconstruction_weight": 0.0},
-    {**SETTLED, "frequency_weighting": "uniform"},
-    SETTLED,
+SETTLED_SIMCSE: dict[str, Any] = SIMCSE
+SETTLED_MEAN: dict[str, Any] = MEAN
+LADDER: dict[str, dict[str, Any]] = {
+    "SimCSE": SETTLED_SIMCSE,
+    "mean pooling": SETTLED_MEAN,
+    "TextCNN encoder": {**SETTLED, "reconstruction_weight": 0.0},
+    "+ reconstruction": {**SETTLED, "frequency_weighting": "uniform"},
+    "+ self-adaptive weights: SARCSE": SETTLED,
+}
+# A step that learns nothing.
+UNTRAINED = {"learning_rate": 0.0, "max_train_samples": 64}
+UNTRAINED_POOLERS: dict[str, dict[str, Any]] = {
+    "untrained, cls": {**SIMCSE, **UNTRAINED},
+    "untrained, mean": {**MEAN, **UNTRAINED},
+}
+BATCH_SIZES = (16, 32, 64, 128, 256)
+
+
+def with_batch_size(choice: dict[str, Any], size: int) -> dict[str, Any]:
+    """The same sentences in batches of another size, with a learning rate that grows with its square root."""
+    base = {**START, **choice}
+    rate = base["learning_rate"] * (size / base["per_device_train_batch_size"]) ** 0.5
+    return {**choice, "per_device_train_batch_size": size, "learning_rate": rate}
+
+
+CLAIMS = [*UNTRAINED_POOLERS.values(), *LADDER.values()]
+CLAIMS += [
+    with_batch_size(choice, size)
+    for size in BATCH_SIZES
+    for choice in (SETTLED_SIMCSE, SETTLED_MEAN, SETTLED)
+    if size != START["per_device_train_batch_size"]
 ]
 PARTS = {"choices": CHOICES, "claims": CLAIMS}
 
@@ -315,7 +340,7 @@ def key_of(run: dict[str, Any]) -> str:
 def runs_of(part: str, encoder: str, seeds: int, sentences: int) -> list[dict[str, Any]]:
     """The runs of a part, a configuration after the other, so that what is stopped early has few, but whole ones."""
     return [
-        {"encoder": encoder, "configuration": {**START, **choice, "max_train_samples": sentences}, "seed": seed}
+        {"encoder": encoder, "configuration": {**START, "max_train_samples": sentences, **choice}, "seed": seed}
         for choice in PARTS[part]
         for seed in range(1, seeds + 1)
     ]
