@@ -41,10 +41,11 @@ if TYPE_CHECKING:
 LINES = Path(__file__).parent / "results" / "study.jsonl"
 TASKS = ["STS12", "STS14", "STS15", "STSB"]
 WRITING = Lock()
+NO_FLAGS = ("error", "decoder_start", "dropout")
 EVALUATIONS = 4  # of STS-B dev in a run; the best one picks the checkpoint, as in SimCSE's protocol
 
-# design.md's starting defaults. All fields are train.py's flags but `dropout`, of the encoder, and `error`, what takes
-# the place of the squared error to the detached target.
+# design.md's starting defaults. All fields are train.py's flags but `dropout`, of the encoder; `error`, what takes the
+# place of the squared error to the detached target; and `decoder_start`, the decoder's first weights.
 START: dict[str, Any] = {
     "max_train_samples": 5120,
     "per_device_train_batch_size": 64,
@@ -63,6 +64,7 @@ START: dict[str, Any] = {
     "frequency_weighting": "smooth_inverse",
     "frequency_smoothing": 1e-3,
     "error": "squared",
+    "decoder_start": "random",
     "dropout": 0.1,
 }
 SIMCSE = {"pooler": "cls", "reconstruction_weight": 0.0}
@@ -76,6 +78,7 @@ CHOICES: list[dict[str, Any]] = [
     {"reconstruction_weight": 0.0},
     {"frequency_weighting": "uniform"},
     *({"autoencoder_learning_rate": rate} for rate in (3e-4, 1e-3)),
+    {"decoder_start": "copy"},
     {"learning_rate": 1e-4},
     {**SIMCSE, "learning_rate": 1e-5},
     {**MEAN, "learning_rate": 1e-4},
@@ -165,6 +168,24 @@ def crosswise_errors(output: "SarcseModelOutput") -> torch.Tensor:
     """Squared errors of each view's reconstruction from the other view's vectors, `(R, T)`, R being two views."""
     target = output.reconstruction_target.roll(len(output.reconstruction_target) // 2, dims=0)
     return (output.reconstruction.float() - target.float()).pow(2).mean(dim=-1) * output.content_mask
+
+
+@torch.no_grad()
+def start_as_copy(model: "SarcseModel") -> None:
+    """
+    First weights with which the decoder gives the sentence embedding at every position: the "looks linear" weights of
+    `SarcseEncoder.initialize_as_pooling` three times in a row, in the same directions. The reconstruction then pulls
+    the embedding towards the weighted mean of the tokens' vectors from the first step on.
+    """
+    decoder, integration = model.sentence_decoder, model.sentence_encoder.integration
+    directions = integration.weight[:, :, (integration.kernel_size[0] - 1) // 2]  # (d, K c): q, -q, and so on
+    decoder.expansion.weight.copy_(directions.unsqueeze(-1).expand_as(decoder.expansion.weight))
+    half = directions.shape[1] // 2
+    pass_on = torch.kron(torch.eye(half), torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))  # f(z), f(-z) -> z, -z
+    for convolution, rows in zip(decoder.textcnn.convolutions, pass_on.chunk(len(decoder.textcnn.convolutions))):
+        convolution.weight.zero_()
+        convolution.weight[:, :, (convolution.kernel_size[0] - 1) // 2] = rows
+    decoder.output.weight.copy_(directions)
 
 
 ERRORS = {"cosine": cosine_errors, "attached": attached_errors, "crosswise": crosswise_errors}
@@ -282,7 +303,7 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     configuration, seed = run["configuration"], run["seed"]
-    fields = {name: value for name, value in configuration.items() if name not in ("error", "dropout")}
+    fields = {name: value for name, value in configuration.items() if name not in NO_FLAGS}
     fields |= {"train_file": f"{data}/data/wiki500k.txt.xz", "max_seq_length": MAX_SEQ_LENGTH, "seed": seed}
     fields |= {"sts_dir": f"{data}/data/senteval", "eval_steps": 1 / EVALUATIONS, "save_steps": 1 / EVALUATIONS}
     fields |= {"output_dir": folder, "bf16": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 5}
@@ -295,6 +316,8 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
         flags = [f"--{name}={value}" for name, value in fields.items() if value is not None]
         arguments = parse_arguments([*flags, "--sts_tasks", *TASKS])
         trainer, tasks, record = build_trainer(*arguments)
+    if configuration["decoder_start"] == "copy":
+        start_as_copy(trainer.model)
     set_seed(seed, device_specific=True)  # as train.py does
     with replaced:
         seconds = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics["train_runtime"]

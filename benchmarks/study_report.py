@@ -1,0 +1,309 @@
+"""
+The tables and figures of benchmarks/results/README.md, from the lines of study.jsonl.
+
+    python benchmarks/study_report.py [--check]
+
+Everything between `<!-- NAME -->` and `<!-- /NAME -->` in that page is written here; --check says whether it is what
+the lines give, and changes nothing. Intervals are Student's 95% intervals of paired differences: of runs with the same
+seed, which means the same order of the sentences and the same first weights.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+from study import (
+    BATCH_SIZES,
+    CHOICES,
+    LADDER,
+    LINES,
+    MEAN,
+    SETTLED,
+    SETTLED_MEAN,
+    SETTLED_SIMCSE,
+    SHARES,
+    SIMCSE,
+    START,
+    TASKS,
+    UNTRAINED_POOLERS,
+    read_lines,
+    with_batch_size,
+)
+
+from comparison import markdown_table
+from figures import COLORS, LINE_STYLES, MARKERS, STYLE, save
+
+
+PAGE = LINES.with_name("README.md")
+ENCODER = "roberta-mini-wiki"
+
+Lines = dict[int, dict[str, Any]]  # seed -> line
+Score = Callable[[dict[str, Any]], float]
+
+
+# --- What the lines say ----------------------------------------------------------------------------------------------
+
+
+def runs(lines: list[dict[str, Any]], choice: dict[str, Any], encoder: str = ENCODER) -> Lines:
+    """The lines of a configuration, given by its differences from START, by seed."""
+    wanted = {**START, **choice}
+    return {
+        line["seed"]: line
+        for line in lines
+        if line["encoder"] == encoder and {**START, **line["configuration"]} == wanted
+    }
+
+
+def dev(line: dict[str, Any]) -> float:
+    """STS-B dev of the checkpoint that was picked."""
+    return max(score for _, score in line["dev"])
+
+
+def average(line: dict[str, Any]) -> float:
+    """Mean of the STS test sets at hand."""
+    return float(np.mean([line["sts"][task] for task in TASKS]))
+
+
+def mean_and_deviation(of: Lines, score: Score) -> str:
+    values = [score(line) for line in of.values()]
+    if not values:
+        return ""
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
+
+
+def difference(one: Lines, other: Lines, score: Score) -> tuple[float, float, float] | None:
+    """Mean of the paired differences, and their 95% interval; None with fewer than two pairs."""
+    values = [score(one[seed]) - score(other[seed]) for seed in one if seed in other]
+    if len(values) < 2:
+        return None
+    interval = stats.ttest_1samp(values, 0).confidence_interval()
+    return float(np.mean(values)), float(interval.low), float(interval.high)
+
+
+def difference_cell(values: tuple[float, float, float] | None) -> str:
+    """In bold where the interval excludes 0."""
+    if values is None:
+        return ""
+    cell = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*values)
+    return f"**{cell}**" if values[1] > 0 or values[2] < 0 else cell
+
+
+def label(choice: dict[str, Any]) -> str:
+    """What a reader calls a configuration."""
+    method = {"cls": "SimCSE", "mean": "mean pooling"}.get(choice.get("pooler"), "")
+    fields = {name: value for name, value in choice.items() if not (method and name in SIMCSE)}
+    described = ", ".join(f"`{name}` {value}" for name, value in fields.items())
+    return ", ".join(part for part in (method, described) if part) or "SARCSE"
+
+
+def method_of(choice: dict[str, Any]) -> dict[str, Any]:
+    """The starting point that a choice is compared with."""
+    return {"cls": SIMCSE, "mean": MEAN}.get(choice.get("pooler"), {})
+
+
+# --- Tables ----------------------------------------------------------------------------------------------------------
+
+
+def choices_table(lines: list[dict[str, Any]]) -> str:
+    """Part one: each choice, and its difference from its method's starting point."""
+    rows = [["configuration", "seeds", "STS-B dev", "minus starting point"]]
+    for choice in sorted(CHOICES, key=lambda choice: choice.get("pooler", "")):
+        of, start = runs(lines, choice), runs(lines, method_of(choice))
+        if of:
+            cell = "" if choice == method_of(choice) else difference_cell(difference(of, start, dev))
+            rows.append([label(choice), str(len(of)), mean_and_deviation(of, dev), cell])
+    return markdown_table(rows)
+
+
+def ladder_table(lines: list[dict[str, Any]], encoder: str = ENCODER) -> str:
+    """Part two: scores of each rung, all reported once the choices were made."""
+    rows = [["model", "seeds", *TASKS, "average", "minus the row above", "alignment", "uniformity"]]
+    above: Lines = {}
+    for name, choice in {**UNTRAINED_POOLERS, **LADDER}.items():
+        of = runs(lines, choice, encoder)
+        if not of:
+            continue
+        scores = [mean_and_deviation(of, lambda line, task=task: line["sts"][task]) for task in TASKS]
+        step = difference_cell(difference(of, above, average)) if name in LADDER else ""
+        geometry = [mean_and_deviation(of, lambda line, key=key: line[key]) for key in ("alignment", "uniformity")]
+        rows.append([name, str(len(of)), *scores, mean_and_deviation(of, average), step, *geometry])
+        above = of
+    return markdown_table(rows)
+
+
+def differences_table(lines: list[dict[str, Any]], encoder: str = ENCODER) -> str:
+    """SARCSE minus each of the others, by task."""
+    sarcse = runs(lines, SETTLED, encoder)
+    rows = [["SARCSE minus", "pairs", *TASKS, "average"]]
+    for name, choice in LADDER.items():
+        other = runs(lines, choice, encoder)
+        pairs = len(sarcse.keys() & other.keys())
+        if choice != SETTLED and pairs > 1:
+            scores = [*(lambda line, task=task: line["sts"][task] for task in TASKS), average]
+            cells = [difference_cell(difference(sarcse, other, score)) for score in scores]
+            rows.append([name, str(pairs), *cells])
+    return markdown_table(rows)
+
+
+BATCH_METHODS = {"SimCSE": SETTLED_SIMCSE, "mean pooling": SETTLED_MEAN, "SARCSE": SETTLED}
+
+
+def batch_size_table(lines: list[dict[str, Any]]) -> str:
+    """Average by batch size."""
+    rows = [["batch size", *BATCH_METHODS, "SARCSE minus SimCSE", "SARCSE minus mean pooling"]]
+    for size in BATCH_SIZES:
+        of = {name: runs(lines, batch_of(choice, size)) for name, choice in BATCH_METHODS.items()}
+        cells = [mean_and_deviation(found, average) for found in of.values()]
+        others = [difference_cell(difference(of["SARCSE"], of[name], average)) for name in ("SimCSE", "mean pooling")]
+        rows.append([str(size), *cells, *others])
+    return markdown_table(rows)
+
+
+def batch_of(choice: dict[str, Any], size: int) -> dict[str, Any]:
+    return choice if size == START["per_device_train_batch_size"] else with_batch_size(choice, size)
+
+
+GROUPS = [
+    f"under {SHARES[0]:g}",
+    *(f"{low:g} to {high:g}" for low, high in zip(SHARES, SHARES[1:])),
+    f"over {SHARES[-1]:g}",
+]
+
+
+def bias_table(lines: list[dict[str, Any]]) -> str:
+    """How far an embedding moves when a token of a group is replaced, relative to the mean over all groups."""
+    rows = [["share of the corpus", *GROUPS, "rarest / most frequent"]]
+    for name, choice in {**UNTRAINED_POOLERS, **LADDER}.items():
+        changes = np.array([line["bias"]["change"] for line in runs(lines, choice).values()])  # (seeds, groups)
+        if len(changes) > 0:
+            relative = changes / changes.mean(axis=1, keepdims=True)
+            ratio = changes[:, 0] / changes[:, -1]
+            deviation = f" ± {ratio.std(ddof=1):.2f}" if len(ratio) > 1 else ""
+            rows.append([name, *(f"{value:.2f}" for value in relative.mean(axis=0)), f"{ratio.mean():.2f}{deviation}"])
+    return markdown_table(rows)
+
+
+def error_table(lines: list[dict[str, Any]]) -> str:
+    """Reconstruction errors over the variance of the vectors, by group: 1 is what their mean would reach."""
+    rows = [["share of the corpus", *GROUPS]]
+    for name in ("+ reconstruction", "+ self-adaptive weights: SARCSE"):
+        biases = [line["bias"] for line in runs(lines, LADDER[name]).values()]
+        if biases:
+            shares = np.array([np.divide(bias["error"], bias["variance"]) for bias in biases])  # (seeds, groups)
+            rows.append([name, *(f"{value:.3f}" for value in shares.mean(axis=0))])
+    return markdown_table(rows)
+
+
+TABLES = {
+    "choices": choices_table,
+    "ladder": ladder_table,
+    "differences": differences_table,
+    "batch sizes": batch_size_table,
+    "bias": bias_table,
+    "errors": error_table,
+}
+
+
+# --- Figures ---------------------------------------------------------------------------------------------------------
+
+
+@matplotlib.rc_context(STYLE)
+def draw_choices(lines: list[dict[str, Any]], path: Path) -> None:
+    """Each choice of SARCSE's as a point with its interval, the best on top."""
+    start = runs(lines, {})
+    found = [
+        (label(choice).replace("`", ""), values)
+        for choice in CHOICES
+        if choice and not method_of(choice) and (values := difference(runs(lines, choice), start, dev))
+    ]
+    found.sort(key=lambda entry: entry[1][0])
+    figure = Figure(figsize=(6.6, 0.7 + 0.22 * len(found)))
+    panel = figure.subplots()
+    for row, (_, (mean, low, high)) in enumerate(found):
+        clear = low > 0 or high < 0
+        panel.errorbar(
+            mean,
+            row,
+            xerr=[[mean - low], [high - mean]],
+            fmt="o",
+            color=COLORS[0],
+            fillstyle="full" if clear else "none",
+        )
+    panel.axvline(0, color="black", linewidth=0.8)
+    panel.set_yticks(range(len(found)), [name for name, _ in found])
+    panel.set_xlabel("STS-B dev minus the starting point's; filled where the 95% interval excludes 0")
+    save(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
+def draw_batch_sizes(lines: list[dict[str, Any]], path: Path) -> None:
+    """Average over batch size, with standard deviations over seeds."""
+    figure = Figure(figsize=(5, 2.8))
+    panel = figure.subplots()
+    for index, (name, choice) in enumerate(BATCH_METHODS.items()):
+        points = {
+            size: [average(line) for line in runs(lines, batch_of(choice, size)).values()] for size in BATCH_SIZES
+        }
+        points = {size: values for size, values in points.items() if len(values) > 1}
+        panel.errorbar(
+            list(points),
+            [np.mean(values) for values in points.values()],
+            [np.std(values, ddof=1) for values in points.values()],
+            marker=MARKERS[index],
+            linestyle=LINE_STYLES[index],
+            color=COLORS[index],
+            capsize=3,
+            label=name,
+        )
+    panel.set(xscale="log", xlabel="batch size", ylabel="average Spearman x 100")
+    panel.set_xticks(BATCH_SIZES, [str(size) for size in BATCH_SIZES])
+    panel.minorticks_off()
+    figure.legend(loc="outside right upper")
+    save(figure, path)
+
+
+FIGURES = {"study_choices": draw_choices, "study_batch_sizes": draw_batch_sizes}
+
+
+# --- The page --------------------------------------------------------------------------------------------------------
+
+
+def with_tables(page: str, lines: list[dict[str, Any]]) -> str:
+    """
+    The page with its tables made anew.
+
+    Raises:
+        ValueError: the page has no place for a table.
+    """
+    for name, table in TABLES.items():
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not place.search(page):
+            raise ValueError(f"{PAGE}: no place for a table between <!-- {name} --> and <!-- /{name} -->.")
+        text = f"\n{table(lines)}\n\n"
+        page = place.sub(lambda match, text=text: match[1] + text + match[2], page)
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--check", action="store_true", help="Exit with 1 if the page is not what the lines give.")
+    arguments = parser.parse_args()
+    lines = read_lines()
+    page = PAGE.read_text(encoding="utf-8")
+    made = with_tables(page, lines)
+    if arguments.check:
+        sys.exit(f"{PAGE} is not what {LINES.name} gives: run benchmarks/study_report.py." if made != page else 0)
+    PAGE.write_text(made, encoding="utf-8")
+    for name, draw in FIGURES.items():
+        draw(lines, PAGE.with_name(name))
+
+
+if __name__ == "__main__":
+    main()
