@@ -73,12 +73,12 @@ MEAN = {"pooler": "mean", "reconstruction_weight": 0.0}
 # Part one, in the order of the runs: what differs from START.
 CHOICES: list[dict[str, Any]] = [
     {},
+    {"decoder_start": "copy"},
+    *({"autoencoder_learning_rate": rate} for rate in (3e-4, 1e-3)),
     SIMCSE,
     MEAN,
     {"reconstruction_weight": 0.0},
     {"frequency_weighting": "uniform"},
-    *({"autoencoder_learning_rate": rate} for rate in (3e-4, 1e-3)),
-    {"decoder_start": "copy"},
     {"learning_rate": 1e-4},
     {**SIMCSE, "learning_rate": 1e-5},
     {**MEAN, "learning_rate": 1e-4},
