@@ -9,6 +9,7 @@ from transformers.activations import ACT2FN
 
 POOLERS = ("autoencoder", "cls", "mean", "first_last_average")
 POOLINGS = ("mean", "max")
+DECODER_INITIALIZATIONS = ("copy", "random")
 
 # `pipeline("feature-extraction")` then gives sentence embeddings; transformers' own class would give token vectors.
 CUSTOM_PIPELINES = {
@@ -41,6 +42,10 @@ class SarcseConfig(PretrainedConfig):
             How the integrated vectors become one: `"mean"` or `"max"` over the content tokens.
         decoder_length (`int`, defaults to 32):
             Number of tokens that the decoder can reconstruct. Tokens past it are encoded but not reconstructed.
+        decoder_initialization (`str`, defaults to `"copy"`):
+            What a fresh decoder reconstructs: `"copy"`, the sentence embedding at every position, so that its error
+            pulls the embedding towards the tokens' weighted mean from the first step on (this project's idea, settled
+            in benchmarks/results/README.md); `"random"`, noise, which it first has to unlearn.
         special_token_ids (`list[int]`, defaults to `[]`):
             Ids that are not content: the paper drops `<s>` and `</s>` from the sequence. They are stored here because
             not every encoder configuration carries them (BERT's has neither `[CLS]` nor `[SEP]`);
@@ -63,6 +68,7 @@ class SarcseConfig(PretrainedConfig):
         activation: str = "gelu",
         pooling: str = "mean",
         decoder_length: int = 32,
+        decoder_initialization: str = "copy",
         special_token_ids: list[int] | tuple[int, ...] = (),
         **kwargs: Any,
     ) -> None:
@@ -87,6 +93,11 @@ class SarcseConfig(PretrainedConfig):
         if pooling not in POOLINGS:
             raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, got {pooling!r}.")
         _check_count("decoder_length", decoder_length)
+        if decoder_initialization not in DECODER_INITIALIZATIONS:
+            raise ValueError(
+                f"`decoder_initialization` must be one of {', '.join(DECODER_INITIALIZATIONS)}, got "
+                f"{decoder_initialization!r}."
+            )
         for token_id in special_token_ids:
             _check_count("special_token_ids", token_id, minimum=0)
 
@@ -98,6 +109,7 @@ class SarcseConfig(PretrainedConfig):
         self.activation = activation
         self.pooling = pooling
         self.decoder_length = decoder_length
+        self.decoder_initialization = decoder_initialization
         self.special_token_ids = sorted(special_token_ids)
         super().__init__(**{"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES), **kwargs})
 

@@ -166,6 +166,27 @@ class SarcseDecoder(nn.Module):
         expanded = self.activation(expanded[:, : mask.shape[1]]) * mask.unsqueeze(-1)  # (B, T, K c)
         return self.output(self.textcnn(expanded, mask))  # (B, T, d)
 
+    @torch.no_grad()
+    def initialize_as_copy(self, integration: nn.Conv1d) -> None:
+        """
+        Start by giving the sentence embedding at every position, as far as `integration`, the encoder's, reaches. The
+        reconstruction error of a token then is its distance from the embedding: its gradient draws the embedding to
+        the weighted mean of the tokens' vectors, which is a good embedding itself (Arora, Liang and Ma, ICLR 2017).
+
+        The same "looks linear" weights as the encoder's, in three layers: the expansion makes pairs q h and -q h at
+        every position, the TextCNN's middle taps pass z and -z on from f(z) and f(-z), and the output adds them up.
+        """
+        directions = integration.weight[:, :, (integration.kernel_size[0] - 1) // 2]  # (d, K c): q, -q, next pair
+        self.expansion.weight.copy_(directions.unsqueeze(-1).expand_as(self.expansion.weight))
+        pass_on = directions.new_zeros(directions.shape[1], directions.shape[1])  # (K c, K c)
+        for first in range(0, len(pass_on) - 1, 2):
+            pass_on[first : first + 2, first : first + 2] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+        taps = pass_on.chunk(len(self.textcnn.convolutions))  # K x (c, K c)
+        for convolution, tap in zip(self.textcnn.convolutions, taps):
+            convolution.weight.zero_()
+            convolution.weight[:, :, (convolution.kernel_size[0] - 1) // 2] = tap
+        self.output.weight.copy_(directions)
+
 
 class SarcseModel(PreTrainedModel):
     """
@@ -241,6 +262,8 @@ class SarcseModel(PreTrainedModel):
         model = cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
         if config.pooler == "autoencoder":
             model.sentence_encoder.initialize_as_pooling()
+            if config.decoder_initialization == "copy":
+                model.sentence_decoder.initialize_as_copy(model.sentence_encoder.integration)
         model.encoder = _load_encoder(
             name_or_path,
             revision=revision,

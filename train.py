@@ -102,6 +102,9 @@ class ModelArguments:
     activation: str | None = _architecture("activation", "Activation of the TextCNNs.")
     pooling: Literal["mean", "max"] | None = _architecture("pooling", "Pooling over the content tokens.")
     decoder_length: int | None = _architecture("decoder_length", "Number of tokens that the decoder can reconstruct.")
+    decoder_initialization: Literal["copy", "random"] | None = _architecture(
+        "decoder_initialization", "What a fresh decoder gives: the sentence embedding at every position, or noise."
+    )
 
     def sarcse_fields(self) -> dict[str, Any]:
         """Those fields of `SarcseConfig` that were given."""

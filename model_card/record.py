@@ -60,6 +60,7 @@ ARCHITECTURE = (
     "activation",
     "pooling",
     "decoder_length",
+    "decoder_initialization",
 )
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers")
 

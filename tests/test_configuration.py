@@ -14,6 +14,7 @@ def test_every_field_survives_saving_and_loading(tmp_path):
         "activation": "relu",
         "pooling": "max",
         "decoder_length": 11,
+        "decoder_initialization": "random",
         "special_token_ids": [9, 3],
     }
     SarcseConfig(encoder_config=BertConfig(hidden_size=48), **fields).save_pretrained(tmp_path)
@@ -39,6 +40,7 @@ def test_every_field_survives_saving_and_loading(tmp_path):
         ("activation", "gelo"),
         ("pooling", "median"),
         ("decoder_length", 0),
+        ("decoder_initialization", "zero"),
         ("special_token_ids", [-1]),
         ("encoder_config", "roberta"),
         ("encoder_config", {"hidden_size": 8}),

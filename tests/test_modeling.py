@@ -173,6 +173,19 @@ def test_fresh_autoencoder_pools_the_content_vectors_unchanged(tokenizer, activa
     torch.testing.assert_close(output.pooler_output[0], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("activation", "channels"), [("gelu", 86), ("relu", 32), ("silu", 5)])
+def test_fresh_decoder_gives_the_embedding_at_every_position(tokenizer, activation, channels):
+    """... so that each error is a distance from the embedding; with few channels, from all of it that they carry."""
+    options = {"channels": channels, "activation": activation}
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), **options)
+    with torch.no_grad():
+        output = model(**tokenizer(SENTENCES[0], return_tensors="pt"), output_reconstruction=True)
+    for reconstruction in output.reconstruction[output.content_mask]:
+        torch.testing.assert_close(reconstruction, output.pooler_output[0], atol=1e-5, rtol=1e-5)
+    noise = SarcseModel.from_encoder_pretrained(str(ENCODER), **options, decoder_initialization="random")
+    assert not torch.equal(noise.sentence_decoder.output.weight, model.sentence_decoder.output.weight)
+
+
 def test_reconstruction_covers_the_first_content_tokens(tokenizer):
     model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=4, decoder_length=5)
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
@@ -191,7 +204,8 @@ def test_reconstruction_covers_the_first_content_tokens(tokenizer):
 
 def test_decoder_equals_its_formula_written_out(tokenizer):
     """The transposed convolution by torch's own module, then the TextCNN, over the content tokens alone."""
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=4, decoder_length=7)
+    options = {"channels": 4, "decoder_length": 7, "decoder_initialization": "random"}
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), **options)
     batch = tokenizer(SENTENCES[2], return_tensors="pt")
     with torch.no_grad():
         output = model(**batch, output_reconstruction=True)
