@@ -22,6 +22,7 @@ from scipy import stats
 from study import (
     BATCH_SIZES,
     CHOICES,
+    COPY,
     LADDER,
     LINES,
     MEAN,
@@ -103,9 +104,11 @@ def label(choice: dict[str, Any]) -> str:
     return ", ".join(part for part in (method, described) if part) or "SARCSE"
 
 
-def method_of(choice: dict[str, Any]) -> dict[str, Any]:
-    """The starting point that a choice is compared with."""
-    return {"cls": SIMCSE, "mean": MEAN}.get(choice.get("pooler"), {})
+def compared_with(choice: dict[str, Any]) -> dict[str, Any]:
+    """The starting point that a choice is measured from; its own for each method, and for what was added to COPY."""
+    if "pooler" in choice:
+        return {"cls": SIMCSE, "mean": MEAN}[choice["pooler"]]
+    return COPY if choice.items() > COPY.items() else {}
 
 
 # --- Tables ----------------------------------------------------------------------------------------------------------
@@ -115,9 +118,9 @@ def choices_table(lines: list[dict[str, Any]]) -> str:
     """Part one: each choice, and its difference from its method's starting point."""
     rows = [["configuration", "seeds", "STS-B dev", "minus starting point"]]
     for choice in sorted(CHOICES, key=lambda choice: choice.get("pooler", "")):
-        of, start = runs(lines, choice), runs(lines, method_of(choice))
+        of, start = runs(lines, choice), runs(lines, compared_with(choice))
         if of:
-            cell = "" if choice == method_of(choice) else difference_cell(difference(of, start, dev))
+            cell = "" if choice == compared_with(choice) else difference_cell(difference(of, start, dev))
             rows.append([label(choice), str(len(of)), mean_and_deviation(of, dev), cell])
     return markdown_table(rows)
 
@@ -221,7 +224,7 @@ def draw_choices(lines: list[dict[str, Any]], path: Path) -> None:
     found = [
         (label(choice).replace("`", ""), values)
         for choice in CHOICES
-        if choice and not method_of(choice) and (values := difference(runs(lines, choice), start, dev))
+        if choice and not compared_with(choice) and (values := difference(runs(lines, choice), start, dev))
     ]
     found.sort(key=lambda entry: entry[1][0])
     figure = Figure(figsize=(6.6, 0.7 + 0.22 * len(found)))
