@@ -298,7 +298,6 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
     from modeling_sarcse import SarcseModelOutput
     from train import build_trainer, parse_arguments
 
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     configuration, seed = run["configuration"], run["seed"]
     fields = {name: value for name, value in configuration.items() if name not in NO_FLAGS}
     fields |= {"train_file": f"{data}/data/wiki500k.txt.xz", "max_seq_length": MAX_SEQ_LENGTH, "seed": seed}

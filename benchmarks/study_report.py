@@ -96,11 +96,11 @@ def difference_cell(values: tuple[float, float, float] | None) -> str:
     return f"**{cell}**" if values[1] > 0 or values[2] < 0 else cell
 
 
-def label(choice: dict[str, Any]) -> str:
-    """What a reader calls a configuration."""
+def label(choice: dict[str, Any], start: dict[str, Any]) -> str:
+    """What a reader calls a configuration beside `start`."""
     method = {"cls": "SimCSE", "mean": "mean pooling"}.get(choice.get("pooler"), "")
-    fields = {name: value for name, value in choice.items() if not (method and name in SIMCSE)}
-    described = ", ".join(f"`{name}` {value}" for name, value in fields.items())
+    left_out = {**start, **(SIMCSE if method else {})}
+    described = ", ".join(f"`{name}` {value}" for name, value in choice.items() if name not in left_out)
     return ", ".join(part for part in (method, described) if part) or "SARCSE"
 
 
@@ -121,7 +121,7 @@ def choices_table(lines: list[dict[str, Any]]) -> str:
         of, start = runs(lines, choice), runs(lines, compared_with(choice))
         if of:
             cell = "" if choice == compared_with(choice) else difference_cell(difference(of, start, dev))
-            rows.append([label(choice), str(len(of)), mean_and_deviation(of, dev), cell])
+            rows.append([label(choice, {}), str(len(of)), mean_and_deviation(of, dev), cell])
     return markdown_table(rows)
 
 
@@ -219,29 +219,26 @@ TABLES = {
 
 @matplotlib.rc_context(STYLE)
 def draw_choices(lines: list[dict[str, Any]], path: Path) -> None:
-    """Each choice of SARCSE's as a point with its interval, the best on top."""
-    start = runs(lines, {})
-    found = [
-        (label(choice).replace("`", ""), values)
-        for choice in CHOICES
-        if choice and not compared_with(choice) and (values := difference(runs(lines, choice), start, dev))
-    ]
-    found.sort(key=lambda entry: entry[1][0])
-    figure = Figure(figsize=(6.6, 0.7 + 0.22 * len(found)))
-    panel = figure.subplots()
-    for row, (_, (mean, low, high)) in enumerate(found):
-        clear = low > 0 or high < 0
-        panel.errorbar(
-            mean,
-            row,
-            xerr=[[mean - low], [high - mean]],
-            fmt="o",
-            color=COLORS[0],
-            fillstyle="full" if clear else "none",
-        )
-    panel.axvline(0, color="black", linewidth=0.8)
-    panel.set_yticks(range(len(found)), [name for name, _ in found])
-    panel.set_xlabel("STS-B dev minus the starting point's; filled where the 95% interval excludes 0")
+    """SARCSE's choices as points with their intervals, the best on top: from START, and on top of COPY."""
+    panels_of = {"from the starting point": {}, "from the starting point with decoder_initialization copy": COPY}
+    found = {}
+    for title, start in panels_of.items():
+        choices = [choice for choice in CHOICES if compared_with(choice) == start and choice != start]
+        values = [
+            (label(choice, start), difference(runs(lines, choice), runs(lines, start), dev)) for choice in choices
+        ]
+        found[title] = sorted((row for row in values if row[1] is not None), key=lambda row: row[1][0])
+    heights = [len(rows) + 1 for rows in found.values()]
+    figure = Figure(figsize=(6.6, 1.2 + 0.22 * sum(heights)))
+    panels = figure.subplots(2, 1, sharex=True, height_ratios=heights)
+    for panel, (title, rows) in zip(panels, found.items()):
+        for row, (_, (mean, low, high)) in enumerate(rows):
+            fill = "full" if low > 0 or high < 0 else "none"
+            panel.errorbar(mean, row, xerr=[[mean - low], [high - mean]], fmt="o", color=COLORS[0], fillstyle=fill)
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.set_yticks(range(len(rows)), [name.replace("`", "") for name, _ in rows])
+        panel.set_title(title)
+    panels[-1].set_xlabel("STS-B dev, minus the starting point's; filled where the 95% interval excludes 0")
     save(figure, path)
 
 

@@ -2,18 +2,23 @@
 
 import json
 import sys
+from math import sqrt
 
+import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_sarcse import SarcseModel
 
-from .conftest import PROJECT, run_python
+from .conftest import ENCODER, PROJECT, SENTENCES, run_python
 
 
 sys.path.insert(0, str(PROJECT / "benchmarks"))
 import gpu_speed  # noqa: E402
+import study  # noqa: E402
+import study_report  # noqa: E402
 
 
 @pytest.mark.parametrize("length", [12, 40])
@@ -40,3 +45,63 @@ def test_gpu_speed_runs_on_a_cpu(tmp_path):
     for row in rows:
         assert row["utilisation"] * 2e12 * row["seconds"] == pytest.approx(needed)
         assert row["minutes_a_million"] == pytest.approx(row["seconds"] / 4 * 1e6 / 60)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return SarcseModel.from_encoder_pretrained(str(ENCODER), channels=8)
+
+
+def test_the_errors_of_the_study_equal_their_formulas(model, tokenizer):
+    """Of both views of two sentences, which differ in dropout alone, token by token."""
+    batch = tokenizer(SENTENCES[:2] * 2, padding=True, return_tensors="pt")
+    torch.manual_seed(0)
+    output = model.train()(**batch, output_reconstruction=True)
+    model.eval()
+    errors = {name: error(output) for name, error in study.ERRORS.items()}
+    torch.testing.assert_close(errors["attached"], output.reconstruction_errors())
+    (gradient,) = torch.autograd.grad(errors["attached"].sum(), output.last_hidden_state, retain_graph=True)
+    (detached,) = torch.autograd.grad(output.reconstruction_errors().sum(), output.last_hidden_state)
+    assert not torch.equal(gradient, detached)
+    for row in range(4):
+        for position in range(int(output.content_mask[row].sum())):
+            reconstruction, vectors = output.reconstruction[row, position], output.last_hidden_state
+            other = vectors[(row + 2) % 4, position + 1]  # behind <s>, in the other view
+            torch.testing.assert_close(errors["crosswise"][row, position], F.mse_loss(reconstruction, other))
+            cosine = F.cosine_similarity(reconstruction, vectors[row, position + 1], dim=0)
+            torch.testing.assert_close(errors["cosine"][row, position], 1 - cosine)
+    for error in errors.values():
+        assert torch.equal(error != 0, output.content_mask)
+
+
+def test_token_bias_groups_by_frequency(model, tokenizer):
+    """The errors are those that token_importance tells; a group that no token is in has none."""
+    rows = tokenizer(SENTENCES[:2], add_special_tokens=False)["input_ids"]
+    frequent = rows[0][0]
+    counts = np.ones(model.config.encoder_config.vocab_size, dtype=np.int64)  # a share of 1e-5 to 1e-4 each ...
+    counts[frequent] = len(counts)  # ... but one of a half
+    bias = study.token_bias(model, tokenizer, SENTENCES[:2], counts)
+    told = [error for tokens in model.token_importance(SENTENCES[:2], tokenizer) for _, error in tokens]
+    ids = [token for row in rows for token in row]
+    assert len(told) == len(ids)
+    few = [error for error, token in zip(told, ids) if token == frequent]
+    many = [error for error, token in zip(told, ids) if token != frequent]
+    assert [bias["error"][1], bias["error"][4]] == pytest.approx([np.mean(many), np.mean(few)], rel=1e-4)
+    assert [value is None for value in bias["error"]] == [True, False, True, True, False]
+    assert [value is None for value in bias["change"]] == [True, False, True, True, True], (
+        "nothing like it to put there"
+    )
+    assert bias["change"][1] > 0
+
+
+def test_differences_are_paired_and_their_interval_is_students():
+    """2.776 is the 97.5% point of Student's distribution with 4 degrees of freedom, from a printed table."""
+    one = {seed: {"dev": [[1, 0.0], [2, value]]} for seed, value in enumerate([5.0, 7.0, 6.0, 9.0, 8.0, 100.0])}
+    other = {seed: {"dev": [[1, value]]} for seed, value in enumerate([4.0, 5.0, 3.0, 5.0, 3.0])}
+    half = 2.776 * sqrt(2.5 / 5)  # the differences are 1 to 5
+    assert study_report.difference(one, other, study_report.dev) == pytest.approx((3, 3 - half, 3 + half), rel=1e-3)
+
+
+def test_the_tables_of_the_study_are_those_of_its_lines():
+    page = study_report.PAGE.read_text(encoding="utf-8")
+    assert study_report.with_tables(page, study.read_lines()) == page
