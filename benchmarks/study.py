@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 LINES = Path(__file__).parent / "results" / "study.jsonl"
 TASKS = ["STS12", "STS14", "STS15", "STSB"]
 WRITING = Lock()
-NO_FLAGS = ("error", "dropout")
+NO_FLAGS = ("dropout", "error", "token_pooling")
 EVALUATIONS = 4  # of STS-B dev in a run; the best one picks the checkpoint, as in SimCSE's protocol
 
-# design.md's starting defaults. All fields are train.py's flags but `dropout`, of the encoder, and `error`, what takes
-# the place of the squared error to the detached target.
+# design.md's starting defaults. All fields are train.py's flags but `dropout`, of the encoder; `error`, what takes the
+# place of the squared error to the detached target; and `token_pooling`, the weights of a baseline without training.
 START: dict[str, Any] = {
     "max_train_samples": 5120,
     "per_device_train_batch_size": 64,
@@ -64,6 +64,7 @@ START: dict[str, Any] = {
     "frequency_weighting": "smooth_inverse",
     "frequency_smoothing": 1e-3,
     "error": "squared",
+    "token_pooling": "uniform",
     "decoder_initialization": "random",
     "dropout": 0.1,
 }
@@ -128,6 +129,7 @@ UNTRAINED = {"learning_rate": 0.0, "max_train_samples": 64}
 UNTRAINED_POOLERS: dict[str, dict[str, Any]] = {
     "untrained, cls": {**SIMCSE, **UNTRAINED},
     "untrained, mean": {**MEAN, **UNTRAINED},
+    "untrained, weighted mean": {**MEAN, **UNTRAINED, "token_pooling": "smooth_inverse"},
 }
 BATCH_SIZES = (16, 32, 64, 128, 256)
 
@@ -173,6 +175,18 @@ def crosswise_errors(output: "SarcseModelOutput") -> torch.Tensor:
 
 
 ERRORS = {"cosine": cosine_errors, "attached": attached_errors, "crosswise": crosswise_errors}
+
+
+def pool_by_weight(
+    weights: torch.Tensor,
+    model: torch.nn.Module,
+    _: tuple,
+    inputs: dict[str, torch.Tensor],
+    output: "SarcseModelOutput",
+) -> None:
+    """A forward hook: the embedding is the mean of the tokens' vectors, weighted by their ids' `weights`."""
+    weight = (weights[inputs["input_ids"]] * inputs["attention_mask"]).unsqueeze(-1)  # (B, L, 1)
+    output.pooler_output = (output.last_hidden_state * weight).sum(dim=1) / weight.sum(dim=1)  # (B, d)
 
 
 # --- What else is measured -------------------------------------------------------------------------------------------
@@ -297,7 +311,7 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
 
     from checkpoints import checkpoints
     from comparison import correlations
-    from data import load_sentences, token_counts, tokenize
+    from data import load_sentences, token_counts, token_weights, tokenize
     from eval_sts import encode, measure
     from modeling_sarcse import SarcseModelOutput
     from train import build_trainer, parse_arguments
@@ -316,18 +330,22 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
         flags = [f"--{name}={value}" for name, value in fields.items() if value is not None]
         arguments = parse_arguments([*flags, "--sts_tasks", *TASKS])
         trainer, tasks, record = build_trainer(*arguments)
-    set_seed(seed, device_specific=True)  # as train.py does
-    with replaced:
-        seconds = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics["train_runtime"]
-    model, tokenizer = trainer.model.eval(), trainer.processing_class
-    measurement = measure(partial(encode, model, tokenizer), tasks, model.config.pooler)
+    model, tokenizer = trainer.model, trainer.processing_class
     arguments[1].max_train_samples = None
     corpus = load_sentences(arguments[1])
     tokens = tokenize(corpus.select(range(COUNTED)), tokenizer, arguments[1])
     counts = token_counts(tokens, model.config.encoder_config.vocab_size, model.config.special_token_ids)
+    if configuration["token_pooling"] != "uniform":
+        weights = token_weights(counts, configuration["token_pooling"], configuration["frequency_smoothing"])
+        weights[model.config.special_token_ids] = 0.0
+        model.register_forward_hook(partial(pool_by_weight, weights), with_kwargs=True)
+    made = record()
+    set_seed(seed, device_specific=True)  # as train.py does
+    with replaced:
+        seconds = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics["train_runtime"]
+    measurement = measure(partial(encode, model.eval(), tokenizer), tasks, model.config.pooler)
     held_out = corpus[-HELD_OUT:][arguments[1].text_column]
     history = [line for line in trainer.state.log_history if "eval_stsb_spearman" in line]
-    made = record()
     return {
         "dev": [[line["step"], line["eval_stsb_spearman"]] for line in history],
         "sts": {
