@@ -23,6 +23,7 @@ from study import (
     BATCH_SIZES,
     CHOICES,
     COPY,
+    FAST,
     LADDER,
     LINES,
     MEAN,
@@ -96,32 +97,40 @@ def difference_cell(values: tuple[float, float, float] | None) -> str:
     return f"**{cell}**" if values[1] > 0 or values[2] < 0 else cell
 
 
-def label(choice: dict[str, Any], start: dict[str, Any]) -> str:
-    """What a reader calls a configuration beside `start`."""
-    method = {"cls": "SimCSE", "mean": "mean pooling"}.get(choice.get("pooler"), "")
-    left_out = {**start, **(SIMCSE if method else {})}
-    described = ", ".join(f"`{name}` {value}" for name, value in choice.items() if name not in left_out)
-    return ", ".join(part for part in (method, described) if part) or "SARCSE"
+# What choices are measured from, the first starting point of each method and those on the way to the last.
+STARTS = {
+    "START": {},
+    "COPY": COPY,
+    "FAST": FAST,
+    "SimCSE": SIMCSE,
+    "mean pooling": MEAN,
+}
 
 
-def compared_with(choice: dict[str, Any]) -> dict[str, Any]:
-    """The starting point that a choice is measured from; its own for each method, and for what was added to COPY."""
-    if "pooler" in choice:
-        return {"cls": SIMCSE, "mean": MEAN}[choice["pooler"]]
-    return COPY if choice.items() > COPY.items() else {}
+def start_of(choice: dict[str, Any]) -> str | None:
+    """Name of the last starting point that a choice adds something to; None for the first one of a method."""
+    smaller = [name for name, start in STARTS.items() if start.items() < choice.items()]
+    return smaller[-1] if smaller and ("pooler" not in choice or "pooler" in STARTS[smaller[-1]]) else None
+
+
+def added(choice: dict[str, Any], start: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in choice.items() if start.get(name) != value)
 
 
 # --- Tables ----------------------------------------------------------------------------------------------------------
 
 
 def choices_table(lines: list[dict[str, Any]]) -> str:
-    """Part one: each choice, and its difference from its method's starting point."""
-    rows = [["configuration", "seeds", "STS-B dev", "minus starting point"]]
-    for choice in sorted(CHOICES, key=lambda choice: choice.get("pooler", "")):
-        of, start = runs(lines, choice), runs(lines, compared_with(choice))
-        if of:
-            cell = "" if choice == compared_with(choice) else difference_cell(difference(of, start, dev))
-            rows.append([label(choice, {}), str(len(of)), mean_and_deviation(of, dev), cell])
+    """Part one: each starting point, followed by what was added to it and the difference that this made."""
+    rows = [["from", "what changes", "seeds", "STS-B dev", "difference"]]
+    for name, start in STARTS.items():
+        of_start = runs(lines, start)
+        rows.append([f"**{name}**", "", str(len(of_start)), mean_and_deviation(of_start, dev), ""])
+        for choice in CHOICES:
+            of = runs(lines, choice)
+            if of and start_of(choice) == name:
+                cells = [mean_and_deviation(of, dev), difference_cell(difference(of, of_start, dev))]
+                rows.append([name, added(choice, start), str(len(of)), *cells])
     return markdown_table(rows)
 
 
@@ -219,25 +228,25 @@ TABLES = {
 
 @matplotlib.rc_context(STYLE)
 def draw_choices(lines: list[dict[str, Any]], path: Path) -> None:
-    """SARCSE's choices as points with their intervals, the best on top: from START, and on top of COPY."""
-    panels_of = {"from the starting point": {}, "from the starting point with decoder_initialization copy": COPY}
+    """SARCSE's choices as points with their intervals, the best on top, a panel for each of their starting points."""
     found = {}
-    for title, start in panels_of.items():
-        choices = [choice for choice in CHOICES if compared_with(choice) == start and choice != start]
+    for name in ("START", "COPY", "FAST"):
+        start = STARTS[name]
+        choices = [choice for choice in CHOICES if start_of(choice) == name]
         values = [
-            (label(choice, start), difference(runs(lines, choice), runs(lines, start), dev)) for choice in choices
+            (added(choice, start), difference(runs(lines, choice), runs(lines, start), dev)) for choice in choices
         ]
-        found[title] = sorted((row for row in values if row[1] is not None), key=lambda row: row[1][0])
+        found[name] = sorted((row for row in values if row[1] is not None), key=lambda row: row[1][0])
     heights = [len(rows) + 1 for rows in found.values()]
     figure = Figure(figsize=(6.6, 1.2 + 0.22 * sum(heights)))
-    panels = figure.subplots(2, 1, sharex=True, height_ratios=heights)
-    for panel, (title, rows) in zip(panels, found.items()):
+    panels = figure.subplots(len(found), 1, sharex=True, height_ratios=heights)
+    for panel, (name, rows) in zip(panels, found.items()):
         for row, (_, (mean, low, high)) in enumerate(rows):
             fill = "full" if low > 0 or high < 0 else "none"
             panel.errorbar(mean, row, xerr=[[mean - low], [high - mean]], fmt="o", color=COLORS[0], fillstyle=fill)
         panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_yticks(range(len(rows)), [name.replace("`", "") for name, _ in rows])
-        panel.set_title(title)
+        panel.set_yticks(range(len(rows)), [change for change, _ in rows])
+        panel.set_title(f"from {name}")
     panels[-1].set_xlabel("STS-B dev, minus the starting point's; filled where the 95% interval excludes 0")
     save(figure, path)
 
