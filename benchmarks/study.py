@@ -123,9 +123,9 @@ CHOICES: list[dict[str, Any]] = [
 ]
 
 # Part two: what part one settled, for each method alike, and the ladder from SimCSE up to SARCSE.
-SETTLED: dict[str, Any] = FAST
-SETTLED_SIMCSE: dict[str, Any] = SIMCSE
-SETTLED_MEAN: dict[str, Any] = MEAN
+SETTLED: dict[str, Any] = {**FAST, "reconstruction_weight": 3.0}
+SETTLED_SIMCSE: dict[str, Any] = {**SIMCSE, "contrastive_temperature": 0.02}
+SETTLED_MEAN: dict[str, Any] = {**MEAN, "learning_rate": 1e-4}
 LADDER: dict[str, dict[str, Any]] = {
     "SimCSE": SETTLED_SIMCSE,
     "mean pooling": SETTLED_MEAN,
@@ -385,11 +385,15 @@ def key_of(run: dict[str, Any]) -> str:
 
 
 def runs_of(part: str, encoder: str, seeds: int, sentences: int) -> list[dict[str, Any]]:
-    """The runs of a part, a configuration after the other, so that what is stopped early has few, but whole ones."""
+    """
+    The runs of a part, a configuration after the other, so that what is stopped early has few, but whole ones. What
+    does not train has one seed.
+    """
+    configurations = [{**START, "max_train_samples": sentences, **choice} for choice in PARTS[part]]
     return [
-        {"encoder": encoder, "configuration": {**START, "max_train_samples": sentences, **choice}, "seed": seed}
-        for choice in PARTS[part]
-        for seed in range(1, seeds + 1)
+        {"encoder": encoder, "configuration": configuration, "seed": seed}
+        for configuration in configurations
+        for seed in range(1, 1 + (seeds if configuration["learning_rate"] > 0 else 1))
     ]
 
 

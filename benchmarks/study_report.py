@@ -81,9 +81,9 @@ def mean_and_deviation(of: Lines, score: Score) -> str:
 
 
 def difference(one: Lines, other: Lines, score: Score) -> tuple[float, float, float] | None:
-    """Mean of the paired differences, and their 95% interval; None with fewer than two pairs."""
+    """Mean of the paired differences, and their 95% interval; None with fewer than three pairs, which say nothing."""
     values = [score(one[seed]) - score(other[seed]) for seed in one if seed in other]
-    if len(values) < 2:
+    if len(values) < 3:
         return None
     interval = stats.ttest_1samp(values, 0).confidence_interval()
     return float(np.mean(values)), float(interval.low), float(interval.high)
@@ -157,7 +157,7 @@ def differences_table(lines: list[dict[str, Any]], encoder: str = ENCODER) -> st
     for name, choice in LADDER.items():
         other = runs(lines, choice, encoder)
         pairs = len(sarcse.keys() & other.keys())
-        if choice != SETTLED and pairs > 1:
+        if choice != SETTLED and pairs > 2:
             scores = [*(lambda line, task=task: line["sts"][task] for task in TASKS), average]
             cells = [difference_cell(difference(sarcse, other, score)) for score in scores]
             rows.append([name, str(pairs), *cells])
@@ -247,7 +247,7 @@ def draw_choices(lines: list[dict[str, Any]], path: Path) -> None:
         panel.axvline(0, color="black", linewidth=0.8)
         panel.set_yticks(range(len(rows)), [change for change, _ in rows])
         panel.set_title(f"from {name}")
-    panels[-1].set_xlabel("STS-B dev, minus the starting point's; filled where the 95% interval excludes 0")
+    panels[-1].set_xlabel("STS-B dev: difference, and its 95% interval")
     save(figure, path)
 
 
