@@ -163,7 +163,7 @@ def test_one_forward_sees_two_views_of_every_sentence(tmp_path):
 
 
 def test_reconstruction_weight_scales_its_loss_alone(tmp_path):
-    trainer, batch, (loss, _) = first_step(tmp_path)
+    trainer, batch, (loss, _) = first_step(tmp_path, reconstruction_weight=1.0)
     parts = {name: value.item() for name, value in trainer._losses.items()}
     assert loss.item() == pytest.approx(parts["contrastive_loss"] + parts["reconstruction_loss"], rel=1e-6)
     trainer.args.reconstruction_weight = 3.0
