@@ -76,10 +76,11 @@ def test_sentence_transformers_loads_the_output_folder_with_its_own_pooling(fini
 def test_both_losses_are_logged_beside_the_total(finished_run):
     folder, _ = finished_run
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    weight = json.loads((folder / "training_record.json").read_text())["hyperparameters"]["reconstruction_weight"]
     losses = [line for line in history if "loss" in line]
     assert len(losses) == 4
     for line in losses:
-        assert line["loss"] == pytest.approx(line["contrastive_loss"] + line["reconstruction_loss"], rel=1e-4)
+        assert line["loss"] == pytest.approx(line["contrastive_loss"] + weight * line["reconstruction_loss"], rel=1e-4)
     evaluations = [line for line in history if "eval_pairs_spearman" in line]
     assert [line["step"] for line in evaluations] == [2, 4]
     assert all({"eval_alignment", "eval_uniformity"} <= set(line) for line in evaluations)
@@ -229,7 +230,7 @@ def test_the_gradient_cache_gives_the_gradients_of_the_whole_graph_under_dropout
             reconstructed = trainer.args.reconstructed_views * len(batch["input_ids"])
             weights = torch.cat([trainer.content_weights(output) for output in outputs])[:reconstructed]
             errors = torch.cat([output.reconstruction_errors() for output in outputs])[:reconstructed]
-            loss = loss + (weights * errors).sum() / weights.sum()
+            loss = loss + trainer.args.reconstruction_weight * (weights * errors).sum() / weights.sum()
         loss.backward()
         losses.append(loss.item())
 
