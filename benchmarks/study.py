@@ -45,7 +45,7 @@ NO_FLAGS = ("dropout", "error", "token_pooling")
 EVALUATIONS = 4  # of STS-B dev in a run; the best one picks the checkpoint, as in SimCSE's protocol
 
 # design.md's starting defaults. All fields are train.py's flags but `dropout`, of the encoder; `error`, what takes the
-# place of the squared error to the detached target; and `token_pooling`, the weights of a baseline without training.
+# place of the squared error to the detached target; and `token_pooling`, by which mean pooling weighs tokens.
 START: dict[str, Any] = {
     "max_train_samples": 5120,
     "per_device_train_batch_size": 64,
@@ -129,6 +129,7 @@ SETTLED_MEAN: dict[str, Any] = {**MEAN, "learning_rate": 1e-4}
 LADDER: dict[str, dict[str, Any]] = {
     "SimCSE": SETTLED_SIMCSE,
     "mean pooling": SETTLED_MEAN,
+    "weighted mean pooling": {**SETTLED_MEAN, "token_pooling": "smooth_inverse"},
     "TextCNN encoder": {**SETTLED, "reconstruction_weight": 0.0},
     "+ reconstruction": {**SETTLED, "frequency_weighting": "uniform"},
     "+ self-adaptive weights: SARCSE": SETTLED,

@@ -135,32 +135,35 @@ def choices_table(lines: list[dict[str, Any]]) -> str:
 
 
 def ladder_table(lines: list[dict[str, Any]], encoder: str = ENCODER) -> str:
-    """Part two: scores of each rung, all reported once the choices were made."""
-    rows = [["model", "seeds", *TASKS, "average", "minus the row above", "alignment", "uniformity"]]
-    above: Lines = {}
+    """Part two: scores of the baselines and of each rung, all reported once the choices were made."""
+    rows = [["model", "seeds", *TASKS, "average", "alignment", "uniformity"]]
     for name, choice in {**UNTRAINED_POOLERS, **LADDER}.items():
         of = runs(lines, choice, encoder)
-        if not of:
-            continue
-        scores = [mean_and_deviation(of, lambda line, task=task: line["sts"][task]) for task in TASKS]
-        step = difference_cell(difference(of, above, average)) if name in LADDER else ""
-        geometry = [mean_and_deviation(of, lambda line, key=key: line[key]) for key in ("alignment", "uniformity")]
-        rows.append([name, str(len(of)), *scores, mean_and_deviation(of, average), step, *geometry])
-        above = of
+        if of:
+            scores = [mean_and_deviation(of, lambda line, task=task: line["sts"][task]) for task in TASKS]
+            geometry = [mean_and_deviation(of, lambda line, key=key: line[key]) for key in ("alignment", "uniformity")]
+            rows.append([name, str(len(of)), *scores, mean_and_deviation(of, average), *geometry])
     return markdown_table(rows)
 
 
+SARCSE = "+ self-adaptive weights: SARCSE"
+COMPARED = [
+    *((SARCSE, name) for name in LADDER if name != SARCSE),
+    ("TextCNN encoder", "mean pooling"),
+    ("+ reconstruction", "TextCNN encoder"),
+]
+
+
 def differences_table(lines: list[dict[str, Any]], encoder: str = ENCODER) -> str:
-    """SARCSE minus each of the others, by task."""
-    sarcse = runs(lines, SETTLED, encoder)
-    rows = [["SARCSE minus", "pairs", *TASKS, "average"]]
-    for name, choice in LADDER.items():
-        other = runs(lines, choice, encoder)
-        pairs = len(sarcse.keys() & other.keys())
-        if choice != SETTLED and pairs > 2:
+    """SARCSE minus each of the others, and the steps up to it, by task."""
+    rows = [["difference", "pairs", *TASKS, "average"]]
+    for name, other_name in COMPARED:
+        one, other = runs(lines, LADDER[name], encoder), runs(lines, LADDER[other_name], encoder)
+        pairs = len(one.keys() & other.keys())
+        if pairs > 2:
             scores = [*(lambda line, task=task: line["sts"][task] for task in TASKS), average]
-            cells = [difference_cell(difference(sarcse, other, score)) for score in scores]
-            rows.append([name, str(pairs), *cells])
+            cells = [difference_cell(difference(one, other, score)) for score in scores]
+            rows.append([f"{name.removeprefix('+ self-adaptive weights: ')} minus {other_name}", str(pairs), *cells])
     return markdown_table(rows)
 
 
@@ -205,7 +208,7 @@ def bias_table(lines: list[dict[str, Any]]) -> str:
 def error_table(lines: list[dict[str, Any]]) -> str:
     """Reconstruction errors over the variance of the vectors, by group: 1 is what their mean would reach."""
     rows = [["share of the corpus", *GROUPS]]
-    for name in ("+ reconstruction", "+ self-adaptive weights: SARCSE"):
+    for name in ("+ reconstruction", SARCSE):
         biases = [line["bias"] for line in runs(lines, LADDER[name]).values()]
         if biases:
             shares = np.array([np.divide(bias["error"], bias["variance"]) for bias in biases])  # (seeds, groups)
