@@ -121,7 +121,7 @@ class SarcseTrainingArguments(TrainingArguments):
 
     contrastive_temperature: float = field(default=0.05, metadata={"help": "Temperature of InfoNCE."})
     reconstruction_weight: float = field(
-        default=3.0, metadata={"help": "Weight (lambda) of the reconstruction loss; 0 leaves the decoder out."}
+        default=1.0, metadata={"help": "Weight (lambda) of the reconstruction loss; 0 leaves the decoder out."}
     )
     reconstructed_views: Literal[1, 2] = field(
         default=1,

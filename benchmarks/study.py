@@ -10,6 +10,7 @@ that was interrupted goes on from its checkpoint, so the same command ends what 
 """
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -123,7 +124,7 @@ CHOICES: list[dict[str, Any]] = [
 ]
 
 # Part two: what part one settled, for each method alike, and the ladder from SimCSE up to SARCSE.
-SETTLED: dict[str, Any] = {**FAST, "reconstruction_weight": 3.0}
+SETTLED: dict[str, Any] = FAST
 SETTLED_SIMCSE: dict[str, Any] = {**SIMCSE, "contrastive_temperature": 0.02}
 SETTLED_MEAN: dict[str, Any] = {**MEAN, "learning_rate": 1e-4}
 LADDER: dict[str, dict[str, Any]] = {
@@ -185,6 +186,21 @@ def crosswise_errors(output: "SarcseModelOutput") -> torch.Tensor:
 
 
 ERRORS = {"cosine": cosine_errors, "attached": attached_errors, "crosswise": crosswise_errors}
+
+
+def with_frozen_target(
+    teacher: torch.nn.Module, model: "SarcseModel", _: tuple, inputs: dict[str, Any], output: "SarcseModelOutput"
+) -> None:
+    """A forward hook: the vectors to reconstruct are those of `teacher`, the encoder as it was before the training."""
+    from modeling_sarcse import pack_left
+
+    if output.reconstruction is not None:
+        rows, length = output.content_mask.shape
+        ids, mask = inputs["input_ids"][:rows], inputs["attention_mask"][:rows]
+        with torch.no_grad():
+            vectors = teacher(ids, mask).last_hidden_state  # (R, L, d)
+            packed, _, _ = pack_left(vectors, ids, model._content_mask(ids, mask))
+        output.reconstruction_target = packed[:, :length].to(output.reconstruction_target.dtype)  # (R, T, d)
 
 
 def pool_by_weight(
@@ -349,6 +365,10 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
         weights = token_weights(counts, configuration["token_pooling"], configuration["frequency_smoothing"])
         weights[model.config.special_token_ids] = 0.0
         model.register_forward_hook(partial(pool_by_weight, weights), with_kwargs=True)
+    if configuration["error"] == "frozen":
+        model.register_forward_hook(
+            partial(with_frozen_target, copy.deepcopy(model.encoder).requires_grad_(False).eval()), with_kwargs=True
+        )
     made = record()
     set_seed(seed, device_specific=True)  # as train.py does
     with replaced:

@@ -175,6 +175,8 @@ def batch_size_table(lines: list[dict[str, Any]]) -> str:
     rows = [["batch size", *BATCH_METHODS, "SARCSE minus SimCSE", "SARCSE minus mean pooling"]]
     for size in BATCH_SIZES:
         of = {name: runs(lines, batch_of(choice, size)) for name, choice in BATCH_METHODS.items()}
+        if not of["SARCSE"]:
+            continue
         cells = [mean_and_deviation(found, average) for found in of.values()]
         others = [difference_cell(difference(of["SARCSE"], of[name], average)) for name in ("SimCSE", "mean pooling")]
         rows.append([str(size), *cells, *others])
@@ -208,8 +210,9 @@ def bias_table(lines: list[dict[str, Any]]) -> str:
 def error_table(lines: list[dict[str, Any]]) -> str:
     """Reconstruction errors over the variance of the vectors, by group: 1 is what their mean would reach."""
     rows = [["share of the corpus", *GROUPS]]
-    for name in ("+ reconstruction", SARCSE):
-        biases = [line["bias"] for line in runs(lines, LADDER[name]).values()]
+    models = {"START, a decoder that starts at random": START, **{n: LADDER[n] for n in ("+ reconstruction", SARCSE)}}
+    for name, choice in models.items():
+        biases = [line["bias"] for line in runs(lines, choice).values()]
         if biases:
             shares = np.array([np.divide(bias["error"], bias["variance"]) for bias in biases])  # (seeds, groups)
             rows.append([name, *(f"{value:.3f}" for value in shares.mean(axis=0))])
@@ -250,6 +253,7 @@ def draw_choices(lines: list[dict[str, Any]], path: Path) -> None:
         panel.axvline(0, color="black", linewidth=0.8)
         panel.set_yticks(range(len(rows)), [change for change, _ in rows])
         panel.set_title(f"from {name}")
+        panel.set_ylim(-0.6, len(rows) - 0.4)
     panels[-1].set_xlabel("STS-B dev: difference, and its 95% interval")
     save(figure, path)
 
@@ -257,6 +261,8 @@ def draw_choices(lines: list[dict[str, Any]], path: Path) -> None:
 @matplotlib.rc_context(STYLE)
 def draw_batch_sizes(lines: list[dict[str, Any]], path: Path) -> None:
     """Average over batch size, with standard deviations over seeds."""
+    if sum(len(runs(lines, batch_of(SETTLED, size))) > 0 for size in BATCH_SIZES) < 2:
+        return
     figure = Figure(figsize=(5, 2.8))
     panel = figure.subplots()
     for index, (name, choice) in enumerate(BATCH_METHODS.items()):
