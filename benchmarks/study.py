@@ -2,6 +2,7 @@
 The study: which choices make SARCSE good, and are the paper's claims against SimCSE true here?
 
     python benchmarks/study.py choices --seeds 5     # part one: each choice from one starting point, STS-B dev decides
+    python benchmarks/study.py longer --seeds 5      # the best of them in a longer training
     python benchmarks/study.py claims --seeds 10     # part two: the settled model beside its baselines, paired seeds
     python benchmarks/study_report.py                # the tables and figures of benchmarks/results/README.md
 
@@ -159,7 +160,21 @@ CLAIMS += [
     for choice in (SETTLED_SIMCSE, SETTLED_MEAN, SETTLED)
     if size != START["per_device_train_batch_size"]
 ]
-PARTS = {"choices": CHOICES, "claims": CLAIMS}
+# Four times the sentences: what wins in 80 steps may lose in 313.
+LONGER = [
+    {**choice, "max_train_samples": 20_032}
+    for choice in (
+        {},
+        COPY,
+        {**COPY, "reconstruction_weight": 3.0},
+        FAST,
+        {**FAST, "error": "frozen"},
+        {**COPY, "error": "frozen"},
+        SETTLED_MEAN,
+        SETTLED_SIMCSE,
+    )
+]
+PARTS = {"choices": CHOICES, "longer": LONGER, "claims": CLAIMS}
 
 
 # --- Losses that only the study knows --------------------------------------------------------------------------------

@@ -23,9 +23,11 @@ from study import (
     BATCH_SIZES,
     CHOICES,
     COPY,
+    EVALUATIONS,
     FAST,
     LADDER,
     LINES,
+    LONGER,
     MEAN,
     SETTLED,
     SETTLED_MEAN,
@@ -134,6 +136,19 @@ def choices_table(lines: list[dict[str, Any]]) -> str:
     return markdown_table(rows)
 
 
+def longer_table(lines: list[dict[str, Any]]) -> str:
+    """STS-B dev at each evaluation of a longer training, and the test average of the best checkpoint."""
+    evaluations = [f"after {number} of {EVALUATIONS}" for number in range(1, EVALUATIONS + 1)]
+    rows = [["configuration", "seeds", *evaluations, "test average"]]
+    for choice in LONGER:
+        of = runs(lines, choice)
+        if of:
+            curve = np.mean([[score for _, score in line["dev"]] for line in of.values()], axis=0)
+            name = added(choice, {"max_train_samples": choice["max_train_samples"]}) or "START"
+            rows.append([name, str(len(of)), *(f"{score:.2f}" for score in curve), mean_and_deviation(of, average)])
+    return markdown_table(rows)
+
+
 def ladder_table(lines: list[dict[str, Any]], encoder: str = ENCODER) -> str:
     """Part two: scores of the baselines and of each rung, all reported once the choices were made."""
     rows = [["model", "seeds", *TASKS, "average", "alignment", "uniformity"]]
@@ -221,6 +236,7 @@ def error_table(lines: list[dict[str, Any]]) -> str:
 
 TABLES = {
     "choices": choices_table,
+    "longer": longer_table,
     "ladder": ladder_table,
     "differences": differences_table,
     "batch sizes": batch_size_table,
