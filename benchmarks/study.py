@@ -91,6 +91,7 @@ CHOICES: list[dict[str, Any]] = [
     {"reconstruction_weight": 0.0},
     {**COPY, "frequency_weighting": "uniform"},
     *({**COPY, "reconstruction_weight": weight} for weight in (3.0, 10.0)),
+    {**FAST, "reconstruction_weight": 3.0, "frequency_weighting": "uniform"},
     {**FAST, "contrastive_temperature": 0.02},
     {**FAST, "channels": 256},
     {**FAST, "error": "crosswise", "reconstructed_views": 2},
