@@ -25,20 +25,24 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+from accelerate.utils import set_seed
 from common import MAX_SEQ_LENGTH, SHARED
 from torch.nn import functional as F
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
+from checkpoints import checkpoints
+from comparison import correlations
+from data import load_sentences, token_counts, token_weights, tokenize
+from eval_sts import encode, measure
+from modeling_sarcse import SarcseModel, SarcseModelOutput, pack_left
+from train import build_trainer, parse_arguments
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from modeling_sarcse import SarcseModel, SarcseModelOutput
 
 LINES = Path(__file__).parent / "results" / "study.jsonl"
 TASKS = ["STS12", "STS14", "STS15", "STSB"]
@@ -181,13 +185,13 @@ PARTS = {"choices": CHOICES, "longer": LONGER, "claims": CLAIMS}
 # --- Losses that only the study knows --------------------------------------------------------------------------------
 
 
-def cosine_errors(output: "SarcseModelOutput") -> torch.Tensor:
+def cosine_errors(output: SarcseModelOutput) -> torch.Tensor:
     """1 - cosine of each token's reconstruction and its vector, `(R, T)`."""
     similarity = F.cosine_similarity(output.reconstruction.float(), output.reconstruction_target.float(), dim=-1)
     return (1 - similarity) * output.content_mask
 
 
-def attached_errors(output: "SarcseModelOutput") -> torch.Tensor:
+def attached_errors(output: SarcseModelOutput) -> torch.Tensor:
     """Squared errors whose gradient reaches the encoder through the target, too: `(R, T)`."""
     rows, length = output.content_mask.shape
     # Where padding is on the right and one special token on the left, content token t has position t + 1.
@@ -195,7 +199,7 @@ def attached_errors(output: "SarcseModelOutput") -> torch.Tensor:
     return (output.reconstruction.float() - target).pow(2).mean(dim=-1) * output.content_mask
 
 
-def crosswise_errors(output: "SarcseModelOutput") -> torch.Tensor:
+def crosswise_errors(output: SarcseModelOutput) -> torch.Tensor:
     """Squared errors of each view's reconstruction from the other view's vectors, `(R, T)`, R being two views."""
     target = output.reconstruction_target.roll(len(output.reconstruction_target) // 2, dims=0)
     return (output.reconstruction.float() - target.float()).pow(2).mean(dim=-1) * output.content_mask
@@ -205,11 +209,9 @@ ERRORS = {"cosine": cosine_errors, "attached": attached_errors, "crosswise": cro
 
 
 def with_frozen_target(
-    teacher: torch.nn.Module, model: "SarcseModel", _: tuple, inputs: dict[str, Any], output: "SarcseModelOutput"
+    teacher: torch.nn.Module, model: SarcseModel, _: tuple, inputs: dict[str, Any], output: SarcseModelOutput
 ) -> None:
     """A forward hook: the vectors to reconstruct are those of `teacher`, the encoder as it was before the training."""
-    from modeling_sarcse import pack_left
-
     if output.reconstruction is not None:
         rows, length = output.content_mask.shape
         ids, mask = inputs["input_ids"][:rows], inputs["attention_mask"][:rows]
@@ -224,7 +226,7 @@ def pool_by_weight(
     model: torch.nn.Module,
     _: tuple,
     inputs: dict[str, torch.Tensor],
-    output: "SarcseModelOutput",
+    output: SarcseModelOutput,
 ) -> None:
     """A forward hook: the embedding is the mean of the tokens' vectors, weighted by their ids' `weights`."""
     weight = (weights[inputs["input_ids"]] * inputs["attention_mask"]).unsqueeze(-1)  # (B, L, 1)
@@ -241,7 +243,7 @@ COUNTED = 100_000  # sentences, the first ones, for the shares: a training of 5,
 
 @torch.no_grad()
 def token_bias(
-    model: "SarcseModel", tokenizer: "PreTrainedTokenizerBase", sentences: list[str], counts: np.ndarray
+    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], counts: np.ndarray
 ) -> dict[str, list[float | None]]:
     """
     How the model treats rare and frequent tokens, on sentences that it was not trained on; lists go by `SHARES`, from
@@ -286,7 +288,7 @@ def token_bias(
     return bias
 
 
-def tokens_and_errors(output: "SarcseModelOutput") -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def tokens_and_errors(output: SarcseModelOutput) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Of each sentence the content ids `(N,)`, their errors `(N,)` and their vectors `(N, d)`."""
     errors = output.reconstruction_errors()
     for row, mask in enumerate(output.content_mask):
@@ -294,10 +296,10 @@ def tokens_and_errors(output: "SarcseModelOutput") -> Iterator[tuple[torch.Tenso
 
 
 def in_batches(
-    model: "SarcseModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: SarcseModel,
+    tokenizer: PreTrainedTokenizerBase,
     rows: list[list[int]],
-    of: Callable[["SarcseModelOutput"], Any],
+    of: Callable[[SarcseModelOutput], Any],
     **options: bool,
 ) -> list[Any]:
     """What `of` takes from the model's outputs, sentence by sentence, in the order of `rows`."""
@@ -349,15 +351,6 @@ def with_dropout(encoder: Path, dropout: float) -> Iterator[str]:
 
 def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
     """Train a configuration with a seed, and measure the result: what a line holds beside `run` itself."""
-    from accelerate.utils import set_seed
-
-    from checkpoints import checkpoints
-    from comparison import correlations
-    from data import load_sentences, token_counts, token_weights, tokenize
-    from eval_sts import encode, measure
-    from modeling_sarcse import SarcseModelOutput
-    from train import build_trainer, parse_arguments
-
     configuration, seed = run["configuration"], run["seed"]
     fields = {name: value for name, value in configuration.items() if name not in NO_FLAGS}
     fields |= {"train_file": f"{data}/data/wiki500k.txt.xz", "max_seq_length": MAX_SEQ_LENGTH, "seed": seed}

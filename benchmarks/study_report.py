@@ -55,13 +55,13 @@ Score = Callable[[dict[str, Any]], float]
 # --- What the lines say ----------------------------------------------------------------------------------------------
 
 
-def runs(lines: list[dict[str, Any]], choice: dict[str, Any], encoder: str = ENCODER) -> Lines:
+def runs(lines: list[dict[str, Any]], choice: dict[str, Any]) -> Lines:
     """The lines of a configuration, given by its differences from START, by seed."""
     wanted = {**START, **choice}
     return {
         line["seed"]: line
         for line in lines
-        if line["encoder"] == encoder and {**START, **line["configuration"]} == wanted
+        if line["encoder"] == ENCODER and {**START, **line["configuration"]} == wanted
     }
 
 
@@ -149,11 +149,11 @@ def longer_table(lines: list[dict[str, Any]]) -> str:
     return markdown_table(rows)
 
 
-def ladder_table(lines: list[dict[str, Any]], encoder: str = ENCODER) -> str:
+def ladder_table(lines: list[dict[str, Any]]) -> str:
     """Part two: scores of the baselines and of each rung, all reported once the choices were made."""
     rows = [["model", "seeds", *TASKS, "average", "alignment", "uniformity"]]
     for name, choice in {**UNTRAINED_POOLERS, **LADDER}.items():
-        of = runs(lines, choice, encoder)
+        of = runs(lines, choice)
         if of:
             scores = [mean_and_deviation(of, lambda line, task=task: line["sts"][task]) for task in TASKS]
             geometry = [mean_and_deviation(of, lambda line, key=key: line[key]) for key in ("alignment", "uniformity")]
@@ -169,11 +169,11 @@ COMPARED = [
 ]
 
 
-def differences_table(lines: list[dict[str, Any]], encoder: str = ENCODER) -> str:
+def differences_table(lines: list[dict[str, Any]]) -> str:
     """SARCSE minus each of the others, and the steps up to it, by task."""
     rows = [["difference", "pairs", *TASKS, "average"]]
     for name, other_name in COMPARED:
-        one, other = runs(lines, LADDER[name], encoder), runs(lines, LADDER[other_name], encoder)
+        one, other = runs(lines, LADDER[name]), runs(lines, LADDER[other_name])
         pairs = len(one.keys() & other.keys())
         if pairs > 2:
             scores = [*(lambda line, task=task: line["sts"][task] for task in TASKS), average]
@@ -189,17 +189,13 @@ def batch_size_table(lines: list[dict[str, Any]]) -> str:
     """Average by batch size."""
     rows = [["batch size", *BATCH_METHODS, "SARCSE minus SimCSE", "SARCSE minus mean pooling"]]
     for size in BATCH_SIZES:
-        of = {name: runs(lines, batch_of(choice, size)) for name, choice in BATCH_METHODS.items()}
+        of = {name: runs(lines, with_batch_size(choice, size)) for name, choice in BATCH_METHODS.items()}
         if not of["SARCSE"]:
             continue
         cells = [mean_and_deviation(found, average) for found in of.values()]
         others = [difference_cell(difference(of["SARCSE"], of[name], average)) for name in ("SimCSE", "mean pooling")]
         rows.append([str(size), *cells, *others])
     return markdown_table(rows)
-
-
-def batch_of(choice: dict[str, Any], size: int) -> dict[str, Any]:
-    return choice if size == START["per_device_train_batch_size"] else with_batch_size(choice, size)
 
 
 GROUPS = [
@@ -277,15 +273,13 @@ def draw_choices(lines: list[dict[str, Any]], path: Path) -> None:
 @matplotlib.rc_context(STYLE)
 def draw_batch_sizes(lines: list[dict[str, Any]], path: Path) -> None:
     """Average over batch size, with standard deviations over seeds."""
-    if sum(len(runs(lines, batch_of(SETTLED, size))) > 0 for size in BATCH_SIZES) < 2:
+    if sum(len(runs(lines, with_batch_size(SETTLED, size))) > 0 for size in BATCH_SIZES) < 2:
         return
     figure = Figure(figsize=(5, 2.8))
     panel = figure.subplots()
     for index, (name, choice) in enumerate(BATCH_METHODS.items()):
-        points = {
-            size: [average(line) for line in runs(lines, batch_of(choice, size)).values()] for size in BATCH_SIZES
-        }
-        points = {size: values for size, values in points.items() if len(values) > 1}
+        found = {size: runs(lines, with_batch_size(choice, size)).values() for size in BATCH_SIZES}
+        points = {size: [average(line) for line in of] for size, of in found.items() if len(of) > 1}
         panel.errorbar(
             list(points),
             [np.mean(values) for values in points.values()],
