@@ -1,7 +1,4 @@
-"""
-Data from files or the Hub: graded sentence pairs to score on; sentences to train on, their token ids, and the weights
-of tokens by frequency.
-"""
+"""Data from files or the Hub: graded sentence pairs to score on, and sentences to train on."""
 
 import csv
 import glob
@@ -10,18 +7,16 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import fsspec
-import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 
 
 logger = logging.getLogger(__name__)
@@ -481,41 +476,6 @@ class SentenceStream(torch.utils.data.IterableDataset):
         return split_dataset_by_node(shuffled, self.process_index, self.num_processes)
 
 
-# Batches among which sentences are sorted by length, as in transformers: more would leave less to chance.
-MEGA_BATCH = 50
-
-
-class LengthGroupedSampler(torch.utils.data.Sampler[int]):
-    """
-    Batches of sentences of like length in random order, so that little padding is computed. transformers' sampler of
-    this name would give each process another order, and the longest sentences of each mega-batch first.
-
-    Args:
-        lengths (`torch.Tensor` of shape `(number of sentences,)`): In tokens.
-        batch_size (`int`): Sentences of one step of the optimizer, of all processes.
-        seed (`int`): The same for all processes.
-        epoch (`Callable`): Returns the number of the pass that begins; each has an order of its own.
-    """
-
-    def __init__(self, lengths: torch.Tensor, batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch())
-        order = torch.randperm(len(self.lengths), generator=generator)
-        number = len(order) // self.batch_size
-        # What fills no batch is left out before the sorting, or it would always be the longest sentences.
-        in_batches, rest = order.tensor_split([number * self.batch_size])
-        mega_batch = self.batch_size * min(MEGA_BATCH, max(1, number // 4))
-        parts = [part[self.lengths[part].argsort(stable=True)] for part in in_batches.split(mega_batch)]
-        batches = torch.cat(parts).view(number, self.batch_size)
-        yield from batches[torch.randperm(number, generator=generator)].flatten().tolist()
-        yield from rest.tolist()
-
-
 def name_of_sentences(arguments: DataArguments) -> str:
     return arguments.dataset_name or arguments.train_file or WIKI1M
 
@@ -555,84 +515,3 @@ def describe_sentences(
 
 def _not_blank(sentence: str | None) -> bool:
     return bool(sentence and sentence.strip())
-
-
-def check_length(tokenizer: PreTrainedTokenizerBase, arguments: DataArguments) -> None:
-    """
-    Raises:
-        ValueError: `max_seq_length` leaves no token beside the special ones, or is more than the encoder can take.
-    """
-    shortest, longest = tokenizer.num_special_tokens_to_add() + 1, tokenizer.model_max_length
-    if not shortest <= arguments.max_seq_length <= longest:
-        raise ValueError(
-            f"--max_seq_length must be from {shortest} to {longest} for this encoder, got {arguments.max_seq_length}."
-        )
-
-
-def tokenize(
-    sentences: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
-) -> datasets.Dataset:
-    """`input_ids` of every sentence, cut at `max_seq_length` tokens, unpadded; cached by `datasets`."""
-    return sentences.map(
-        _encode_batch,
-        batched=True,
-        # The cache goes by these arguments alone, so that another run's other fields do not miss it.
-        fn_kwargs={
-            "tokenizer": tokenizer,
-            "text_column": arguments.text_column,
-            "max_seq_length": arguments.max_seq_length,
-        },
-        remove_columns=sentences.column_names,
-        num_proc=arguments.preprocessing_num_workers,
-        desc="Tokenising",
-    )
-
-
-def _encode_batch(
-    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, text_column: str, max_seq_length: int
-) -> dict[str, list[list[int]]]:
-    return {"input_ids": tokenizer(batch[text_column], truncation=True, max_length=max_seq_length)["input_ids"]}
-
-
-def tokenize_batch(
-    sentences: list[str], tokenizer: PreTrainedTokenizerBase, max_seq_length: int
-) -> dict[str, torch.Tensor]:
-    """A stream's collator: `input_ids` and `attention_mask`, `(B, L)`, the same as from `tokenize` and padding."""
-    batch = tokenizer(sentences, truncation=True, max_length=max_seq_length, padding=True, return_tensors="pt")
-    return {name: batch[name] for name in ("input_ids", "attention_mask")}
-
-
-def token_lengths(tokens: datasets.Dataset) -> torch.Tensor:
-    """Number of `input_ids` of each sentence, specials included: `(len(tokens),)`."""
-    tables = tokens.with_format("arrow").iter(batch_size=10_000)
-    lengths = [table["input_ids"].combine_chunks().value_lengths().to_numpy() for table in tables]
-    return torch.from_numpy(np.concatenate(lengths))
-
-
-def token_counts(tokens: datasets.Dataset, vocabulary_size: int, special_token_ids: list[int]) -> np.ndarray:
-    """How often each id occurs in the `input_ids` of the data set, `(vocabulary_size,)`; special tokens count zero."""
-    counts = np.zeros(vocabulary_size, dtype=np.int64)
-    for table in tokens.with_format("arrow").iter(batch_size=10_000):
-        counts += np.bincount(table["input_ids"].combine_chunks().flatten().to_numpy(), minlength=vocabulary_size)
-    counts[special_token_ids] = 0
-    return counts
-
-
-def token_weights(counts: np.ndarray, frequency_weighting: str, frequency_smoothing: float) -> torch.Tensor:
-    """
-    Weight of each token's reconstruction error, `(vocabulary_size,)`, float32: the self-adaptive part of the loss. The
-    paper says that frequent tokens weigh less and leaves the formula open. With p a token's share of the corpus:
-
-    - `"smooth_inverse"`: a / (a + p), the smooth inverse frequency of Arora, Liang and Ma (ICLR 2017), a being
-      `frequency_smoothing`;
-    - `"self_information"`: -log p, in nats; a token that never occurs weighs as much as one that occurs once;
-    - `"uniform"`: 1, the ablation without self-adaptive weights.
-    """
-    share = torch.from_numpy(counts) / counts.sum()
-    if frequency_weighting == "smooth_inverse":
-        weights = frequency_smoothing / (frequency_smoothing + share)
-    elif frequency_weighting == "self_information":
-        weights = -share.clamp(min=1 / counts.sum()).log()
-    else:
-        weights = torch.ones_like(share)
-    return weights.float()

@@ -4,8 +4,8 @@ Train a SARCSE model on plain sentences.
     python train.py [RECIPE.yaml] [--field value ...]
     accelerate launch train.py recipes/roberta-base.yaml
 
-Top to bottom: arguments, what can be wrong with them, the run. What a sentence goes through before is in data.py, the
-losses and the Trainer are in trainer.py.
+Top to bottom: arguments, what can be wrong with them, the run. What a sentence goes through before is in data.py and
+tokens.py, the losses and the Trainer are in trainer.py.
 """
 
 import difflib
@@ -41,16 +41,11 @@ from data import (
     DataArguments,
     SentenceStream,
     UnreadableDataError,
-    check_length,
     first_part,
     load_sentences,
     load_sts,
     load_tasks,
     name_of_sentences,
-    token_counts,
-    token_weights,
-    tokenize,
-    tokenize_batch,
 )
 from eval_sts import (
     draw_figures,
@@ -66,6 +61,7 @@ from model_card.record import FILE_NAME as RECORD_FILE
 from model_card.record import describe_base_model, training_record
 from model_card.release import options_of_training, release, write_json, write_sentence_transformers_files
 from modeling_sarcse import SarcseModel
+from tokens import check_length, token_counts, token_weights, tokenize, tokenize_batch
 from trainer import SarcseTrainer
 
 

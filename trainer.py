@@ -25,9 +25,10 @@ from transformers.utils import logging
 
 from checkpoints import SaveOnSignal, last_good_checkpoint
 from comparison import correlations
-from data import LengthGroupedSampler, SentenceStream, token_lengths
+from data import SentenceStream
 from eval_sts import embed_pairs, encode
 from modeling_sarcse import SarcseModelOutput
+from tokens import LengthGroupedSampler, token_lengths
 
 
 logger = logging.get_logger(__name__)

@@ -38,9 +38,10 @@ from transformers import PreTrainedTokenizerBase
 
 from checkpoints import checkpoints
 from comparison import correlations
-from data import load_sentences, token_counts, token_weights, tokenize
+from data import load_sentences
 from eval_sts import encode, measure
 from modeling_sarcse import SarcseModel, SarcseModelOutput, pack_left
+from tokens import token_counts, token_weights, tokenize
 from train import build_trainer, parse_arguments
 
 

@@ -13,17 +13,12 @@ from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from data import (
     DataArguments,
-    LengthGroupedSampler,
     SentenceStream,
     UnreadableDataError,
     first_part,
     load_sentences,
-    token_counts,
-    token_lengths,
-    token_weights,
-    tokenize,
-    tokenize_batch,
 )
+from tokens import LengthGroupedSampler, token_counts, token_lengths, token_weights, tokenize, tokenize_batch
 
 from .conftest import ENCODER
 
