@@ -4,6 +4,8 @@ The study: which choices make SARCSE good, and are the paper's claims against Si
     python benchmarks/study.py choices --seeds 5     # part one: each choice from one starting point, STS-B dev decides
     python benchmarks/study.py longer --seeds 5      # the best of them in a longer training
     python benchmarks/study.py claims --seeds 10     # part two: the settled model beside its baselines, paired seeds
+    python benchmarks/study.py batch_sizes --seeds 5
+    python benchmarks/study.py claims --seeds 5 --encoder all-MiniLM-L6-v2 --sentences 1280
     python benchmarks/study_report.py                # the tables and figures of benchmarks/results/README.md
 
 Each run is a process, and a line of benchmarks/results/study.jsonl. A run whose line is there is not made again, one
@@ -40,7 +42,8 @@ from checkpoints import checkpoints
 from comparison import correlations
 from data import load_sentences
 from eval_sts import encode, measure
-from modeling_sarcse import SarcseModel, SarcseModelOutput, pack_left
+from figures import gold_groups
+from modeling_sarcse import SarcseEncoder, SarcseModel, SarcseModelOutput, mean_window, pack_left
 from tokens import token_counts, token_weights, tokenize
 from train import build_trainer, parse_arguments
 
@@ -52,7 +55,7 @@ NO_FLAGS = ("dropout", "error", "token_pooling")
 EVALUATIONS = 4  # of STS-B dev in a run; the best one picks the checkpoint, as in SimCSE's protocol
 
 # design.md's starting defaults. All fields are train.py's flags but `dropout`, of the encoder; `error`, what takes the
-# place of the squared error to the detached target; and `token_pooling`, by which mean pooling weighs tokens.
+# place of the squared error to the detached target; and `token_pooling`, by which a mean of tokens weighs them.
 START: dict[str, Any] = {
     "max_train_samples": 5120,
     "per_device_train_batch_size": 64,
@@ -96,6 +99,7 @@ CHOICES: list[dict[str, Any]] = [
     {**FAST, "reconstruction_weight": 3.0, "frequency_weighting": "uniform"},
     {**FAST, "contrastive_temperature": 0.02},
     {**FAST, "channels": 256},
+    {**FAST, "token_pooling": "smooth_inverse"},
     {**FAST, "error": "crosswise", "reconstructed_views": 2},
     {**FAST, "error": "attached"},
     {**FAST, "error": "cosine"},
@@ -160,7 +164,7 @@ def with_batch_size(choice: dict[str, Any], size: int) -> dict[str, Any]:
 
 
 CLAIMS = [*UNTRAINED_POOLERS.values(), *LADDER.values()]
-CLAIMS += [
+OTHER_BATCH_SIZES = [
     with_batch_size(choice, size)
     for size in BATCH_SIZES
     for choice in (SETTLED_SIMCSE, SETTLED_MEAN, SETTLED)
@@ -180,7 +184,7 @@ LONGER = [
         SETTLED_SIMCSE,
     )
 ]
-PARTS = {"choices": CHOICES, "longer": LONGER, "claims": CLAIMS}
+PARTS = {"choices": CHOICES, "longer": LONGER, "claims": CLAIMS, "batch_sizes": OTHER_BATCH_SIZES}
 
 
 # --- Losses that only the study knows --------------------------------------------------------------------------------
@@ -222,6 +226,28 @@ def with_frozen_target(
         output.reconstruction_target = packed[:, :length].to(output.reconstruction_target.dtype)  # (R, T, d)
 
 
+def weigh_tokens(model: SarcseModel, weights: torch.Tensor) -> None:
+    """From now on, the mean that is the model's embedding weighs tokens by their ids' `weights`."""
+    if model.config.pooler == "mean":
+        model.register_forward_hook(partial(pool_by_weight, weights), with_kwargs=True)
+        return
+    packed: dict[str, torch.Tensor] = {}
+
+    def keep_weights(model: SarcseModel, _: tuple, inputs: dict[str, torch.Tensor]) -> None:
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        packed["weight"] = pack_left(weights[ids].unsqueeze(-1), ids, model._content_mask(ids, mask))[0].squeeze(-1)
+
+    def pool_windows(encoder: SarcseEncoder, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> torch.Tensor:
+        vectors, mask = inputs  # (B, L, d), (B, L)
+        weight, integration = packed["weight"], encoder.integration
+        weight = weight * mask.sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)  # adds up to as much as mask
+        window = mean_window(encoder.textcnn(vectors, mask), weight, integration.kernel_size[0])  # (B, K c, width)
+        return F.linear(window.flatten(1), integration.weight.flatten(1), integration.bias)  # (B, d)
+
+    model.register_forward_pre_hook(keep_weights, with_kwargs=True)
+    model.sentence_encoder.register_forward_hook(pool_windows)
+
+
 def pool_by_weight(
     weights: torch.Tensor,
     model: torch.nn.Module,
@@ -239,6 +265,7 @@ def pool_by_weight(
 # Edges of a token's share of the corpus, from rare to frequent.
 SHARES = (1e-5, 1e-4, 1e-3, 1e-2)
 HELD_OUT = 500  # sentences, the last ones of the corpus
+BINS = 100
 COUNTED = 100_000  # sentences, the first ones, for the shares: a training of 5,120 knows nothing of rare tokens
 
 
@@ -287,6 +314,14 @@ def token_bias(
         bias["error"] = group_means(errors, group[ids])
         bias["variance"] = group_means(((targets - targets.mean(axis=0)) ** 2).mean(axis=1), group[ids])
     return bias
+
+
+def densities(similarities: np.ndarray, scores: np.ndarray) -> dict[str, list[int]]:
+    """For figure 3 of the paper: how many cosines of a group of gold rating lie in each of `BINS` parts of [-1, 1]."""
+    return {
+        group: np.histogram(similarities[members], BINS, (-1, 1))[0].tolist()
+        for group, members in gold_groups(scores).items()
+    }
 
 
 def tokens_and_errors(output: SarcseModelOutput) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -378,7 +413,7 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
     if configuration["token_pooling"] != "uniform":
         weights = token_weights(counts, configuration["token_pooling"], configuration["frequency_smoothing"])
         weights[model.config.special_token_ids] = 0.0
-        model.register_forward_hook(partial(pool_by_weight, weights), with_kwargs=True)
+        weigh_tokens(model, weights)
     if configuration["error"] == "frozen":
         model.register_forward_hook(
             partial(with_frozen_target, copy.deepcopy(model.encoder).requires_grad_(False).eval()), with_kwargs=True
@@ -397,6 +432,7 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
             for task, values in measurement.similarities.items()
         },
         **measurement.geometry,
+        "densities": densities(measurement.similarities["STSB"], np.array(tasks["STSB"]["score"][:])),
         "bias": token_bias(model, tokenizer, held_out, counts),
         "seconds": round(seconds, 1),
         "hardware": made["hardware"],

@@ -12,6 +12,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from study import (
     BATCH_SIZES,
+    BINS,
     CHOICES,
     COPY,
     EVALUATIONS,
@@ -42,11 +44,12 @@ from study import (
 )
 
 from comparison import markdown_table
-from figures import COLORS, LINE_STYLES, MARKERS, STYLE, save
+from figures import COLORS, LINE_STYLES, MARKERS, STYLE, save, similarity_densities
 
 
 PAGE = LINES.with_name("README.md")
 ENCODER = "roberta-mini-wiki"
+SECOND_ENCODER, SECOND_SENTENCES = "all-MiniLM-L6-v2", 1280
 
 Lines = dict[int, dict[str, Any]]  # seed -> line
 Score = Callable[[dict[str, Any]], float]
@@ -55,13 +58,14 @@ Score = Callable[[dict[str, Any]], float]
 # --- What the lines say ----------------------------------------------------------------------------------------------
 
 
-def runs(lines: list[dict[str, Any]], choice: dict[str, Any]) -> Lines:
+def runs(lines: list[dict[str, Any]], choice: dict[str, Any], second_encoder: bool = False) -> Lines:
     """The lines of a configuration, given by its differences from START, by seed."""
-    wanted = {**START, **choice}
+    wanted = {**START, **({"max_train_samples": SECOND_SENTENCES} if second_encoder else {}), **choice}
+    encoder = SECOND_ENCODER if second_encoder else ENCODER
     return {
         line["seed"]: line
         for line in lines
-        if line["encoder"] == ENCODER and {**START, **line["configuration"]} == wanted
+        if line["encoder"] == encoder and {**START, **line["configuration"]} == wanted
     }
 
 
@@ -149,11 +153,11 @@ def longer_table(lines: list[dict[str, Any]]) -> str:
     return markdown_table(rows)
 
 
-def ladder_table(lines: list[dict[str, Any]]) -> str:
+def ladder_table(lines: list[dict[str, Any]], second_encoder: bool = False) -> str:
     """Part two: scores of the baselines and of each rung, all reported once the choices were made."""
     rows = [["model", "seeds", *TASKS, "average", "alignment", "uniformity"]]
     for name, choice in {**UNTRAINED_POOLERS, **LADDER}.items():
-        of = runs(lines, choice)
+        of = runs(lines, choice, second_encoder)
         if of:
             scores = [mean_and_deviation(of, lambda line, task=task: line["sts"][task]) for task in TASKS]
             geometry = [mean_and_deviation(of, lambda line, key=key: line[key]) for key in ("alignment", "uniformity")]
@@ -169,11 +173,11 @@ COMPARED = [
 ]
 
 
-def differences_table(lines: list[dict[str, Any]]) -> str:
+def differences_table(lines: list[dict[str, Any]], second_encoder: bool = False) -> str:
     """SARCSE minus each of the others, and the steps up to it, by task."""
     rows = [["difference", "pairs", *TASKS, "average"]]
     for name, other_name in COMPARED:
-        one, other = runs(lines, LADDER[name]), runs(lines, LADDER[other_name])
+        one, other = (runs(lines, LADDER[each], second_encoder) for each in (name, other_name))
         pairs = len(one.keys() & other.keys())
         if pairs > 2:
             scores = [*(lambda line, task=task: line["sts"][task] for task in TASKS), average]
@@ -182,14 +186,14 @@ def differences_table(lines: list[dict[str, Any]]) -> str:
     return markdown_table(rows)
 
 
-BATCH_METHODS = {"SimCSE": SETTLED_SIMCSE, "mean pooling": SETTLED_MEAN, "SARCSE": SETTLED}
+METHODS = {"SimCSE": SETTLED_SIMCSE, "mean pooling": SETTLED_MEAN, "SARCSE": SETTLED}
 
 
 def batch_size_table(lines: list[dict[str, Any]]) -> str:
     """Average by batch size."""
-    rows = [["batch size", *BATCH_METHODS, "SARCSE minus SimCSE", "SARCSE minus mean pooling"]]
+    rows = [["batch size", *METHODS, "SARCSE minus SimCSE", "SARCSE minus mean pooling"]]
     for size in BATCH_SIZES:
-        of = {name: runs(lines, with_batch_size(choice, size)) for name, choice in BATCH_METHODS.items()}
+        of = {name: runs(lines, with_batch_size(choice, size)) for name, choice in METHODS.items()}
         if not of["SARCSE"]:
             continue
         cells = [mean_and_deviation(found, average) for found in of.values()]
@@ -238,6 +242,8 @@ TABLES = {
     "batch sizes": batch_size_table,
     "bias": bias_table,
     "errors": error_table,
+    "second encoder": partial(ladder_table, second_encoder=True),
+    "second differences": partial(differences_table, second_encoder=True),
 }
 
 
@@ -277,7 +283,7 @@ def draw_batch_sizes(lines: list[dict[str, Any]], path: Path) -> None:
         return
     figure = Figure(figsize=(5, 2.8))
     panel = figure.subplots()
-    for index, (name, choice) in enumerate(BATCH_METHODS.items()):
+    for index, (name, choice) in enumerate(METHODS.items()):
         found = {size: runs(lines, with_batch_size(choice, size)).values() for size in BATCH_SIZES}
         points = {size: [average(line) for line in of] for size, of in found.items() if len(of) > 1}
         panel.errorbar(
@@ -297,7 +303,33 @@ def draw_batch_sizes(lines: list[dict[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
-FIGURES = {"study_choices": draw_choices, "study_batch_sizes": draw_batch_sizes}
+def draw_densities(lines: list[dict[str, Any]], path: Path) -> None:
+    """Figure 3 of the paper, of all seeds together whose lines have the densities."""
+    found = {name: runs(lines, choice) for name, choice in METHODS.items()}
+    seeds = [seed for seed in found["SARCSE"] if all("densities" in of.get(seed, {}) for of in found.values())]
+    if not seeds:
+        return
+    middles = (np.arange(BINS) + 0.5) * 2 / BINS - 1  # of the parts of [-1, 1]
+    counts = {name: [found[name][seed]["densities"] for seed in seeds] for name in METHODS}
+    similarities = {
+        name: np.concatenate([np.repeat(middles, group) for of_seed in of for group in of_seed.values()])
+        for name, of in counts.items()
+    }
+    # Of the ratings only the groups are left: a number in the middle stands for each.
+    ratings = [
+        np.full(sum(group), float(label.split(" to ")[0]) + 0.5)
+        for of_seed in counts["SARCSE"]
+        for label, group in of_seed.items()
+    ]
+    spearman = {name: float(np.mean([found[name][seed]["sts"]["STSB"] for seed in seeds])) for name in METHODS}
+    similarity_densities(similarities, spearman, np.concatenate(ratings), path)
+
+
+FIGURES = {
+    "study_choices": draw_choices,
+    "study_batch_sizes": draw_batch_sizes,
+    "study_densities": draw_densities,
+}
 
 
 # --- The page --------------------------------------------------------------------------------------------------------

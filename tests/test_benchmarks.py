@@ -74,6 +74,27 @@ def test_the_errors_of_the_study_equal_their_formulas(model, tokenizer):
         assert torch.equal(error != 0, output.content_mask)
 
 
+@pytest.mark.parametrize("pooler", ["mean", "autoencoder"])
+def test_weighted_tokens_move_the_mean_as_their_formula_says(pooler, tokenizer):
+    """Position by position: of the encoder's vectors, or of what the integrating convolution makes of them."""
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=8, pooler=pooler)
+    batch = tokenizer(SENTENCES[:2], padding=True, return_tensors="pt")
+    weights = torch.rand(len(tokenizer), generator=torch.Generator().manual_seed(0))
+    weights[tokenizer.all_special_ids] = 0.0
+    with torch.no_grad():
+        plain = model(**batch)
+        study.weigh_tokens(model, weights)
+        weighted = model(**batch).pooler_output
+        for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"])):
+            content = slice(1, int(mask.sum()) - 1)
+            vectors, ones = plain.last_hidden_state[row : row + 1, content], mask[None, content].bool()
+            if pooler == "autoencoder":
+                vectors = model.sentence_encoder.integration(model.sentence_encoder.textcnn(vectors, ones))
+            wanted = np.average(vectors[0], axis=0, weights=weights[ids[content]])
+            np.testing.assert_allclose(weighted[row], wanted, rtol=0, atol=1e-5)
+    assert (weighted - plain.pooler_output).abs().max() > 1e-3
+
+
 def test_token_bias_groups_by_frequency(model, tokenizer):
     """The errors are those that token_importance tells; a group that no token is in has none."""
     rows = tokenizer(SENTENCES[:2], add_special_tokens=False)["input_ids"]
@@ -92,6 +113,18 @@ def test_token_bias_groups_by_frequency(model, tokenizer):
         "nothing like it to put there"
     )
     assert bias["change"][1] > 0
+
+
+def test_the_densities_count_each_pair_in_its_group():
+    counts = study.densities(np.array([0.99, -0.99, 0.01, 0.03, 0.01]), np.array([5.0, 0.0, 4.5, 4.0, 0.5]))
+    found = {label: {place: n for place, n in enumerate(group) if n > 0} for label, group in counts.items()}
+    assert found == {
+        "4 to 5": {99: 1, 50: 1, 51: 1},
+        "3 to 4": {},
+        "2 to 3": {},
+        "1 to 2": {},
+        "0 to 1": {0: 1, 50: 1},
+    }
 
 
 def test_differences_are_paired_and_their_interval_is_students():
