@@ -39,6 +39,7 @@ from study import (
     START,
     TASKS,
     UNTRAINED_POOLERS,
+    WIDE,
     read_lines,
     with_batch_size,
 )
@@ -108,6 +109,7 @@ STARTS = {
     "START": {},
     "COPY": COPY,
     "FAST": FAST,
+    "WIDE": WIDE,
     "SimCSE": SIMCSE,
     "mean pooling": MEAN,
 }
@@ -254,7 +256,7 @@ TABLES = {
 def draw_choices(lines: list[dict[str, Any]], path: Path) -> None:
     """SARCSE's choices as points with their intervals, the best on top, a panel for each of their starting points."""
     found = {}
-    for name in ("START", "COPY", "FAST"):
+    for name in ("START", "COPY", "FAST", "WIDE"):
         start = STARTS[name]
         choices = [choice for choice in CHOICES if start_of(choice) == name]
         values = [
