@@ -1,6 +1,7 @@
 """Configuration of SARCSE: a pretrained text encoder and the TextCNN autoencoder on top of it (arXiv 2402.15153)."""
 
 import copy
+from math import ceil
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -32,8 +33,10 @@ class SarcseConfig(PretrainedConfig):
             of the average of the first and the last layer (the "first-last avg." of SimCSE's tables).
         kernel_sizes (`list[int]`, defaults to `[3, 4, 5]`):
             Widths, in tokens, of the TextCNN's convolutions (paper, section on the autoencoder).
-        channels (`int`, defaults to 128):
-            Output channels of each of these convolutions.
+        channels (`int`, *optional*):
+            Output channels of each of these convolutions. Default: as few as let a fresh TextCNN pass on all of a
+            vector of the encoder, 2 d channels in all, rounded up to a multiple of 8, which GPUs are fast with: 512
+            for RoBERTa-base. Fewer pass on a part of it, and score less (benchmarks/results/README.md).
         integration_kernel_size (`int`, defaults to 3):
             Width, in tokens, of the convolution that integrates the scales into vectors of the encoder's hidden size.
         activation (`str`, defaults to `"gelu"`):
@@ -63,7 +66,7 @@ class SarcseConfig(PretrainedConfig):
         encoder_config: PretrainedConfig | dict[str, Any] | None = None,
         pooler: str = "autoencoder",
         kernel_sizes: list[int] | tuple[int, ...] = (3, 4, 5),
-        channels: int = 128,
+        channels: int | None = None,
         integration_kernel_size: int = 3,
         activation: str = "gelu",
         pooling: str = "mean",
@@ -86,6 +89,8 @@ class SarcseConfig(PretrainedConfig):
             raise ValueError(f"`kernel_sizes` must be a list of at least one size, got {kernel_sizes!r}.")
         for size in kernel_sizes:
             _check_count("kernel_sizes", size)
+        if channels is None:
+            channels = 8 * ceil(2 * encoder_config.hidden_size / len(kernel_sizes) / 8)
         _check_count("channels", channels)
         _check_count("integration_kernel_size", integration_kernel_size)
         if activation not in ACT2FN:

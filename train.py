@@ -91,7 +91,13 @@ class ModelArguments:
         "pooler", "autoencoder (SARCSE), cls (SimCSE), mean or first_last_average."
     )
     kernel_sizes: list[int] | None = _architecture("kernel_sizes", "Widths of the TextCNN's convolutions.")
-    channels: int | None = _architecture("channels", "Output channels of each of these convolutions.")
+    channels: int | None = field(
+        default=None,
+        metadata={
+            "help": "Output channels of each of these convolutions. Default: as few as pass on all of a vector of the "
+            "encoder, 512 for RoBERTa-base."
+        },
+    )
     integration_kernel_size: int | None = _architecture(
         "integration_kernel_size", "Width of the convolution that integrates the scales."
     )

@@ -24,6 +24,15 @@ def test_every_field_survives_saving_and_loading(tmp_path):
     assert loaded.hidden_size == 48
 
 
+@pytest.mark.parametrize(("hidden_size", "channels"), [(768, 512), (256, 176), (128, 88), (24, 16)])
+def test_default_channels_follow_the_encoder(hidden_size, channels, tmp_path):
+    """Three kernel sizes times `channels` is the first multiple of 24 from 2 d on; what is saved does not follow."""
+    encoder_config = BertConfig(hidden_size=hidden_size)
+    assert SarcseConfig(encoder_config=encoder_config).channels == channels
+    SarcseConfig(encoder_config=encoder_config, channels=512).save_pretrained(tmp_path)
+    assert SarcseConfig.from_pretrained(tmp_path).channels == 512
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

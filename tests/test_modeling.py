@@ -165,8 +165,8 @@ def test_sentence_encoder_equals_its_formula_written_out(tokenizer, pooling):
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", "silu"])
 def test_fresh_autoencoder_pools_the_content_vectors_unchanged(tokenizer, activation):
-    """... where it has 2 d channels: training then starts from mean pooling, not from random convolutions."""
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=86, activation=activation)
+    """... by default, which is 2 d channels: training starts from mean pooling, not from random convolutions."""
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), activation=activation)
     with torch.no_grad():
         output = model(**tokenizer(SENTENCES[0], return_tensors="pt"))
     expected = output.last_hidden_state[0, 1:-1].mean(dim=0)
