@@ -184,11 +184,10 @@ LONGER = [
         {},
         COPY,
         {**COPY, "reconstruction_weight": 3.0},
-        FAST,
-        {**FAST, "error": "frozen"},
-        {**COPY, "error": "frozen"},
+        SETTLED,
         SETTLED_MEAN,
         SETTLED_SIMCSE,
+        {**SETTLED, "error": "frozen"},
     )
 ]
 PARTS = {"choices": CHOICES, "longer": LONGER, "claims": CLAIMS, "batch_sizes": OTHER_BATCH_SIZES}
