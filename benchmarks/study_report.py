@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 from study import (
+    BASELINES,
     BATCH_SIZES,
     BINS,
     CHOICES,
@@ -169,9 +170,10 @@ def ladder_table(lines: list[dict[str, Any]], second_encoder: bool = False) -> s
 
 SARCSE = "+ self-adaptive weights: SARCSE"
 COMPARED = [
-    *((SARCSE, name) for name in LADDER if name != SARCSE),
+    *((SARCSE, name) for name in (*BASELINES, "TextCNN encoder", "+ reconstruction")),
     ("TextCNN encoder", "mean pooling"),
     ("+ reconstruction", "TextCNN encoder"),
+    *((f"{SARCSE}, at 0.02", name) for name in (*BASELINES, "+ reconstruction, at 0.02", SARCSE)),
 ]
 
 
@@ -184,7 +186,8 @@ def differences_table(lines: list[dict[str, Any]], second_encoder: bool = False)
         if pairs > 2:
             scores = [*(lambda line, task=task: line["sts"][task] for task in TASKS), average]
             cells = [difference_cell(difference(one, other, score)) for score in scores]
-            rows.append([f"{name.removeprefix('+ self-adaptive weights: ')} minus {other_name}", str(pairs), *cells])
+            one_name, other_name = (each.removeprefix("+ self-adaptive weights: ") for each in (name, other_name))
+            rows.append([f"{one_name} minus {other_name}", str(pairs), *cells])
     return markdown_table(rows)
 
 
