@@ -103,6 +103,7 @@ CHOICES: list[dict[str, Any]] = [
     {**FAST, "contrastive_temperature": 0.02},
     {**FAST, "channels": 256},
     {**FAST, "channels": 171},
+    {**FAST, "channels": 48},  # passes on 28% of a vector, as 128 channels do on RoBERTa-base
     WIDE,
     {**WIDE, "contrastive_temperature": 0.02},
     {**WIDE, "reconstruction_weight": 3.0},
@@ -132,7 +133,6 @@ CHOICES: list[dict[str, Any]] = [
     *({**method, "learning_rate": 3e-4} for method in (COPY, MEAN)),
     {**COPY, "reconstruction_weight": 10.0, "contrastive_temperature": 0.02},
     {**COPY, "reconstruction_weight": 10.0, "learning_rate": 1e-5},
-    {**FAST, "channels": 64},
     {**FAST, "dropout": 0.05},
     {**FAST, "activation": "tanh"},
     {**FAST, "integration_kernel_size": 5},
