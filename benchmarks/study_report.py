@@ -32,12 +32,14 @@ from study import (
     LINES,
     LONGER,
     MEAN,
+    SARCSE,
     SETTLED,
     SETTLED_MEAN,
     SETTLED_SIMCSE,
     SHARES,
     SIMCSE,
     START,
+    STEEP,
     TASKS,
     UNTRAINED_POOLERS,
     WIDE,
@@ -76,6 +78,11 @@ def dev(line: dict[str, Any]) -> float:
     return max(score for _, score in line["dev"])
 
 
+def last(line: dict[str, Any]) -> float:
+    """STS-B dev at the end of the training."""
+    return line["dev"][-1][1]
+
+
 def average(line: dict[str, Any]) -> float:
     """Mean of the STS test sets at hand."""
     return float(np.mean([line["sts"][task] for task in TASKS]))
@@ -111,6 +118,7 @@ STARTS = {
     "COPY": COPY,
     "FAST": FAST,
     "WIDE": WIDE,
+    "STEEP": STEEP,
     "SimCSE": SIMCSE,
     "mean pooling": MEAN,
 }
@@ -131,15 +139,17 @@ def added(choice: dict[str, Any], start: dict[str, Any]) -> str:
 
 def choices_table(lines: list[dict[str, Any]]) -> str:
     """Part one: each starting point, followed by what was added to it and the difference that this made."""
-    rows = [["from", "what changes", "seeds", "STS-B dev", "difference"]]
+    rows = [["from", "what changes", "seeds", "STS-B dev, best", "at the end", "difference of the best"]]
     for name, start in STARTS.items():
         of_start = runs(lines, start)
-        rows.append([f"**{name}**", "", str(len(of_start)), mean_and_deviation(of_start, dev), ""])
+        scores = [mean_and_deviation(of_start, score) for score in (dev, last)]
+        rows.append([f"**{name}**", "", str(len(of_start)), *scores, ""])
         for choice in CHOICES:
             of = runs(lines, choice)
             if of and start_of(choice) == name:
-                cells = [mean_and_deviation(of, dev), difference_cell(difference(of, of_start, dev))]
-                rows.append([name, added(choice, start), str(len(of)), *cells])
+                scores = [mean_and_deviation(of, score) for score in (dev, last)]
+                cell = difference_cell(difference(of, of_start, dev))
+                rows.append([name, added(choice, start), str(len(of)), *scores, cell])
     return markdown_table(rows)
 
 
@@ -168,12 +178,14 @@ def ladder_table(lines: list[dict[str, Any]], second_encoder: bool = False) -> s
     return markdown_table(rows)
 
 
-SARCSE = "+ self-adaptive weights: SARCSE"
 COMPARED = [
-    *((SARCSE, name) for name in (*BASELINES, "TextCNN encoder", "+ reconstruction")),
+    *((SARCSE, name) for name in (*BASELINES, "TextCNN encoder", "+ reconstruction", "+ self-adaptive weights")),
     ("TextCNN encoder", "mean pooling"),
     ("+ reconstruction", "TextCNN encoder"),
-    *((f"{SARCSE}, at 0.02", name) for name in (*BASELINES, "+ reconstruction, at 0.02", SARCSE)),
+    ("+ self-adaptive weights", "+ reconstruction"),
+    ("+ self-adaptive weights", "mean pooling"),
+    ("+ self-adaptive weights, at 0.02", "+ self-adaptive weights"),
+    ("+ self-adaptive weights, at 0.02", "mean pooling"),
 ]
 
 
@@ -186,8 +198,7 @@ def differences_table(lines: list[dict[str, Any]], second_encoder: bool = False)
         if pairs > 2:
             scores = [*(lambda line, task=task: line["sts"][task] for task in TASKS), average]
             cells = [difference_cell(difference(one, other, score)) for score in scores]
-            one_name, other_name = (each.removeprefix("+ self-adaptive weights: ") for each in (name, other_name))
-            rows.append([f"{one_name} minus {other_name}", str(pairs), *cells])
+            rows.append([f"{name.removeprefix('+ steeper weights: ')} minus {other_name}", str(pairs), *cells])
     return markdown_table(rows)
 
 
@@ -230,7 +241,10 @@ def bias_table(lines: list[dict[str, Any]]) -> str:
 def error_table(lines: list[dict[str, Any]]) -> str:
     """Reconstruction errors over the variance of the vectors, by group: 1 is what their mean would reach."""
     rows = [["share of the corpus", *GROUPS]]
-    models = {"START, a decoder that starts at random": START, **{n: LADDER[n] for n in ("+ reconstruction", SARCSE)}}
+    models = {
+        "START, a decoder that starts at random": START,
+        **{n: LADDER[n] for n in ("+ reconstruction", "+ self-adaptive weights", SARCSE)},
+    }
     for name, choice in models.items():
         biases = [line["bias"] for line in runs(lines, choice).values()]
         if biases:
@@ -259,7 +273,7 @@ TABLES = {
 def draw_choices(lines: list[dict[str, Any]], path: Path) -> None:
     """SARCSE's choices as points with their intervals, the best on top, a panel for each of their starting points."""
     found = {}
-    for name in ("START", "COPY", "FAST", "WIDE"):
+    for name in ("START", "COPY", "FAST", "WIDE", "STEEP"):
         start = STARTS[name]
         choices = [choice for choice in CHOICES if start_of(choice) == name]
         values = [
