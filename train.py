@@ -137,7 +137,11 @@ class SarcseTrainingArguments(TrainingArguments):
         metadata={"help": "Token weights: a / (a + p), -log p, or 1, where p is a token's share of the corpus."},
     )
     frequency_smoothing: float = field(
-        default=1e-3, metadata={"help": "The a of smooth_inverse (Arora, Liang and Ma, ICLR 2017)."}
+        default=1e-4,
+        metadata={
+            "help": "The a of smooth_inverse (Arora, Liang and Ma, ICLR 2017); its value is from "
+            "benchmarks/results/README.md."
+        },
     )
     autoencoder_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the new layers. Default: learning_rate."}
