@@ -4,8 +4,7 @@ The study: which choices make SARCSE good, and are the paper's claims against Si
     python benchmarks/study.py choices --seeds 5     # part one: each choice from one starting point, STS-B dev decides
     python benchmarks/study.py longer --seeds 5      # the best of them in a longer training
     python benchmarks/study.py claims --seeds 10     # part two: the settled model beside its baselines, paired seeds
-    python benchmarks/study.py batch_sizes --seeds 5
-    python benchmarks/study.py claims --seeds 5 --encoder all-MiniLM-L6-v2 --sentences 1280
+    python benchmarks/study.py batch_sizes --seeds 5 # ... and in batches of other sizes
     python benchmarks/study_report.py                # the tables and figures of benchmarks/results/README.md
 
 Each run is a process, and a line of benchmarks/results/study.jsonl. A run whose line is there is not made again, one

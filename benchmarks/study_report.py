@@ -12,7 +12,6 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,6 @@ from figures import COLORS, LINE_STYLES, MARKERS, STYLE, save, similarity_densit
 
 PAGE = LINES.with_name("README.md")
 ENCODER = "roberta-mini-wiki"
-SECOND_ENCODER, SECOND_SENTENCES = "all-MiniLM-L6-v2", 1280
 
 Lines = dict[int, dict[str, Any]]  # seed -> line
 Score = Callable[[dict[str, Any]], float]
@@ -62,14 +60,13 @@ Score = Callable[[dict[str, Any]], float]
 # --- What the lines say ----------------------------------------------------------------------------------------------
 
 
-def runs(lines: list[dict[str, Any]], choice: dict[str, Any], second_encoder: bool = False) -> Lines:
+def runs(lines: list[dict[str, Any]], choice: dict[str, Any]) -> Lines:
     """The lines of a configuration, given by its differences from START, by seed."""
-    wanted = {**START, **({"max_train_samples": SECOND_SENTENCES} if second_encoder else {}), **choice}
-    encoder = SECOND_ENCODER if second_encoder else ENCODER
+    wanted = {**START, **choice}
     return {
         line["seed"]: line
         for line in lines
-        if line["encoder"] == encoder and {**START, **line["configuration"]} == wanted
+        if line["encoder"] == ENCODER and {**START, **line["configuration"]} == wanted
     }
 
 
@@ -166,11 +163,11 @@ def longer_table(lines: list[dict[str, Any]]) -> str:
     return markdown_table(rows)
 
 
-def ladder_table(lines: list[dict[str, Any]], second_encoder: bool = False) -> str:
+def ladder_table(lines: list[dict[str, Any]]) -> str:
     """Part two: scores of the baselines and of each rung, all reported once the choices were made."""
     rows = [["model", "seeds", *TASKS, "average", "alignment", "uniformity"]]
     for name, choice in {**UNTRAINED_POOLERS, **LADDER}.items():
-        of = runs(lines, choice, second_encoder)
+        of = runs(lines, choice)
         if of:
             scores = [mean_and_deviation(of, lambda line, task=task: line["sts"][task]) for task in TASKS]
             geometry = [mean_and_deviation(of, lambda line, key=key: line[key]) for key in ("alignment", "uniformity")]
@@ -189,11 +186,11 @@ COMPARED = [
 ]
 
 
-def differences_table(lines: list[dict[str, Any]], second_encoder: bool = False) -> str:
+def differences_table(lines: list[dict[str, Any]]) -> str:
     """SARCSE minus each of the others, and the steps up to it, by task."""
     rows = [["difference", "pairs", *TASKS, "average"]]
     for name, other_name in COMPARED:
-        one, other = (runs(lines, LADDER[each], second_encoder) for each in (name, other_name))
+        one, other = (runs(lines, LADDER[each]) for each in (name, other_name))
         pairs = len(one.keys() & other.keys())
         if pairs > 2:
             scores = [*(lambda line, task=task: line["sts"][task] for task in TASKS), average]
@@ -261,8 +258,6 @@ TABLES = {
     "batch sizes": batch_size_table,
     "bias": bias_table,
     "errors": error_table,
-    "second encoder": partial(ladder_table, second_encoder=True),
-    "second differences": partial(differences_table, second_encoder=True),
 }
 
 
@@ -279,7 +274,9 @@ def draw_choices(lines: list[dict[str, Any]], path: Path) -> None:
         values = [
             (added(choice, start), difference(runs(lines, choice), runs(lines, start), dev)) for choice in choices
         ]
-        found[name] = sorted((row for row in values if row[1] is not None), key=lambda row: row[1][0])
+        rows = sorted((row for row in values if row[1] is not None), key=lambda row: row[1][0])
+        if rows:
+            found[name] = rows
     heights = [len(rows) + 1 for rows in found.values()]
     figure = Figure(figsize=(6.6, 1.2 + 0.22 * sum(heights)))
     panels = figure.subplots(len(found), 1, sharex=True, height_ratios=heights)
