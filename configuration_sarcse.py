@@ -1,7 +1,6 @@
 """Configuration of SARCSE: a pretrained text encoder and the TextCNN autoencoder on top of it (arXiv 2402.15153)."""
 
 import copy
-from math import ceil
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -90,7 +89,7 @@ class SarcseConfig(PretrainedConfig):
         for size in kernel_sizes:
             _check_count("kernel_sizes", size)
         if channels is None:
-            channels = 8 * ceil(2 * encoder_config.hidden_size / len(kernel_sizes) / 8)
+            channels = 8 * -(-2 * encoder_config.hidden_size // (8 * len(kernel_sizes)))  # rounded up
         _check_count("channels", channels)
         _check_count("integration_kernel_size", integration_kernel_size)
         if activation not in ACT2FN:
