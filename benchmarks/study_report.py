@@ -190,7 +190,7 @@ def differences_table(lines: list[dict[str, Any]]) -> str:
     """SARCSE minus each of the others, and the steps up to it, by task."""
     rows = [["difference", "pairs", *TASKS, "average"]]
     for name, other_name in COMPARED:
-        one, other = (runs(lines, LADDER[each]) for each in (name, other_name))
+        one, other = runs(lines, LADDER[name]), runs(lines, LADDER[other_name])
         pairs = len(one.keys() & other.keys())
         if pairs > 2:
             scores = [*(lambda line, task=task: line["sts"][task] for task in TASKS), average]
@@ -268,8 +268,9 @@ TABLES = {
 def draw_choices(lines: list[dict[str, Any]], path: Path) -> None:
     """SARCSE's choices as points with their intervals, the best on top, a panel for each of their starting points."""
     found = {}
-    for name in ("START", "COPY", "FAST", "WIDE", "STEEP"):
-        start = STARTS[name]
+    for name, start in STARTS.items():
+        if "pooler" in start:
+            continue  # a baseline
         choices = [choice for choice in CHOICES if start_of(choice) == name]
         values = [
             (added(choice, start), difference(runs(lines, choice), runs(lines, start), dev)) for choice in choices
