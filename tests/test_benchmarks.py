@@ -127,6 +127,12 @@ def test_the_densities_count_each_pair_in_its_group():
     }
 
 
+def test_no_part_of_the_study_makes_a_run_twice():
+    for part in study.PARTS:
+        keys = [study.key_of(run) for run in study.runs_of(part, seeds=2)]
+        assert len(keys) == len(set(keys)), part
+
+
 def test_differences_are_paired_and_their_interval_is_students():
     """2.776 is the 97.5% point of Student's distribution with 4 degrees of freedom, from a printed table."""
     one = {seed: {"dev": [[1, 0.0], [2, value]]} for seed, value in enumerate([5.0, 7.0, 6.0, 9.0, 8.0, 100.0])}
