@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from checkpoints import checkpoints
+from checkpoints import last_good_checkpoint
 from comparison import correlations
 from data import load_sentences
 from eval_sts import encode, measure
@@ -440,8 +440,10 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
     fields |= {"train_file": f"{data}/data/wiki500k.txt.xz", "max_seq_length": MAX_SEQ_LENGTH, "seed": seed}
     fields |= {"sts_dir": f"{data}/data/senteval", "eval_steps": 1 / EVALUATIONS, "save_steps": 1 / EVALUATIONS}
     fields |= {"output_dir": folder, "bf16": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 5}
-    if checkpoints(folder):
+    if last_good_checkpoint(folder):
         fields["resume_from_checkpoint"] = "last"
+    elif Path(folder).exists():
+        shutil.rmtree(folder)  # it was killed while it wrote its first checkpoint
     error = ERRORS.get(configuration["error"])
     replaced = mock.patch.object(SarcseModelOutput, "reconstruction_errors", error) if error else nullcontext()
     with with_dropout(encoder_folder(run["encoder"], data), configuration["dropout"]) as source:
