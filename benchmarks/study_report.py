@@ -201,14 +201,26 @@ def differences_table(lines: list[dict[str, Any]]) -> str:
 
 def batch_size_table(lines: list[dict[str, Any]]) -> str:
     """Average by batch size."""
-    rows = [["batch size", *METHODS, "SARCSE minus SimCSE", "SARCSE minus mean pooling"]]
+    rows = [["batch size", "seeds", *METHODS, "SARCSE minus SimCSE", "SARCSE minus mean pooling"]]
     for size in BATCH_SIZES:
         of = {name: runs(lines, with_batch_size(choice, size)) for name, choice in METHODS.items()}
-        if not of["SARCSE"]:
-            continue
-        cells = [mean_and_deviation(found, average) for found in of.values()]
-        others = [difference_cell(difference(of["SARCSE"], of[name], average)) for name in ("SimCSE", "mean pooling")]
-        rows.append([str(size), *cells, *others])
+        if of["SARCSE"]:
+            cells = [mean_and_deviation(found, average) for found in of.values()]
+            others = [difference_cell(difference(of["SARCSE"], of[name], average)) for name in list(METHODS)[:2]]
+            rows.append([str(size), str(len(of["SARCSE"])), *cells, *others])
+    return markdown_table(rows)
+
+
+def batch_change_table(lines: list[dict[str, Any]]) -> str:
+    """What another batch size than that of the rest of the study changes in the average of each method."""
+    rows = [["batch size", *METHODS]]
+    for size in BATCH_SIZES:
+        changes = [
+            difference(runs(lines, with_batch_size(choice, size)), runs(lines, choice), average)
+            for choice in METHODS.values()
+        ]
+        if size != START["per_device_train_batch_size"]:
+            rows.append([str(size), *map(difference_cell, changes)])
     return markdown_table(rows)
 
 
@@ -264,6 +276,7 @@ TABLES = {
     "ladder": ladder_table,
     "differences": differences_table,
     "batch sizes": batch_size_table,
+    "batch changes": batch_change_table,
     "bias": bias_table,
     "errors": error_table,
     "second encoder": second_encoder_table,
