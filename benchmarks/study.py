@@ -215,7 +215,7 @@ SECOND_LADDER: dict[str, dict[str, Any]] = {
             **({"channels": 256} if name == "SARCSE" else {}),
         }
         for name, choice in METHODS.items()
-        for rate in (1e-5, 3e-5, 1e-4)
+        for rate in (1e-5, 3e-5, 1e-4, 3e-4)
     },
 }
 PARTS = {
