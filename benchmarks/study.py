@@ -111,6 +111,7 @@ CHOICES: list[dict[str, Any]] = [
     STEEP,
     {**STEEP, "error": "cosine"},
     *({**method, "learning_rate": 3e-4} for method in (COPY, MEAN)),
+    {**MEAN, "learning_rate": 1e-3},
     {**SIMCSE, "learning_rate": 1e-4},
     *({**method, "learning_rate": 1e-5} for method in (SIMCSE, MEAN)),
     {**MEAN, "contrastive_temperature": 0.02, "learning_rate": 1e-4},
@@ -148,12 +149,21 @@ CHOICES: list[dict[str, Any]] = [
 # before the steeper weights were known; so was a temperature of 0.02, with which scores fall before a training ends.
 SETTLED: dict[str, Any] = STEEP
 SETTLED_SIMCSE: dict[str, Any] = {**SIMCSE, "contrastive_temperature": 0.02}
-SETTLED_MEAN: dict[str, Any] = {**MEAN, "learning_rate": 1e-4}
+SETTLED_MEAN: dict[str, Any] = {**MEAN, "learning_rate": 3e-4}
+WEIGHTED = {"token_pooling": "smooth_inverse"}
 BASELINES: dict[str, dict[str, Any]] = {
     "SimCSE": SETTLED_SIMCSE,
     "mean pooling": SETTLED_MEAN,
-    "weighted mean pooling": {**SETTLED_MEAN, "token_pooling": "smooth_inverse"},
-    "weighted mean pooling, steep": {**SETTLED_MEAN, "token_pooling": "smooth_inverse", "frequency_smoothing": 1e-4},
+    "weighted mean pooling": {**SETTLED_MEAN, **WEIGHTED},
+}
+# The means at SARCSE's own rate, with which its rungs are to be compared.
+AT_THE_SAME_RATE: dict[str, dict[str, Any]] = {
+    f"{name}, at 1e-4": {**MEAN, **choice, "learning_rate": 1e-4}
+    for name, choice in {
+        "mean pooling": {},
+        "weighted mean pooling": WEIGHTED,
+        "weighted mean pooling, steep": {**WEIGHTED, "frequency_smoothing": 1e-4},
+    }.items()
 }
 RUNGS: dict[str, dict[str, Any]] = {
     "TextCNN encoder": {"reconstruction_weight": 0.0},
@@ -163,6 +173,7 @@ RUNGS: dict[str, dict[str, Any]] = {
 SARCSE = "+ steeper weights: SARCSE"
 LADDER = {
     **BASELINES,
+    **AT_THE_SAME_RATE,
     **{name: {**WIDE, **rung} for name, rung in RUNGS.items()},
     SARCSE: SETTLED,
     **{f"{name}, at 0.02": {**WIDE, "contrastive_temperature": 0.02, **rung} for name, rung in RUNGS.items()},
@@ -172,7 +183,7 @@ UNTRAINED = {"learning_rate": 0.0, "max_train_samples": 64}
 UNTRAINED_POOLERS: dict[str, dict[str, Any]] = {
     "untrained, cls": {**SIMCSE, **UNTRAINED},
     "untrained, mean": {**MEAN, **UNTRAINED},
-    "untrained, weighted mean": {**MEAN, **UNTRAINED, "token_pooling": "smooth_inverse"},
+    "untrained, weighted mean": {**MEAN, **UNTRAINED, **WEIGHTED},
 }
 BATCH_SIZES = (16, 32, 64, 128, 256)
 

@@ -20,6 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 from study import (
+    AT_THE_SAME_RATE,
     BASELINES,
     BATCH_SIZES,
     BINS,
@@ -176,13 +177,14 @@ def ladder_table(lines: list[dict[str, Any]]) -> str:
 
 
 COMPARED = [
-    *((SARCSE, name) for name in (*BASELINES, "TextCNN encoder", "+ reconstruction", "+ self-adaptive weights")),
-    ("TextCNN encoder", "mean pooling"),
+    *((SARCSE, name) for name in (*BASELINES, *AT_THE_SAME_RATE)),
+    ("mean pooling", "mean pooling, at 1e-4"),
+    ("TextCNN encoder", "mean pooling, at 1e-4"),
     ("+ reconstruction", "TextCNN encoder"),
     ("+ self-adaptive weights", "+ reconstruction"),
+    (SARCSE, "+ self-adaptive weights"),
     ("+ self-adaptive weights", "mean pooling"),
     ("+ self-adaptive weights, at 0.02", "+ self-adaptive weights"),
-    ("+ self-adaptive weights, at 0.02", "mean pooling"),
 ]
 
 
