@@ -110,6 +110,7 @@ CHOICES: list[dict[str, Any]] = [
     {**WIDE, "reconstruction_weight": 3.0},
     STEEP,
     {**STEEP, "error": "cosine"},
+    {**STEEP, "learning_rate": 3e-4},
     *({**method, "learning_rate": 3e-4} for method in (COPY, MEAN)),
     {**MEAN, "learning_rate": 1e-3},
     {**SIMCSE, "learning_rate": 1e-4},
@@ -150,20 +151,17 @@ CHOICES: list[dict[str, Any]] = [
 SETTLED: dict[str, Any] = STEEP
 SETTLED_SIMCSE: dict[str, Any] = {**SIMCSE, "contrastive_temperature": 0.02}
 SETTLED_MEAN: dict[str, Any] = {**MEAN, "learning_rate": 3e-4}
-WEIGHTED = {"token_pooling": "smooth_inverse"}
+WEIGHTED = {**MEAN, "learning_rate": 1e-4, "token_pooling": "smooth_inverse"}
 BASELINES: dict[str, dict[str, Any]] = {
     "SimCSE": SETTLED_SIMCSE,
     "mean pooling": SETTLED_MEAN,
-    "weighted mean pooling": {**SETTLED_MEAN, **WEIGHTED},
+    "weighted mean pooling": WEIGHTED,
+    "weighted mean pooling, steep": {**WEIGHTED, "frequency_smoothing": 1e-4},
 }
-# The means at SARCSE's own rate, with which its rungs are to be compared.
-AT_THE_SAME_RATE: dict[str, dict[str, Any]] = {
-    f"{name}, at 1e-4": {**MEAN, **choice, "learning_rate": 1e-4}
-    for name, choice in {
-        "mean pooling": {},
-        "weighted mean pooling": WEIGHTED,
-        "weighted mean pooling, steep": {**WEIGHTED, "frequency_smoothing": 1e-4},
-    }.items()
+# The two means at each other's learning rate; 1e-4 is also that of the rungs.
+OTHER_RATES: dict[str, dict[str, Any]] = {
+    "mean pooling, at 1e-4": {**MEAN, "learning_rate": 1e-4},
+    "weighted mean pooling, at 3e-4": {**WEIGHTED, "learning_rate": 3e-4},
 }
 RUNGS: dict[str, dict[str, Any]] = {
     "TextCNN encoder": {"reconstruction_weight": 0.0},
@@ -173,7 +171,7 @@ RUNGS: dict[str, dict[str, Any]] = {
 SARCSE = "+ steeper weights: SARCSE"
 LADDER = {
     **BASELINES,
-    **AT_THE_SAME_RATE,
+    **OTHER_RATES,
     **{name: {**WIDE, **rung} for name, rung in RUNGS.items()},
     SARCSE: SETTLED,
     **{f"{name}, at 0.02": {**WIDE, "contrastive_temperature": 0.02, **rung} for name, rung in RUNGS.items()},
@@ -183,7 +181,7 @@ UNTRAINED = {"learning_rate": 0.0, "max_train_samples": 64}
 UNTRAINED_POOLERS: dict[str, dict[str, Any]] = {
     "untrained, cls": {**SIMCSE, **UNTRAINED},
     "untrained, mean": {**MEAN, **UNTRAINED},
-    "untrained, weighted mean": {**MEAN, **UNTRAINED, **WEIGHTED},
+    "untrained, weighted mean": {**WEIGHTED, **UNTRAINED},
 }
 BATCH_SIZES = (16, 32, 64, 128, 256)
 

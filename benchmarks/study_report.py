@@ -20,7 +20,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 from study import (
-    AT_THE_SAME_RATE,
     BASELINES,
     BATCH_SIZES,
     BINS,
@@ -34,6 +33,7 @@ from study import (
     LONGER,
     MEAN,
     METHODS,
+    OTHER_RATES,
     SARCSE,
     SECOND_ENCODER,
     SECOND_LADDER,
@@ -177,7 +177,7 @@ def ladder_table(lines: list[dict[str, Any]]) -> str:
 
 
 COMPARED = [
-    *((SARCSE, name) for name in (*BASELINES, *AT_THE_SAME_RATE)),
+    *((SARCSE, name) for name in (*BASELINES, *OTHER_RATES)),
     ("mean pooling", "mean pooling, at 1e-4"),
     ("TextCNN encoder", "mean pooling, at 1e-4"),
     ("+ reconstruction", "TextCNN encoder"),
