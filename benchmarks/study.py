@@ -117,6 +117,9 @@ CHOICES: list[dict[str, Any]] = [
     *({**method, "learning_rate": 1e-5} for method in (SIMCSE, MEAN)),
     {**MEAN, "contrastive_temperature": 0.02, "learning_rate": 1e-4},
     {**SIMCSE, "contrastive_temperature": 0.02, "learning_rate": 1e-5},
+    {**SIMCSE, "contrastive_temperature": 0.01},
+    {**MEAN, "contrastive_temperature": 0.1, "learning_rate": 1e-4},
+    {**FAST, "contrastive_temperature": 0.1},
     {**FAST, "token_pooling": "smooth_inverse"},
     {**FAST, "error": "crosswise", "reconstructed_views": 2},
     {**FAST, "error": "attached"},
@@ -141,7 +144,6 @@ CHOICES: list[dict[str, Any]] = [
     {**FAST, "activation": "tanh"},
     {**FAST, "integration_kernel_size": 5},
     {**FAST, "frequency_smoothing": 1e-2},
-    *({**method, "contrastive_temperature": 0.1} for method in (FAST, SIMCSE, MEAN)),
     {"autoencoder_learning_rate": 3e-4},
     {"frequency_weighting": "uniform"},
 ]
