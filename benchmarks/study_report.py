@@ -12,6 +12,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +125,20 @@ STARTS = {
 
 
 def start_of(choice: dict[str, Any]) -> str | None:
-    """Name of the last starting point that a choice adds something to; None for the first one of a method."""
-    smaller = [name for name, start in STARTS.items() if start.items() < choice.items()]
-    return smaller[-1] if smaller and ("pooler" not in choice or "pooler" in STARTS[smaller[-1]]) else None
+    """Name of the starting point that a choice differs least from, the first of several; None for a method's first."""
+    earlier = list(takewhile(lambda name: STARTS[name] != choice, STARTS))
+    names = [name for name in earlier if STARTS[name].get("pooler") == choice.get("pooler")]
+    return min(names, key=lambda name: len(differences(choice, STARTS[name])), default=None)
+
+
+def differences(choice: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
+    """What a choice has otherwise than its starting point."""
+    wanted, given = {**START, **choice}, {**START, **start}
+    return {name: value for name, value in wanted.items() if value != given[name]}
 
 
 def added(choice: dict[str, Any], start: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in choice.items() if start.get(name) != value)
+    return ", ".join(f"{name} {value}" for name, value in differences(choice, start).items())
 
 
 # --- Tables ----------------------------------------------------------------------------------------------------------
