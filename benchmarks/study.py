@@ -96,8 +96,7 @@ CHOICES: list[dict[str, Any]] = [
     FAST,
     WIDE,
     STEEP,
-    {**STEEP, "error": "frozen"},
-    {**STEEP, "error": "cosine"},
+    *({**STEEP, "error": error} for error in ("frozen", "cosine", "standardised")),
     {**STEEP, "reconstructed_views": 2},
     *({**STEEP, "dropout": dropout} for dropout in (0.05, 0.2)),
     {**STEEP, "pooling": "max"},
@@ -260,7 +259,23 @@ def crosswise_errors(output: SarcseModelOutput) -> torch.Tensor:
     return squared_errors(output, output.reconstruction_target.roll(len(output.reconstruction_target) // 2, dims=0))
 
 
-ERRORS = {"cosine": cosine_errors, "attached": attached_errors, "crosswise": crosswise_errors}
+def standardised_errors(output: SarcseModelOutput) -> torch.Tensor:
+    """
+    Squared errors in which no dimension counts more than another, as few would otherwise where a few vary most (Timkey
+    and van Schijndel, arXiv 2109.04404): divided by the dimension's share of the variance in the batch, `(R, T)`.
+    """
+    variance = output.reconstruction_target[output.content_mask].float().var(dim=0)  # (tokens, d) -> (d,)
+    scale = (variance.mean() / variance).sqrt()
+    difference = (output.reconstruction.float() - output.reconstruction_target.float()) * scale  # (R, T, d)
+    return difference.pow(2).mean(dim=-1) * output.content_mask
+
+
+ERRORS = {
+    "cosine": cosine_errors,
+    "attached": attached_errors,
+    "crosswise": crosswise_errors,
+    "standardised": standardised_errors,
+}
 
 
 def with_frozen_target(

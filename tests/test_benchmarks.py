@@ -63,6 +63,7 @@ def test_the_errors_of_the_study_equal_their_formulas(model, tokenizer):
     (gradient,) = torch.autograd.grad(errors["attached"].sum(), output.last_hidden_state, retain_graph=True)
     (detached,) = torch.autograd.grad(output.reconstruction_errors().sum(), output.last_hidden_state)
     assert not torch.equal(gradient, detached)
+    variance = output.reconstruction_target[output.content_mask].var(dim=0)
     for row in range(4):
         for position in range(int(output.content_mask[row].sum())):
             reconstruction, vectors = output.reconstruction[row, position], output.last_hidden_state
@@ -70,6 +71,9 @@ def test_the_errors_of_the_study_equal_their_formulas(model, tokenizer):
             torch.testing.assert_close(errors["crosswise"][row, position], F.mse_loss(reconstruction, other))
             cosine = F.cosine_similarity(reconstruction, vectors[row, position + 1], dim=0)
             torch.testing.assert_close(errors["cosine"][row, position], 1 - cosine)
+            squares = (reconstruction - vectors[row, position + 1]) ** 2
+            standardised = variance.mean() * (squares / variance).mean()
+            torch.testing.assert_close(errors["standardised"][row, position], standardised)
     for error in errors.values():
         assert torch.equal(error != 0, output.content_mask)
 
