@@ -198,9 +198,19 @@ COMPARED = [
 
 def differences_table(lines: list[dict[str, Any]]) -> str:
     """SARCSE minus each of the others, and the steps up to it, by task."""
+    return paired_table(lines, LADDER, COMPARED)
+
+
+def paired_table(
+    lines: list[dict[str, Any]],
+    models: dict[str, dict[str, Any]],
+    compared: list[tuple[str, str]],
+    encoder: str = ENCODER,
+) -> str:
+    """By task, the paired differences of models that are given by their names."""
     rows = [["difference", "pairs", *TASKS, "average"]]
-    for name, other_name in COMPARED:
-        one, other = runs(lines, LADDER[name]), runs(lines, LADDER[other_name])
+    for name, other_name in compared:
+        one, other = runs(lines, models[name], encoder), runs(lines, models[other_name], encoder)
         pairs = len(one.keys() & other.keys())
         if pairs > 2:
             scores = [*(lambda line, task=task: line["sts"][task] for task in TASKS), average]
