@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -46,16 +46,18 @@ from figures import gold_groups
 from modeling_sarcse import SarcseEncoder, SarcseModel, SarcseModelOutput, mean_window, pack_left
 from tokens import token_counts, token_weights, tokenize
 from train import build_trainer, parse_arguments
+from trainer import two_views
 
 
 LINES = Path(__file__).parent / "results" / "study.jsonl"
 TASKS = ["STS12", "STS14", "STS15", "STSB"]
 WRITING = Lock()
-NO_FLAGS = ("dropout", "error", "token_pooling")
+NO_FLAGS = ("dropout", "error", "token_pooling", "token_cutoff")
 EVALUATIONS = 4  # of STS-B dev in a run; the best one picks the checkpoint, as in SimCSE's protocol
 
 # design.md's starting defaults. All fields are train.py's flags but `dropout`, of the encoder; `error`, what takes the
-# place of the squared error to the detached target; and `token_pooling`, by which a mean of tokens weighs them.
+# place of the squared error to the detached target; `token_pooling`, by which a mean of tokens weighs them; and
+# `token_cutoff`, the share of the tokens that each view goes without.
 START: dict[str, Any] = {
     "max_train_samples": 5120,
     "per_device_train_batch_size": 64,
@@ -77,6 +79,7 @@ START: dict[str, Any] = {
     "token_pooling": "uniform",
     "decoder_initialization": "random",
     "dropout": 0.1,
+    "token_cutoff": 0.0,
 }
 SIMCSE = {"pooler": "cls", "reconstruction_weight": 0.0}
 MEAN = {"pooler": "mean", "reconstruction_weight": 0.0}
@@ -97,6 +100,7 @@ CHOICES: list[dict[str, Any]] = [
     WIDE,
     STEEP,
     *({**STEEP, "error": error} for error in ("frozen", "cosine", "standardised")),
+    *({**STEEP, "token_cutoff": share} for share in (0.1, 0.2)),
     {**STEEP, "reconstructed_views": 2},
     *({**STEEP, "dropout": dropout} for dropout in (0.05, 0.2)),
     {**STEEP, "pooling": "max"},
@@ -118,6 +122,7 @@ CHOICES: list[dict[str, Any]] = [
     {**MEAN, "contrastive_temperature": 0.02},
     *({**MEAN, "contrastive_temperature": temperature, "learning_rate": 1e-4} for temperature in (0.02, 0.1)),
     {**MEAN, "contrastive_temperature": 0.1, "learning_rate": 3e-4},
+    *({**MEAN, "learning_rate": 3e-4, "token_cutoff": share} for share in (0.1, 0.2)),
     *({**FAST, "reconstruction_weight": weight} for weight in (0.0, 3.0, 10.0)),
     {**FAST, "frequency_weighting": "uniform"},
     {**FAST, "reconstruction_weight": 3.0, "frequency_weighting": "uniform"},
@@ -289,6 +294,16 @@ def with_frozen_target(
             vectors = teacher(ids, mask).last_hidden_state  # (R, L, d)
             packed, _, _ = pack_left(vectors, ids, model._content_mask(ids, mask))
         output.reconstruction_target = packed[:, :length].to(output.reconstruction_target.dtype)  # (R, T, d)
+
+
+def views_with_cutoff(
+    share: float, special_token_ids: list[int], inputs: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The trainer's two views, each without a `share` of its content tokens (ConSERT, arXiv 2105.11741)."""
+    views = two_views(inputs)
+    content = torch.isin(views["input_ids"], torch.tensor(special_token_ids), invert=True)
+    cut = content & (torch.rand(content.shape) < share)  # (2B, L)
+    return {**views, "attention_mask": views["attention_mask"] * ~cut}
 
 
 def weigh_tokens(model: SarcseModel, weights: torch.Tensor) -> None:
@@ -465,8 +480,6 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
         fields["resume_from_checkpoint"] = "last"
     elif Path(folder).exists():
         shutil.rmtree(folder)  # it was killed while it wrote its first checkpoint
-    error = ERRORS.get(configuration["error"])
-    replaced = mock.patch.object(SarcseModelOutput, "reconstruction_errors", error) if error else nullcontext()
     with with_dropout(encoder_folder(run["encoder"], data), configuration["dropout"]) as source:
         fields["model_name_or_path"] = source
         flags = [f"--{name}={value}" for name, value in fields.items() if value is not None]
@@ -487,7 +500,12 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
         )
     made = record()
     set_seed(seed, device_specific=True)  # as train.py does
-    with replaced:
+    with ExitStack() as replaced:
+        if error := ERRORS.get(configuration["error"]):
+            replaced.enter_context(mock.patch.object(SarcseModelOutput, "reconstruction_errors", error))
+        if share := configuration["token_cutoff"]:
+            views = partial(views_with_cutoff, share, model.config.special_token_ids)
+            replaced.enter_context(mock.patch("trainer.two_views", views))
         seconds = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics["train_runtime"]
     measurement = measure(partial(encode, model.eval(), tokenizer), tasks, model.config.pooler)
     held_out = corpus[-HELD_OUT:][arguments[1].text_column]

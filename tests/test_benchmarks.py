@@ -78,6 +78,20 @@ def test_the_errors_of_the_study_equal_their_formulas(model, tokenizer):
         assert torch.equal(error != 0, output.content_mask)
 
 
+def test_a_cutoff_takes_other_content_tokens_from_each_view(model, tokenizer):
+    batch = dict(tokenizer([" ".join(SENTENCES[:2]), SENTENCES[0]] * 50, padding=True, return_tensors="pt"))
+    torch.manual_seed(0)
+    views = study.views_with_cutoff(0.2, model.config.special_token_ids, batch)
+    assert torch.equal(views["input_ids"], batch["input_ids"].repeat(2, 1))
+    whole = batch["attention_mask"].repeat(2, 1)
+    content = whole.bool() & ~torch.isin(views["input_ids"], torch.tensor(tokenizer.all_special_ids))
+    cut = whole != views["attention_mask"]
+    assert not cut[~content].any()
+    assert 0.17 < cut[content].float().mean() < 0.23
+    first, second = cut.chunk(2)
+    assert (first != second).any(dim=1).float().mean() > 0.9
+
+
 @pytest.mark.parametrize("pooler", ["mean", "autoencoder"])
 def test_weighted_tokens_move_the_mean_as_their_formula_says(pooler, tokenizer):
     """Position by position: of the encoder's vectors, or of what the integrating convolution makes of them."""
