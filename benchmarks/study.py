@@ -93,6 +93,7 @@ COPY = {"decoder_initialization": "copy"}
 FAST = {**COPY, "learning_rate": 1e-4}
 WIDE = {**FAST, "channels": 176}
 STEEP = {**WIDE, "frequency_smoothing": 1e-4}
+WEIGHTED = {**MEAN, "learning_rate": 1e-4, "token_pooling": "smooth_inverse"}  # as the reconstruction weighs tokens
 CHOICES: list[dict[str, Any]] = [
     {},
     COPY,
@@ -109,19 +110,32 @@ CHOICES: list[dict[str, Any]] = [
     {**STEEP, "decoder_length": 16},
     {**STEEP, "autoencoder_learning_rate": 3e-4},
     {**STEEP, "learning_rate": 3e-4},
-    {**STEEP, "contrastive_temperature": 0.1},
+    *({**STEEP, "contrastive_temperature": temperature} for temperature in (0.1, 0.2)),
+    *({**STEEP, "contrastive_temperature": 0.1, "reconstruction_weight": weight} for weight in (3.0, 10.0)),
+    *(
+        {**STEEP, "learning_rate": 3e-4, "contrastive_temperature": 0.1, "reconstruction_weight": weight}
+        for weight in (1.0, 3.0, 10.0)
+    ),
     {**STEEP, "train_sampling_strategy": "random"},
     *({**STEEP, "reconstruction_weight": weight} for weight in (0.3, 3.0)),
     SIMCSE,
-    {**SIMCSE, "contrastive_temperature": 0.02},
-    {**SIMCSE, "contrastive_temperature": 0.02, "learning_rate": 1e-5},
-    {**SIMCSE, "contrastive_temperature": 0.01},
     *({**SIMCSE, "learning_rate": rate} for rate in (1e-5, 1e-4)),
+    *({**SIMCSE, "contrastive_temperature": temperature} for temperature in (0.02, 0.01, 0.005, 0.002)),
+    {**SIMCSE, "contrastive_temperature": 0.02, "learning_rate": 1e-5},
+    *({**SIMCSE, "contrastive_temperature": 0.01, "learning_rate": rate} for rate in (1e-5, 1e-4)),
+    {**SIMCSE, "contrastive_temperature": 0.005, "learning_rate": 1e-4},
     MEAN,
     *({**MEAN, "learning_rate": rate} for rate in (1e-5, 1e-4, 3e-4, 1e-3)),
     {**MEAN, "contrastive_temperature": 0.02},
-    *({**MEAN, "contrastive_temperature": temperature, "learning_rate": 1e-4} for temperature in (0.02, 0.1)),
-    {**MEAN, "contrastive_temperature": 0.1, "learning_rate": 3e-4},
+    *({**MEAN, "contrastive_temperature": temperature, "learning_rate": 1e-4} for temperature in (0.02, 0.1, 0.2)),
+    *({**MEAN, "contrastive_temperature": temperature, "learning_rate": 3e-4} for temperature in (0.1, 0.2, 0.5)),
+    {**MEAN, "contrastive_temperature": 0.1, "learning_rate": 1e-3},
+    *(
+        {**WEIGHTED, "learning_rate": rate, "contrastive_temperature": temperature, "frequency_smoothing": smoothing}
+        for smoothing in (1e-3, 1e-4)
+        for temperature in (0.05, 0.1)
+        for rate in (1e-4, 3e-4)
+    ),
     *({**MEAN, "learning_rate": 3e-4, "token_cutoff": share} for share in (0.1, 0.2)),
     *({**FAST, "reconstruction_weight": weight} for weight in (0.0, 3.0, 10.0)),
     {**FAST, "frequency_weighting": "uniform"},
@@ -147,21 +161,21 @@ CHOICES: list[dict[str, Any]] = [
     {"autoencoder_learning_rate": 3e-4},
 ]
 
-# Part two: what part one settled, for each method alike, and the ladder from SimCSE up to SARCSE. WIDE was settled
-# before the steeper weights were known; so was a temperature of 0.02, with which scores fall before a training ends.
+# Part two: what part one settled, for each method alike, and the ladder from SimCSE up to SARCSE.
 SETTLED: dict[str, Any] = STEEP
-SETTLED_SIMCSE: dict[str, Any] = {**SIMCSE, "contrastive_temperature": 0.02}
-SETTLED_MEAN: dict[str, Any] = {**MEAN, "learning_rate": 3e-4}
-WEIGHTED = {**MEAN, "learning_rate": 1e-4, "token_pooling": "smooth_inverse"}
+SETTLED_SIMCSE: dict[str, Any] = {**SIMCSE, "contrastive_temperature": 0.005}
+SETTLED_MEAN: dict[str, Any] = {**MEAN, "learning_rate": 3e-4, "contrastive_temperature": 0.1}
 BASELINES: dict[str, dict[str, Any]] = {
     "SimCSE": SETTLED_SIMCSE,
     "mean pooling": SETTLED_MEAN,
     "weighted mean pooling": WEIGHTED,
     "weighted mean pooling, steep": {**WEIGHTED, "frequency_smoothing": 1e-4},
 }
-# The two means at each other's learning rate; 1e-4 is also that of the rungs.
-OTHER_RATES: dict[str, dict[str, Any]] = {
-    "mean pooling, at 1e-4": {**MEAN, "learning_rate": 1e-4},
+# What was settled before other rates and temperatures were tried.
+EARLIER_BASELINES: dict[str, dict[str, Any]] = {
+    "SimCSE, at 0.02": {**SIMCSE, "contrastive_temperature": 0.02},
+    "mean pooling, at 0.05": {**MEAN, "learning_rate": 3e-4},
+    "mean pooling, at 0.05 and 1e-4": {**MEAN, "learning_rate": 1e-4},
     "weighted mean pooling, at 3e-4": {**WEIGHTED, "learning_rate": 3e-4},
 }
 RUNGS: dict[str, dict[str, Any]] = {
@@ -170,11 +184,13 @@ RUNGS: dict[str, dict[str, Any]] = {
     "+ self-adaptive weights": {},
 }
 SARCSE = "+ steeper weights: SARCSE"
+SARCSE_AS_MEAN = "SARCSE as mean pooling, at 0.1 and 3e-4"
 LADDER = {
     **BASELINES,
-    **OTHER_RATES,
+    **EARLIER_BASELINES,
     **{name: {**WIDE, **rung} for name, rung in RUNGS.items()},
     SARCSE: SETTLED,
+    SARCSE_AS_MEAN: {**SETTLED, "learning_rate": 3e-4, "contrastive_temperature": 0.1},
     **{f"{name}, at 0.02": {**WIDE, "contrastive_temperature": 0.02, **rung} for name, rung in RUNGS.items()},
 }
 # A step that learns nothing.
@@ -209,23 +225,29 @@ LONGER: dict[str, dict[str, Any]] = {
         "COPY": COPY,
         "COPY, reconstruction_weight 3": {**COPY, "reconstruction_weight": 3.0},
         **METHODS,
-        "SARCSE, frozen target": {**SETTLED, "error": "frozen"},
+        SARCSE_AS_MEAN: LADDER[SARCSE_AS_MEAN],
     }.items()
 }
 # Another encoder, of BERT's kind and trained on labelled pairs already, under which mean pooling needs no training. It
-# is slower, hence a quarter of the sentences; 256 channels pass on all of its 384 dimensions.
+# is slower, hence a quarter of the sentences; 256 channels pass on all of its 384 dimensions. Each method has four
+# learning rates, and at the best of them another temperature.
 ENCODER, SECOND_ENCODER = "roberta-mini-wiki", "all-MiniLM-L6-v2"
+SECOND_METHODS: dict[str, tuple[dict[str, Any], list[tuple[float, float]]]] = {
+    "SimCSE": (SIMCSE, [*((0.02, rate) for rate in (1e-5, 3e-5, 1e-4, 3e-4)), (0.005, 1e-4)]),
+    "mean pooling": (MEAN, [*((0.05, rate) for rate in (1e-5, 3e-5, 1e-4, 3e-4)), (0.1, 1e-4)]),
+    "SARCSE": ({**STEEP, "channels": 256}, [*((0.05, rate) for rate in (1e-5, 3e-5, 1e-4, 3e-4)), (0.1, 3e-5)]),
+}
 SECOND_LADDER: dict[str, dict[str, Any]] = {
     **UNTRAINED_POOLERS,
     **{
-        f"{name}, learning rate {rate:g}": {
+        f"{name}, {temperature:g} and {rate:g}": {
             **choice,
+            "contrastive_temperature": temperature,
             "learning_rate": rate,
             "max_train_samples": 1280,
-            **({"channels": 256} if name == "SARCSE" else {}),
         }
-        for name, choice in METHODS.items()
-        for rate in (1e-5, 3e-5, 1e-4, 3e-4)
+        for name, (choice, settings) in SECOND_METHODS.items()
+        for temperature, rate in settings
     },
 }
 PARTS = {
