@@ -3,9 +3,9 @@
 from typing import Any
 
 
-# The defaults that this project began with. All fields are train.py's flags but `dropout`, of the encoder; `error`, what takes the
-# place of the squared error to the detached target; `token_pooling`, by which a mean of tokens weighs them; and
-# `token_cutoff`, the share of the tokens that each view goes without.
+# The defaults that this project began with. All fields are train.py's flags but `dropout`, of the encoder; `error`,
+# what takes the place of the squared error to the detached target; `token_pooling`, by which a mean of tokens weighs
+# them; and `token_cutoff`, the share of the tokens that each view goes without.
 START: dict[str, Any] = {
     "max_train_samples": 5120,
     "per_device_train_batch_size": 64,
