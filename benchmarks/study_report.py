@@ -213,7 +213,8 @@ def paired_table(
         if pairs > 2:
             scores = [*(lambda line, task=task: line["sts"][task] for task in TASKS), average]
             cells = [difference_cell(difference(one, other, score)) for score in scores]
-            rows.append([f"{name.removeprefix('+ steeper weights: ')} minus {other_name}", str(pairs), *cells])
+            label = f"{name} minus {other_name}".replace(SARCSE, "SARCSE")
+            rows.append([label, str(pairs), *cells])
     return markdown_table(rows)
 
 
@@ -277,6 +278,33 @@ def error_table(lines: list[dict[str, Any]]) -> str:
     return markdown_table(rows)
 
 
+def with_densities(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The lines of each method, of those seeds whose lines have the densities of cosines in all of them."""
+    found = {name: runs(lines, choice) for name, choice in METHODS.items()}
+    seeds = [seed for seed in found["SARCSE"] if all("densities" in of.get(seed, {}) for of in found.values())]
+    return {name: [of[seed] for seed in seeds] for name, of in found.items()}
+
+
+def cosines(counts: list[int]) -> np.ndarray:
+    """As many cosines as were counted in each of `BINS` parts of [-1, 1], each in the middle of its part."""
+    middles = (np.arange(BINS) + 0.5) * 2 / BINS - 1
+    return np.repeat(middles, counts)
+
+
+def median_table(lines: list[dict[str, Any]]) -> str:
+    """The medians in the figure of the densities, all seeds together."""
+    rows = []
+    for name, of in with_densities(lines).items():
+        medians = {
+            group: float(np.median(np.concatenate([cosines(line["densities"][group]) for line in of])))
+            for group in (of[0]["densities"] if of else [])
+        }
+        rows = rows or [["median cosine", "seeds", *medians, "highest minus lowest"]]
+        values = [*medians.values(), *([max(medians.values()) - min(medians.values())] if of else [])]
+        rows.append([name, str(len(of)), *(f"{value:.2f}" for value in values)])
+    return markdown_table(rows)
+
+
 def second_encoder_table(lines: list[dict[str, Any]]) -> str:
     """On the second encoder each method at each learning rate, and what the encoder scores untrained."""
     rows = [["model", "seeds", "STS-B dev, best", "at the end", *TASKS, "average"]]
@@ -300,6 +328,7 @@ TABLES = {
     "longer": longer_table,
     "ladder": ladder_table,
     "differences": differences_table,
+    "medians": median_table,
     "batch sizes": batch_size_table,
     "batch changes": batch_change_table,
     "bias": bias_table,
@@ -370,23 +399,20 @@ def draw_batch_sizes(lines: list[dict[str, Any]], path: Path) -> None:
 
 def draw_densities(lines: list[dict[str, Any]], path: Path) -> None:
     """Figure 3 of the paper, of all seeds together whose lines have the densities."""
-    found = {name: runs(lines, choice) for name, choice in METHODS.items()}
-    seeds = [seed for seed in found["SARCSE"] if all("densities" in of.get(seed, {}) for of in found.values())]
-    if not seeds:
+    found = with_densities(lines)
+    if not found["SARCSE"]:
         return
-    middles = (np.arange(BINS) + 0.5) * 2 / BINS - 1  # of the parts of [-1, 1]
-    counts = {name: [found[name][seed]["densities"] for seed in seeds] for name in METHODS}
-    similarities = {
-        name: np.concatenate([np.repeat(middles, group) for of_seed in of for group in of_seed.values()])
-        for name, of in counts.items()
-    }
     # Of the ratings only the groups are left: a number in the middle stands for each.
     ratings = [
         np.full(sum(group), float(label.split(" to ")[0]) + 0.5)
-        for of_seed in counts["SARCSE"]
-        for label, group in of_seed.items()
+        for line in found["SARCSE"]
+        for label, group in line["densities"].items()
     ]
-    spearman = {name: float(np.mean([found[name][seed]["sts"]["STSB"] for seed in seeds])) for name in METHODS}
+    similarities = {
+        name: np.concatenate([cosines(group) for line in of for group in line["densities"].values()])
+        for name, of in found.items()
+    }
+    spearman = {name: float(np.mean([line["sts"]["STSB"] for line in of])) for name, of in found.items()}
     similarity_densities(similarities, spearman, np.concatenate(ratings), path)
 
 
