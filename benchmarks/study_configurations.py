@@ -50,6 +50,7 @@ CHOICES: list[dict[str, Any]] = [
     STEEP,
     *({**STEEP, "error": error} for error in ("frozen", "cosine", "standardised")),
     *({**STEEP, "token_cutoff": share} for share in (0.1, 0.2)),
+    {**STEEP, "channels": 256},
     {**STEEP, "reconstructed_views": 2},
     *({**STEEP, "dropout": dropout} for dropout in (0.05, 0.2)),
     {**STEEP, "pooling": "max"},

@@ -151,6 +151,24 @@ def test_no_part_of_the_study_makes_a_run_twice():
         assert len(keys) == len(set(keys)), part
 
 
+def test_the_table_of_choices_has_each_once_beside_what_it_differs_least_from():
+    lines = [
+        {"encoder": study.ENCODER, "configuration": {**study.START, **choice}, "seed": 1, "dev": [[1, 60.0]]}
+        for choice in study.PARTS["choices"]
+    ]
+    rows = [
+        [cell.strip(" *") for cell in row.split("|")[1:3]] for row in study_report.choices_table(lines).splitlines()
+    ]
+    starts = [start for start, change in rows[2:] if not change]
+    assert starts == list(study_report.STARTS)
+    changes = [(start, change) for start, change in rows[2:] if change]
+    firsts = ({}, study_report.SIMCSE, study_report.MEAN)
+    assert len(set(changes)) == len(changes) == sum(choice not in firsts for choice in study.PARTS["choices"])
+    assert ("COPY", "learning_rate 0.0001") in changes  # which is FAST
+    assert ("STEEP", "contrastive_temperature 0.1") in changes
+    assert ("SimCSE", "learning_rate 1e-05, contrastive_temperature 0.02") in changes
+
+
 def test_differences_are_paired_and_their_interval_is_students():
     """2.776 is the 97.5% point of Student's distribution with 4 degrees of freedom, from a printed table."""
     one = {seed: {"dev": [[1, 0.0], [2, value]]} for seed, value in enumerate([5.0, 7.0, 6.0, 9.0, 8.0, 100.0])}
