@@ -29,6 +29,7 @@ from study_configurations import (
     EARLIER_BASELINES,
     ENCODER,
     FAST,
+    IN_BATCHES,
     LADDER,
     LONGER,
     MEAN,
@@ -223,23 +224,24 @@ def paired_table(
 
 def batch_size_table(lines: list[dict[str, Any]]) -> str:
     """Average by batch size."""
-    rows = [["batch size", "seeds", *METHODS, "SARCSE minus SimCSE", "SARCSE minus mean pooling"]]
+    compared = [("SARCSE", "SimCSE"), ("SARCSE", "mean pooling"), (SARCSE_AS_MEAN, "mean pooling")]
+    rows = [["batch size", "seeds", *IN_BATCHES, *(f"{name} minus {other}" for name, other in compared)]]
     for size in BATCH_SIZES:
-        of = {name: runs(lines, with_batch_size(choice, size)) for name, choice in METHODS.items()}
+        of = {name: runs(lines, with_batch_size(choice, size)) for name, choice in IN_BATCHES.items()}
         if of["SARCSE"]:
             cells = [mean_and_deviation(found, average) for found in of.values()]
-            others = [difference_cell(difference(of["SARCSE"], of[name], average)) for name in list(METHODS)[:2]]
+            others = [difference_cell(difference(of[name], of[other], average)) for name, other in compared]
             rows.append([str(size), str(len(of["SARCSE"])), *cells, *others])
     return markdown_table(rows)
 
 
 def batch_change_table(lines: list[dict[str, Any]]) -> str:
     """What another batch size than that of the rest of the study changes in the average of each method."""
-    rows = [["batch size", *METHODS]]
+    rows = [["batch size", *IN_BATCHES]]
     for size in BATCH_SIZES:
         changes = [
             difference(runs(lines, with_batch_size(choice, size)), runs(lines, choice), average)
-            for choice in METHODS.values()
+            for choice in IN_BATCHES.values()
         ]
         if size != START["per_device_train_batch_size"]:
             rows.append([str(size), *map(difference_cell, changes)])
@@ -380,7 +382,7 @@ def draw_batch_sizes(lines: list[dict[str, Any]], path: Path) -> None:
         return
     figure = Figure(figsize=(5, 2.8))
     panel = figure.subplots()
-    for index, (name, choice) in enumerate(METHODS.items()):
+    for index, (name, choice) in enumerate(IN_BATCHES.items()):
         found = {size: runs(lines, with_batch_size(choice, size)).values() for size in BATCH_SIZES}
         points = {size: [average(line) for line in of] for size, of in found.items() if len(of) > 1}
         panel.errorbar(
