@@ -35,8 +35,8 @@ MEAN = {"pooler": "mean", "reconstruction_weight": 0.0}
 # Part one: what differs from START. COPY is the choice that moved most; from it the learning rate and the weight were
 # searched again, and from FAST, the better rate, much of the rest. WIDE has the fewest channels with which the TextCNN
 # can start as the identity, a third of 2 d, and then up to a multiple of 8, which GPUs are fast with. STEEP has
-# weights that fall sooner with frequency: what was settled, from which the remaining choices were made. APART, the best
-# of those, has a higher learning rate for the new layers. The two baselines are tuned alike.
+# weights that fall sooner with frequency; it was settled, and the remaining choices were made from there. APART, the
+# best of those, has a higher learning rate for the new layers. The two baselines are tuned alike.
 COPY = {"decoder_initialization": "copy"}
 FAST = {**COPY, "learning_rate": 1e-4}
 WIDE = {**FAST, "channels": 176}
