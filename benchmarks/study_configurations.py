@@ -182,6 +182,7 @@ LONGER: dict[str, dict[str, Any]] = {
         "COPY, reconstruction_weight 3": {**COPY, "reconstruction_weight": 3.0},
         **METHODS,
         SARCSE_APART: APART,
+        "SARCSE, frozen target": {**SETTLED, "error": "frozen"},
         "SARCSE at 3e-5": {**STEEP, "learning_rate": 3e-5},
         "SARCSE at 3e-5, new layers at 9e-5": {**STEEP, "learning_rate": 3e-5, "autoencoder_learning_rate": 9e-5},
     }.items()
