@@ -2,7 +2,7 @@
 The study: which choices make SARCSE good, and are the paper's claims against SimCSE true here?
 
     python benchmarks/study.py choices --seeds 5     # part one: each choice from one starting point, STS-B dev decides
-    python benchmarks/study.py longer --seeds 5      # the best of them in a longer training
+    python benchmarks/study.py longer --seeds 2      # the best of them in a longer training
     python benchmarks/study.py claims --seeds 10     # part two: the settled model beside its baselines, paired seeds
     python benchmarks/study.py batch_sizes --seeds 5 # ... and in batches of other sizes
     python benchmarks/study.py second_encoder        # ... and on all-MiniLM-L6-v2
@@ -121,8 +121,9 @@ def views_with_cutoff(
 ) -> dict[str, torch.Tensor]:
     """The trainer's two views, each without a `share` of its content tokens (ConSERT, arXiv 2105.11741)."""
     views = two_views(inputs)
-    content = torch.isin(views["input_ids"], torch.tensor(special_token_ids), invert=True)
-    cut = content & (torch.rand(content.shape) < share)  # (2B, L)
+    ids = views["input_ids"]
+    content = torch.isin(ids, torch.tensor(special_token_ids, device=ids.device), invert=True)
+    cut = content & (torch.rand(ids.shape, device=ids.device) < share)  # (2B, L)
     return {**views, "attention_mask": views["attention_mask"] * ~cut}
 
 
