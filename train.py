@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn
 import datasets
 import torch
 import yaml
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from transformers import (
@@ -570,3 +571,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    # Threads of its own that outlive the interpreter would abort it (github.com/pytorch/pytorch/issues/190489).
+    PartialState().destroy_process_group()

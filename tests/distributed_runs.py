@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -39,3 +40,4 @@ if __name__ == "__main__":
         record_views(name)
         sys.argv[1:] = flags
         train.main()
+    PartialState().destroy_process_group()  # as train.py does at its end
