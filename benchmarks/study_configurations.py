@@ -158,11 +158,10 @@ BATCH_SIZES = (16, 32, 64, 128, 256)
 
 
 def with_batch_size(choice: dict[str, Any], size: int) -> dict[str, Any]:
-    """The same sentences in batches of another size, with learning rates that grow with its square root."""
+    """The same sentences in batches of another size, with a learning rate that grows with its square root."""
     base = {**START, **choice}
-    growth = (size / base["per_device_train_batch_size"]) ** 0.5
-    rates = {name: base[name] * growth for name in ("learning_rate", "autoencoder_learning_rate") if base[name]}
-    return {**choice, "per_device_train_batch_size": size, **rates}
+    rate = base["learning_rate"] * (size / base["per_device_train_batch_size"]) ** 0.5
+    return {**choice, "per_device_train_batch_size": size, "learning_rate": rate}
 
 
 METHODS = {"SimCSE": SETTLED_SIMCSE, "mean pooling": SETTLED_MEAN, "SARCSE": SETTLED}

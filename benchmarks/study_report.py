@@ -302,16 +302,15 @@ def cosines(counts: list[int]) -> np.ndarray:
 
 
 def median_table(lines: list[dict[str, Any]]) -> str:
-    """The medians in the figure of the densities, all seeds together."""
-    rows = []
-    for name, of in with_densities(lines).items():
-        medians = {
-            group: float(np.median(np.concatenate([cosines(line["densities"][group]) for line in of])))
-            for group in (of[0]["densities"] if of else [])
-        }
-        rows = rows or [["median cosine", "seeds", *medians, "highest minus lowest"]]
-        values = [*medians.values(), *([max(medians.values()) - min(medians.values())] if of else [])]
-        rows.append([name, str(len(of)), *(f"{value:.2f}" for value in values)])
+    """The medians in the figure of the densities, all seeds together, from the highest rating to the lowest."""
+    found = with_densities(lines)
+    groups = list(found["SARCSE"][0]["densities"]) if found["SARCSE"] else []
+    rows = [["median cosine", "seeds", *groups, "highest minus lowest"]]
+    for name, of in found.items():
+        medians = [np.median(np.concatenate([cosines(line["densities"][group]) for line in of])) for group in groups]
+        if medians:
+            values = [*medians, medians[0] - medians[-1]]
+            rows.append([name, str(len(of)), *(f"{value:.2f}" for value in values)])
     return markdown_table(rows)
 
 
