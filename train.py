@@ -145,7 +145,11 @@ class SarcseTrainingArguments(TrainingArguments):
         },
     )
     autoencoder_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the new layers. Default: learning_rate."}
+        default=None,
+        metadata={
+            "help": "Learning rate of the new layers. Default: three times learning_rate with a reconstruction "
+            "(benchmarks/results/README.md), else learning_rate."
+        },
     )
     gradient_cache_mini_batch_size: int | None = field(
         default=None,
@@ -219,6 +223,9 @@ class SarcseTrainingArguments(TrainingArguments):
             raise ValueError("--hub_token is seen by every user of this machine: `hf auth login`, or set HF_TOKEN.")
         if self.reconstruction_weight < 0:
             raise ValueError(f"--reconstruction_weight must not be negative, got {self.reconstruction_weight}.")
+        if self.autoencoder_learning_rate is None:
+            rate = self.learning_rate * (3 if self.reconstruction_weight > 0 else 1)
+            self.autoencoder_learning_rate = float(f"{rate:.10g}")  # 3e-05, and not 3.0000000000000004e-05
         size = self.gradient_cache_mini_batch_size
         if size is not None and size < 1:
             raise ValueError(f"--gradient_cache_mini_batch_size must be at least 1, got {size}.")

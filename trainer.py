@@ -356,7 +356,7 @@ class SarcseTrainer(Trainer):
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, with the new layers' parameters in groups of their own learning rate."""
         optimizer = super().create_optimizer(model)
-        if self.args.autoencoder_learning_rate is not None:
+        if self.args.autoencoder_learning_rate != self.args.learning_rate:
             encoder = set(self.accelerator.unwrap_model(self.model).encoder.parameters())
             for group in list(optimizer.param_groups):
                 new = [parameter for parameter in group["params"] if parameter not in encoder]

@@ -294,6 +294,8 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
     """Train a configuration with a seed, and measure the result: what a line holds beside `run` itself."""
     configuration, seed = run["configuration"], run["seed"]
     fields = {name: value for name, value in configuration.items() if name not in NO_FLAGS}
+    # Not train.py's default, which this study found: None is the learning rate of the rest.
+    fields["autoencoder_learning_rate"] = fields["autoencoder_learning_rate"] or fields["learning_rate"]
     fields |= {"train_file": f"{data}/data/wiki500k.txt.xz", "max_seq_length": MAX_SEQ_LENGTH, "seed": seed}
     fields |= {"sts_dir": f"{data}/data/senteval", "eval_steps": 1 / EVALUATIONS, "save_steps": 1 / EVALUATIONS}
     fields |= {"output_dir": folder, "bf16": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 5}

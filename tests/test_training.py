@@ -199,6 +199,20 @@ def test_new_layers_can_have_a_learning_rate_of_their_own(tmp_path):
         assert decays[parameter] == (0.0 if name.endswith("bias") or "LayerNorm" in name else 0.1), name
 
 
+@pytest.mark.parametrize(
+    ("options", "rate"),
+    [
+        ([], "3e-05"),
+        (["--autoencoder_learning_rate", "2e-5"], "2e-05"),
+        (["--pooler", "cls", "--reconstruction_weight", "0"], "1e-05"),
+    ],
+)
+def test_new_layers_learn_three_times_as_fast_where_there_is_something_to_reconstruct(options, rate):
+    """SimCSE has one learning rate. The record has the rate that was used, as a person would write it."""
+    _, _, training = parse_arguments(["--learning_rate", "1e-5", *options])
+    assert str(training.autoencoder_learning_rate) == rate
+
+
 def random_state_and_gradients(trainer, step) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The gradients of a step with the random numbers of seed 7, and the next random number after it."""
     trainer.model.zero_grad()
