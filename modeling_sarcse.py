@@ -329,8 +329,7 @@ class SarcseModel(PreTrainedModel):
             average = (encoded.hidden_states[1] + last_hidden_state) / 2  # (B, L, d)
             embeddings = masked_mean(average, attention_mask.bool())
         else:
-            content = self._content_mask(input_ids, attention_mask)
-            packed, packed_ids, mask = pack_left(last_hidden_state, input_ids, content)
+            packed, packed_ids, mask = self.pack_content(last_hidden_state, input_ids, attention_mask)
             embeddings = self.sentence_encoder(packed, mask)
             if output_reconstruction:
                 rows, positions = slice(reconstructed_rows), slice(self.config.decoder_length)
@@ -348,6 +347,12 @@ class SarcseModel(PreTrainedModel):
             attentions=encoded.get("attentions"),
             **reconstruction,
         )
+
+    def pack_content(
+        self, hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`pack_left` of the sentences' content tokens: `(B, L, d)`, `(B, L)` and `(B, L)`."""
+        return pack_left(hidden_states, input_ids, self._content_mask(input_ids, attention_mask))
 
     def _content_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """(B, L), True for content tokens; an empty sentence keeps its special tokens, so that it has an embedding."""

@@ -133,6 +133,14 @@ class SarcseTrainingArguments(TrainingArguments):
             "(benchmarks/results/speed.md)."
         },
     )
+    reconstruction_anchor: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the encoder's vectors as they were before the training in those that are reconstructed, "
+            "from 0 to 1: against a training that goes on for too long (benchmarks/results/README.md). Above 0 it "
+            "costs another forward pass."
+        },
+    )
     frequency_weighting: Literal["smooth_inverse", "self_information", "uniform"] = field(
         default="smooth_inverse",
         metadata={"help": "Token weights: a / (a + p), -log p, or 1, where p is a token's share of the corpus."},
@@ -223,6 +231,8 @@ class SarcseTrainingArguments(TrainingArguments):
             raise ValueError("--hub_token is seen by every user of this machine: `hf auth login`, or set HF_TOKEN.")
         if self.reconstruction_weight < 0:
             raise ValueError(f"--reconstruction_weight must not be negative, got {self.reconstruction_weight}.")
+        if not 0 <= self.reconstruction_anchor <= 1:
+            raise ValueError(f"--reconstruction_anchor must be from 0 to 1, got {self.reconstruction_anchor}.")
         if self.autoencoder_learning_rate is None:
             rate = self.learning_rate * (3 if self.reconstruction_weight > 0 else 1)
             self.autoencoder_learning_rate = float(f"{rate:.10g}")  # 3e-05, and not 3.0000000000000004e-05

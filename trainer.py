@@ -5,6 +5,7 @@ not.
 Shapes: B sentences of one process, M of all processes, L positions, T positions that are reconstructed, d dimensions.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -126,6 +127,9 @@ class SarcseTrainer(Trainer):
         self.reconstruct = self.args.reconstruction_weight > 0
         if self.reconstruct:
             self.token_weights = token_weights.to(self.args.device)
+            if self.args.reconstruction_anchor > 0:
+                # Before a checkpoint is loaded: a run that goes on has the anchor that it began with.
+                self.initial_encoder = copy.deepcopy(self.model.encoder).requires_grad_(False).eval()
         elif self.model.config.pooler == "autoencoder":
             # Parameters that get no gradient would stop DistributedDataParallel.
             self.model.sentence_decoder.requires_grad_(False)
@@ -166,10 +170,12 @@ class SarcseTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, SarcseModelOutput]:
         """InfoNCE + reconstruction_weight * weighted reconstruction: two dropout views in one forward of 2B rows."""
         rows = self.args.reconstructed_views * len(inputs["input_ids"])
-        outputs = model(**two_views(inputs), output_reconstruction=self.reconstruct, reconstructed_rows=rows)
+        views = two_views(inputs)
+        outputs = model(**views, output_reconstruction=self.reconstruct, reconstructed_rows=rows)
         loss = contrastive = self.contrastive_loss(outputs.pooler_output, inputs)
         reconstruction = None
         if self.reconstruct:
+            self.anchor_targets(outputs, views)
             weights = self.content_weights(outputs)
             reconstruction = weighted_reconstruction(
                 outputs.reconstruction_errors(), weights, self.share_of_total(weights.sum())
@@ -195,6 +201,26 @@ class SarcseTrainer(Trainer):
             positive_offset=self.args.process_index * len(first),
             duplicates=keys.unsqueeze(1) == all_keys,  # (B, M)
         )
+
+    def anchor_targets(self, outputs: SarcseModelOutput, views: dict[str, Any]) -> None:
+        """
+        Draw the vectors to reconstruct, `(R, T, d)`, towards those of the encoder before the training, by the share
+        that is `reconstruction_anchor`.
+
+        The loss draws the sentence embedding towards the rare tokens' vectors, and by way of the encoder these
+        towards the embedding: in the end they are the embedding, easy to reconstruct, and say nothing of the tokens
+        (benchmarks/results/README.md). Vectors that stay prevent it.
+        """
+        if self.args.reconstruction_anchor == 0:
+            return
+        rows, length = outputs.content_mask.shape
+        inputs = {name: views[name][:rows] for name in self.processing_class.model_input_names if name in views}
+        with torch.no_grad(), self.accelerator.autocast():
+            vectors = self.initial_encoder(**inputs).last_hidden_state  # (R, L, d)
+        model = self.accelerator.unwrap_model(self.model)
+        packed, _, _ = model.pack_content(vectors, inputs["input_ids"], inputs["attention_mask"])
+        target = outputs.reconstruction_target
+        outputs.reconstruction_target = target.lerp(packed[:, :length].to(target.dtype), self.args.reconstruction_anchor)
 
     def content_weights(self, outputs: SarcseModelOutput) -> torch.Tensor:
         """The weight of each token's reconstruction error, `(rows, T)`, zero behind the last content token."""
@@ -262,6 +288,7 @@ class SarcseTrainer(Trainer):
                 # Its gradient is the cached one, by the chain rule.
                 surrogate = (outputs.pooler_output * embeddings.grad[index * size : (index + 1) * size]).sum()
                 if mini_batches[index]["output_reconstruction"]:
+                    self.anchor_targets(outputs, mini_batches[index])
                     part = weighted_reconstruction(
                         outputs.reconstruction_errors(), self.content_weights(outputs), total_weight
                     )

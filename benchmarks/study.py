@@ -112,7 +112,7 @@ def with_frozen_target(
         ids, mask = inputs["input_ids"][:rows], inputs["attention_mask"][:rows]
         with torch.no_grad():
             vectors = teacher(ids, mask).last_hidden_state  # (R, L, d)
-            packed, _, _ = pack_left(vectors, ids, model._content_mask(ids, mask))
+            packed, _, _ = model.pack_content(vectors, ids, mask)
         output.reconstruction_target = packed[:, :length].to(output.reconstruction_target.dtype)  # (R, T, d)
 
 
@@ -136,7 +136,7 @@ def weigh_tokens(model: SarcseModel, weights: torch.Tensor) -> None:
 
     def keep_weights(model: SarcseModel, _: tuple, inputs: dict[str, torch.Tensor]) -> None:
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        packed["weight"] = pack_left(weights[ids].unsqueeze(-1), ids, model._content_mask(ids, mask))[0].squeeze(-1)
+        packed["weight"] = model.pack_content(weights[ids].unsqueeze(-1), ids, mask)[0].squeeze(-1)
 
     def pool_windows(encoder: SarcseEncoder, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> torch.Tensor:
         vectors, mask = inputs  # (B, L, d), (B, L)

@@ -184,6 +184,8 @@ LONGER: dict[str, dict[str, Any]] = {
         "COPY": COPY,
         "COPY, reconstruction_weight 3": {**COPY, "reconstruction_weight": 3.0},
         **METHODS,
+        "SimCSE at 1e-5": {**SETTLED_SIMCSE, "learning_rate": 1e-5},
+        "mean pooling at 1e-4": {**SETTLED_MEAN, "learning_rate": 1e-4},
         "SARCSE, frozen target": {**SETTLED, "error": "frozen"},
         "SARCSE at 3e-5, new layers at 9e-5": {**SETTLED, "learning_rate": 3e-5, "autoencoder_learning_rate": 9e-5},
         STEEPER: STEEP,

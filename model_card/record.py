@@ -42,6 +42,7 @@ HYPERPARAMETERS = (
     "contrastive_temperature",
     "reconstruction_weight",
     "reconstructed_views",
+    "reconstruction_anchor",
     "frequency_weighting",
     "frequency_smoothing",
     "bf16",

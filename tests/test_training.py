@@ -199,6 +199,27 @@ def test_new_layers_can_have_a_learning_rate_of_their_own(tmp_path):
         assert decays[parameter] == (0.0 if name.endswith("bias") or "LayerNorm" in name else 0.1), name
 
 
+@torch.no_grad()
+def shake(encoder: torch.nn.Module) -> None:
+    for parameter in encoder.parameters():
+        parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_an_anchor_draws_the_targets_towards_the_encoder_before_the_training(tmp_path):
+    """A quarter of the way, token by token, once the encoder has moved; the anchor itself does not."""
+    trainer, batch, _ = first_step(tmp_path, reconstruction_anchor=0.25)
+    shake(trainer.model.encoder)
+    _, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    before = AutoModel.from_pretrained(ENCODER).eval()(**batch).last_hidden_state
+    now = trainer.model.encoder(**batch).last_hidden_state
+    assert len(outputs.content_mask) == len(batch["input_ids"]) and (before - now).abs().max() > 0.1
+    for row, mask in enumerate(outputs.content_mask):
+        content = slice(1, 1 + int(mask.sum()))  # behind <s>
+        expected = 0.75 * now[row, content] + 0.25 * before[row, content]
+        torch.testing.assert_close(outputs.reconstruction_target[row, mask], expected)
+    assert not any(parameter.requires_grad for parameter in trainer.initial_encoder.parameters())
+
+
 @pytest.mark.parametrize(
     ("options", "rate"),
     [
@@ -223,7 +244,12 @@ def random_state_and_gradients(trainer, step) -> tuple[torch.Tensor, dict[str, t
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"reconstructed_views": 2}, {"reconstruction_weight": 0}, {"pooler": "cls", "reconstruction_weight": 0}],
+    [
+        {},
+        {"reconstructed_views": 2, "reconstruction_anchor": 0.5},
+        {"reconstruction_weight": 0},
+        {"pooler": "cls", "reconstruction_weight": 0},
+    ],
 )
 @pytest.mark.parametrize("size", [3, 100])
 def test_the_gradient_cache_gives_the_gradients_of_the_whole_graph_under_dropout(tmp_path, fields, size):
@@ -235,12 +261,15 @@ def test_the_gradient_cache_gives_the_gradients_of_the_whole_graph_under_dropout
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.1
+    shake(trainer.model.encoder)  # away from where the anchor is
 
     def whole_graph():
         rows = [dict(zip(batch, tensors)) for tensors in zip(*(t.repeat(2, 1).split(size) for t in batch.values()))]
         outputs = [trainer.model(**row, output_reconstruction=trainer.reconstruct) for row in rows]
         loss = trainer.contrastive_loss(torch.cat([output.pooler_output for output in outputs]), batch)
         if trainer.reconstruct:
+            for output, row in zip(outputs, rows):
+                trainer.anchor_targets(output, row)
             reconstructed = trainer.args.reconstructed_views * len(batch["input_ids"])
             weights = torch.cat([trainer.content_weights(output) for output in outputs])[:reconstructed]
             errors = torch.cat([output.reconstruction_errors() for output in outputs])[:reconstructed]
@@ -331,6 +360,7 @@ STREAM = ["--streaming", "true", "--max_steps", "3"]
         (["--frequency_weighting", "tfidf"], "frequency_weighting.*invalid choice: 'tfidf'"),
         (["--contrastive_temperature", "0"], "--contrastive_temperature must be above 0, got 0.0"),
         (["--reconstruction_weight", "-1"], "--reconstruction_weight must not be negative"),
+        (["--reconstruction_anchor", "2"], "--reconstruction_anchor must be from 0 to 1, got 2.0"),
         (["--pooler", "cls"], "--pooler cls has no decoder: add --reconstruction_weight 0"),
         (["--channels", "0"], "`channels` must be .* at least 1, got 0"),
         (["--resume_from_checkpoint", "last"], "no checkpoint in"),
