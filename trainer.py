@@ -219,8 +219,8 @@ class SarcseTrainer(Trainer):
             vectors = self.initial_encoder(**inputs).last_hidden_state  # (R, L, d)
         model = self.accelerator.unwrap_model(self.model)
         packed, _, _ = model.pack_content(vectors, inputs["input_ids"], inputs["attention_mask"])
-        target = outputs.reconstruction_target
-        outputs.reconstruction_target = target.lerp(packed[:, :length].to(target.dtype), self.args.reconstruction_anchor)
+        target, anchor = outputs.reconstruction_target, packed[:, :length]
+        outputs.reconstruction_target = target.lerp(anchor.to(target.dtype), self.args.reconstruction_anchor)
 
     def content_weights(self, outputs: SarcseModelOutput) -> torch.Tensor:
         """The weight of each token's reconstruction error, `(rows, T)`, zero behind the last content token."""

@@ -13,7 +13,6 @@ that was interrupted goes on from its checkpoint, so the same command ends what 
 """
 
 import argparse
-import copy
 import json
 import os
 import shutil
@@ -37,14 +36,14 @@ from common import MAX_SEQ_LENGTH, SHARED
 from study_configurations import ENCODER, PARTS, SECOND_ENCODER, START
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from checkpoints import last_good_checkpoint
 from comparison import correlations
 from data import load_sentences
 from eval_sts import encode, measure
 from figures import gold_groups
-from modeling_sarcse import SarcseEncoder, SarcseModel, SarcseModelOutput, mean_window, pack_left
+from modeling_sarcse import SarcseEncoder, SarcseModel, SarcseModelOutput, mean_window
 from tokens import token_counts, token_weights, tokenize
 from train import build_trainer, parse_arguments
 from trainer import two_views
@@ -53,7 +52,7 @@ from trainer import two_views
 LINES = Path(__file__).parent / "results" / "study.jsonl"
 TASKS = ["STS12", "STS14", "STS15", "STSB"]
 WRITING = Lock()
-NO_FLAGS = ("dropout", "error", "token_pooling", "token_cutoff")
+NO_FLAGS = ("dropout", "error", "shielded_encoder", "target_decay", "token_pooling", "token_cutoff")
 EVALUATIONS = 4  # of STS-B dev in a run; the best one picks the checkpoint, as in SimCSE's protocol
 
 
@@ -103,17 +102,25 @@ ERRORS = {
 }
 
 
-def with_frozen_target(
-    teacher: torch.nn.Module, model: SarcseModel, _: tuple, inputs: dict[str, Any], output: SarcseModelOutput
-) -> None:
-    """A forward hook: the vectors to reconstruct are those of `teacher`, the encoder as it was before the training."""
+class MovingAnchor(TrainerCallback):
+    """The anchor follows the encoder as a moving average of its weights (as the teacher in BYOL, arXiv 2006.07733)."""
+
+    def __init__(self, anchor: torch.nn.Module, decay: float) -> None:
+        self.anchor, self.decay = anchor, decay
+
+    @torch.no_grad()
+    def on_step_end(self, *_: Any, model: SarcseModel, **__: Any) -> None:
+        for mean, now in zip(self.anchor.parameters(), model.encoder.parameters()):
+            mean.lerp_(now, 1 - self.decay)
+
+
+def shield_encoder(model: SarcseModel, _: tuple, inputs: dict[str, Any], output: SarcseModelOutput) -> None:
+    """A forward hook: the reconstruction has a gradient to the new layers only, and none to the encoder."""
     if output.reconstruction is not None:
         rows, length = output.content_mask.shape
         ids, mask = inputs["input_ids"][:rows], inputs["attention_mask"][:rows]
-        with torch.no_grad():
-            vectors = teacher(ids, mask).last_hidden_state  # (R, L, d)
-            packed, _, _ = model.pack_content(vectors, ids, mask)
-        output.reconstruction_target = packed[:, :length].to(output.reconstruction_target.dtype)  # (R, T, d)
+        packed, _, content = model.pack_content(output.last_hidden_state[:rows].detach(), ids, mask)
+        output.reconstruction = model.sentence_decoder(model.sentence_encoder(packed, content), content[:, :length])
 
 
 def views_with_cutoff(
@@ -317,10 +324,10 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
         weights = token_weights(counts, configuration["token_pooling"], configuration["frequency_smoothing"])
         weights[model.config.special_token_ids] = 0.0
         weigh_tokens(model, weights)
-    if configuration["error"] == "frozen":
-        model.register_forward_hook(
-            partial(with_frozen_target, copy.deepcopy(model.encoder).requires_grad_(False).eval()), with_kwargs=True
-        )
+    if configuration["target_decay"]:
+        trainer.add_callback(MovingAnchor(trainer.initial_encoder, configuration["target_decay"]))
+    if configuration["shielded_encoder"]:
+        model.register_forward_hook(shield_encoder, with_kwargs=True)
     made = record()
     set_seed(seed, device_specific=True)  # as train.py does
     with ExitStack() as replaced:

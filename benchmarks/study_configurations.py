@@ -3,9 +3,11 @@
 from typing import Any
 
 
-# The defaults that this project began with. All fields are train.py's flags but `dropout`, of the encoder; `error`,
-# what takes the place of the squared error to the detached target; `token_pooling`, by which a mean of tokens weighs
-# them; and `token_cutoff`, the share of the tokens that each view goes without.
+# The defaults that this project began with. All fields are train.py's flags but these: `dropout`, of the encoder;
+# `error`, what takes the place of the squared error to the detached target; `shielded_encoder`, whether the
+# reconstruction has no gradient to the encoder; `target_decay`, of an anchor that is a moving average of the encoder;
+# `token_pooling`, by which a mean of tokens weighs them; and `token_cutoff`, the share of the tokens that each view
+# goes without.
 START: dict[str, Any] = {
     "max_train_samples": 5120,
     "per_device_train_batch_size": 64,
@@ -21,9 +23,12 @@ START: dict[str, Any] = {
     "decoder_length": 32,
     "reconstruction_weight": 1.0,
     "reconstructed_views": 1,
+    "reconstruction_anchor": 0.0,
     "frequency_weighting": "smooth_inverse",
     "frequency_smoothing": 1e-3,
     "error": "squared",
+    "shielded_encoder": False,
+    "target_decay": None,
     "token_pooling": "uniform",
     "decoder_initialization": "random",
     "dropout": 0.1,
@@ -50,11 +55,16 @@ CHOICES: list[dict[str, Any]] = [
     WIDE,
     STEEP,
     APART,
-    *({**APART, "error": error} for error in ("frozen", "cosine")),
+    *({**APART, "reconstruction_anchor": share} for share in (0.25, 0.5, 1.0)),
+    *({**APART, "reconstruction_anchor": 1.0, "reconstruction_weight": weight} for weight in (3.0, 10.0)),
+    {**APART, "reconstruction_anchor": 1.0, "target_decay": 0.99},
+    {**APART, "shielded_encoder": True},
+    {**APART, "error": "cosine"},
     {**APART, "channels": 256},
     {**APART, "reconstruction_weight": 3.0},
     {**STEEP, "autoencoder_learning_rate": 1e-3},
-    *({**STEEP, "error": error} for error in ("frozen", "cosine", "standardised")),
+    {**STEEP, "reconstruction_anchor": 1.0},
+    *({**STEEP, "error": error} for error in ("cosine", "standardised")),
     *({**STEEP, "token_cutoff": share} for share in (0.1, 0.2)),
     {**STEEP, "channels": 256},
     {**STEEP, "reconstructed_views": 2},
@@ -176,22 +186,28 @@ OTHER_BATCH_SIZES = [
     for choice in IN_BATCHES.values()
     if size != START["per_device_train_batch_size"]
 ]
-# Four times the sentences: what wins in 80 steps may lose in 313.
-LONGER: dict[str, dict[str, Any]] = {
-    name: {**choice, "max_train_samples": 20_032}
-    for name, choice in {
+# Four and twenty times the sentences: what wins in 80 steps may lose in 313 and in 1,563. SLOW has a third of the
+# learning rate.
+SLOW = {**SETTLED, "learning_rate": 3e-5, "autoencoder_learning_rate": 9e-5}
+LONGER: dict[int, dict[str, dict[str, Any]]] = {
+    20_032: {
         "START": {},
         "COPY": COPY,
         "COPY, reconstruction_weight 3": {**COPY, "reconstruction_weight": 3.0},
         **METHODS,
         "SimCSE at 1e-5": {**SETTLED_SIMCSE, "learning_rate": 1e-5},
         "mean pooling at 1e-4": {**SETTLED_MEAN, "learning_rate": 1e-4},
-        "SARCSE, frozen target": {**SETTLED, "error": "frozen"},
-        "SARCSE at 3e-5, new layers at 9e-5": {**SETTLED, "learning_rate": 3e-5, "autoencoder_learning_rate": 9e-5},
+        "SARCSE at 3e-5": SLOW,
+        **{f"SARCSE, anchor {share}": {**SETTLED, "reconstruction_anchor": share} for share in (0.1, 0.25, 0.5)},
         STEEPER: STEEP,
-        f"{STEEPER}, frozen target": {**STEEP, "error": "frozen"},
+        f"{STEEPER}, anchor 1": {**STEEP, "reconstruction_anchor": 1.0},
         f"{STEEPER}, at 3e-5": {**STEEP, "learning_rate": 3e-5},
-    }.items()
+    },
+    100_032: {
+        "SARCSE at 3e-5": SLOW,
+        **{f"SARCSE at 3e-5, anchor {share}": {**SLOW, "reconstruction_anchor": share} for share in (0.25, 0.5, 1.0)},
+        "SARCSE at 6e-6": {**SETTLED, "learning_rate": 6e-6, "autoencoder_learning_rate": 1.8e-5},
+    },
 }
 # Another encoder, of BERT's kind and trained on labelled pairs already, under which mean pooling needs no training. It
 # is slower, hence a quarter of the sentences; 256 channels pass on all of its 384 dimensions. Each method has several
@@ -225,7 +241,9 @@ SECOND_SETTLED = {
 }
 PARTS = {
     "choices": CHOICES,
-    "longer": list(LONGER.values()),
+    "longer": [
+        {**choice, "max_train_samples": sentences} for sentences in LONGER for choice in LONGER[sentences].values()
+    ],
     "claims": [*UNTRAINED_POOLERS.values(), *LADDER.values()],
     "batch_sizes": OTHER_BATCH_SIZES,
     "second_encoder": list(SECOND_LADDER.values()),

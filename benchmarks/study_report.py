@@ -162,14 +162,15 @@ def choices_table(lines: list[dict[str, Any]]) -> str:
 
 
 def longer_table(lines: list[dict[str, Any]]) -> str:
-    """STS-B dev at each evaluation of a longer training, and the test average of the best checkpoint."""
+    """STS-B dev at each evaluation of longer trainings, and the test average of the best checkpoint."""
     evaluations = [f"after {number} of {EVALUATIONS}" for number in range(1, EVALUATIONS + 1)]
-    rows = [["configuration", "seeds", *evaluations, "test average"]]
-    for name, choice in LONGER.items():
-        of = runs(lines, choice)
+    rows = [["sentences", "configuration", "seeds", *evaluations, "test average"]]
+    for sentences, name, choice in ((size, *row) for size, found in LONGER.items() for row in found.items()):
+        of = runs(lines, {**choice, "max_train_samples": sentences})
         if of:
             curve = np.mean([[score for _, score in line["dev"]] for line in of.values()], axis=0)
-            rows.append([name, str(len(of)), *(f"{score:.2f}" for score in curve), mean_and_deviation(of, average)])
+            cells = [*(f"{score:.2f}" for score in curve), mean_and_deviation(of, average)]
+            rows.append([f"{sentences:,}", name, str(len(of)), *cells])
     return markdown_table(rows)
 
 
