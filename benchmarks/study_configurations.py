@@ -235,7 +235,7 @@ SECOND_LADDER: dict[str, dict[str, Any]] = {
     },
 }
 SECOND_SETTLED = {
-    "SimCSE": "SimCSE, 0.02 and 0.0003",
+    "SimCSE": "SimCSE, 0.02 and 0.0001",
     "mean pooling": "mean pooling, 0.1 and 0.0001",
     "SARCSE": "SARCSE, 0.05 and 3e-05",
 }
