@@ -198,6 +198,7 @@ LONGER: dict[int, dict[str, dict[str, Any]]] = {
         "SimCSE at 1e-5": {**SETTLED_SIMCSE, "learning_rate": 1e-5},
         "mean pooling at 1e-4": {**SETTLED_MEAN, "learning_rate": 1e-4},
         "SARCSE at 3e-5": SLOW,
+        "SARCSE at 3e-5, anchor 0.5": {**SLOW, "reconstruction_anchor": 0.5},
         **{f"SARCSE, anchor {share}": {**SETTLED, "reconstruction_anchor": share} for share in (0.1, 0.25, 0.5)},
         STEEPER: STEEP,
         f"{STEEPER}, anchor 1": {**STEEP, "reconstruction_anchor": 1.0},
