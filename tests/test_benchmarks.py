@@ -3,6 +3,7 @@
 import json
 import sys
 from math import sqrt
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,6 +77,29 @@ def test_the_errors_of_the_study_equal_their_formulas(model, tokenizer):
             torch.testing.assert_close(errors["standardised"][row, position], standardised)
     for error in errors.values():
         assert torch.equal(error != 0, output.content_mask)
+
+
+def test_a_shielded_encoder_has_no_gradient_from_the_reconstruction(tokenizer):
+    """... whose value stays, without dropout; the new layers have one."""
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=8).eval()
+    batch = tokenizer(SENTENCES[:2], padding=True, return_tensors="pt")
+    plain = model(**batch, output_reconstruction=True, reconstructed_rows=1)
+    model.register_forward_hook(study.shield_encoder, with_kwargs=True)
+    shielded = model(**batch, output_reconstruction=True, reconstructed_rows=1)
+    torch.testing.assert_close(shielded.reconstruction, plain.reconstruction)
+    shielded.reconstruction_errors().sum().backward()
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+    assert model.sentence_encoder.integration.weight.grad.abs().sum() > 0
+
+
+def test_a_moving_anchor_averages_the_weights_of_the_encoder():
+    encoder, anchor = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    anchor.weight.data.fill_(1.0)
+    average = study.MovingAnchor(anchor, decay=0.75)
+    for value in (3.0, 7.5):
+        encoder.weight.data.fill_(value)
+        average.on_step_end(model=SimpleNamespace(encoder=encoder))
+    assert anchor.weight.item() == 3.0  # 1 -> 1.5 -> 3
 
 
 def test_a_cutoff_takes_other_content_tokens_from_each_view(model, tokenizer):
