@@ -2,7 +2,7 @@
 The study: which choices make SARCSE good, and are the paper's claims against SimCSE true here?
 
     python benchmarks/study.py choices --seeds 5     # part one: each choice from one starting point, STS-B dev decides
-    python benchmarks/study.py longer --seeds 2      # the best of them in a longer training
+    python benchmarks/study.py longer --seeds 3      # the best of them in longer trainings
     python benchmarks/study.py claims --seeds 10     # part two: the settled model beside its baselines, paired seeds
     python benchmarks/study.py batch_sizes --seeds 5 # ... and in batches of other sizes
     python benchmarks/study.py second_encoder        # ... and on all-MiniLM-L6-v2

@@ -165,8 +165,8 @@ def longer_table(lines: list[dict[str, Any]]) -> str:
     """STS-B dev at each evaluation of longer trainings, and the test average of the best checkpoint."""
     evaluations = [f"after {number} of {EVALUATIONS}" for number in range(1, EVALUATIONS + 1)]
     rows = [["sentences", "configuration", "seeds", *evaluations, "test average"]]
-    for sentences, name, choice in ((size, *row) for size, found in LONGER.items() for row in found.items()):
-        of = runs(lines, {**choice, "max_train_samples": sentences})
+    for (sentences, name), choice in LONGER.items():
+        of = runs(lines, choice)
         if of:
             curve = np.mean([[score for _, score in line["dev"]] for line in of.values()], axis=0)
             cells = [*(f"{score:.2f}" for score in curve), mean_and_deviation(of, average)]
@@ -257,8 +257,7 @@ def batch_change_table(lines: list[dict[str, Any]]) -> str:
 
 # Trainings that went on for too long, without an anchor and with one.
 TOO_LONG = {
-    f"{name}, 100,032 sentences": {**LONGER[100_032][name], "max_train_samples": 100_032}
-    for name in ("SARCSE at 3e-5", "SARCSE at 3e-5, anchor 0.5")
+    f"{name}, 100,032 sentences": LONGER[100_032, name] for name in ("SARCSE at 3e-5", "SARCSE at 3e-5, anchor 0.5")
 }
 GROUPS = [
     f"under {SHARES[0]:g}",
