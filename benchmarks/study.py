@@ -36,14 +36,15 @@ from common import MAX_SEQ_LENGTH, SHARED
 from study_configurations import ENCODER, PARTS, SECOND_ENCODER, START
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.modeling_outputs import BaseModelOutput
 
 from checkpoints import last_good_checkpoint
 from comparison import correlations
 from data import load_sentences
 from eval_sts import encode, measure
 from figures import gold_groups
-from modeling_sarcse import SarcseEncoder, SarcseModel, SarcseModelOutput, mean_window
+from modeling_sarcse import SarcseDecoder, SarcseEncoder, SarcseModel, SarcseModelOutput, mean_window
 from tokens import token_counts, token_weights, tokenize
 from train import build_trainer, parse_arguments
 from trainer import two_views
@@ -52,7 +53,16 @@ from trainer import two_views
 LINES = Path(__file__).parent / "results" / "study.jsonl"
 TASKS = ["STS12", "STS14", "STS15", "STSB"]
 WRITING = Lock()
-NO_FLAGS = ("dropout", "error", "shielded_encoder", "target_decay", "token_pooling", "token_cutoff")
+NO_FLAGS = (
+    "decoder_shape",
+    "dropout",
+    "error",
+    "layers",
+    "shielded_encoder",
+    "target_decay",
+    "token_cutoff",
+    "token_pooling",
+)
 EVALUATIONS = 4  # of STS-B dev in a run; the best one picks the checkpoint, as in SimCSE's protocol
 
 
@@ -121,6 +131,25 @@ def shield_encoder(model: SarcseModel, _: tuple, inputs: dict[str, Any], output:
         ids, mask = inputs["input_ids"][:rows], inputs["attention_mask"][:rows]
         packed, _, content = model.pack_content(output.last_hidden_state[:rows].detach(), ids, mask)
         output.reconstruction = model.sentence_decoder(model.sentence_encoder(packed, content), content[:, :length])
+
+
+def simplify_decoder(decoder: SarcseDecoder, shape: str) -> None:
+    """From now on it has no TextCNN ("shallow"), or gives the embedding itself at every position ("none")."""
+    if shape == "shallow":
+        decoder.textcnn.register_forward_hook(lambda _, inputs, __: inputs[0])
+    elif shape == "none":
+        decoder.register_forward_hook(lambda _, inputs, __: inputs[0].unsqueeze(1).expand(-1, inputs[1].shape[1], -1))
+
+
+def average_first_last(encoder: PreTrainedModel) -> None:
+    """From now on its vectors are the mean of those of its first and of its last layer, as the pooler of that name."""
+
+    def average(_: torch.nn.Module, __: tuple, output: BaseModelOutput) -> None:
+        output.last_hidden_state = (output.hidden_states[1] + output.last_hidden_state) / 2  # (B, L, d)
+
+    ask = {"output_hidden_states": True}
+    encoder.register_forward_pre_hook(lambda _, inputs, options: (inputs, {**options, **ask}), with_kwargs=True)
+    encoder.register_forward_hook(average)
 
 
 def views_with_cutoff(
@@ -326,6 +355,10 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
         weigh_tokens(model, weights)
     if configuration["target_decay"]:
         trainer.add_callback(MovingAnchor(trainer.initial_encoder, configuration["target_decay"]))
+    if configuration["layers"] == "first_last":
+        average_first_last(model.encoder)
+    if configuration["decoder_shape"] != "full":
+        simplify_decoder(model.sentence_decoder, configuration["decoder_shape"])
     if configuration["shielded_encoder"]:
         model.register_forward_hook(shield_encoder, with_kwargs=True)
     made = record()

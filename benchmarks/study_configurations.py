@@ -6,8 +6,9 @@ from typing import Any
 # The defaults that this project began with. All fields are train.py's flags but these: `dropout`, of the encoder;
 # `error`, what takes the place of the squared error to the detached target; `shielded_encoder`, whether the
 # reconstruction has no gradient to the encoder; `target_decay`, of an anchor that is a moving average of the encoder;
-# `token_pooling`, by which a mean of tokens weighs them; and `token_cutoff`, the share of the tokens that each view
-# goes without.
+# `token_pooling`, by which a mean of tokens weighs them; `token_cutoff`, the share of the tokens that each view goes
+# without; `layers`, whose vectors are taken, those of the last one or the mean of the first's and the last's; and
+# `decoder_shape`, whether the decoder is whole, without its TextCNN (shallow) or not there at all (none).
 START: dict[str, Any] = {
     "max_train_samples": 5120,
     "per_device_train_batch_size": 64,
@@ -33,6 +34,8 @@ START: dict[str, Any] = {
     "decoder_initialization": "random",
     "dropout": 0.1,
     "token_cutoff": 0.0,
+    "layers": "last",
+    "decoder_shape": "full",
 }
 SIMCSE = {"pooler": "cls", "reconstruction_weight": 0.0}
 MEAN = {"pooler": "mean", "reconstruction_weight": 0.0}
@@ -61,7 +64,9 @@ CHOICES: list[dict[str, Any]] = [
     {**APART, "shielded_encoder": True},
     {**APART, "error": "cosine"},
     {**APART, "channels": 256},
-    {**APART, "reconstruction_weight": 3.0},
+    *({**APART, "reconstruction_weight": weight} for weight in (3.0, 1000.0)),  # the latter: hardly any contrast
+    *({**APART, "decoder_shape": shape} for shape in ("shallow", "none")),
+    {**APART, "layers": "first_last"},
     {**STEEP, "autoencoder_learning_rate": 1e-3},
     {**STEEP, "reconstruction_anchor": 1.0},
     *({**STEEP, "error": error} for error in ("cosine", "standardised")),
@@ -102,6 +107,7 @@ CHOICES: list[dict[str, Any]] = [
         for rate in (1e-4, 3e-4)
     ),
     *({**MEAN, "learning_rate": 3e-4, "token_cutoff": share} for share in (0.1, 0.2)),
+    {**MEAN, "learning_rate": 3e-4, "contrastive_temperature": 0.1, "layers": "first_last"},
     *({**FAST, "reconstruction_weight": weight} for weight in (0.0, 3.0, 10.0)),
     {**FAST, "frequency_weighting": "uniform"},
     {**FAST, "reconstruction_weight": 3.0, "frequency_weighting": "uniform"},

@@ -92,6 +92,34 @@ def test_a_shielded_encoder_has_no_gradient_from_the_reconstruction(tokenizer):
     assert model.sentence_encoder.integration.weight.grad.abs().sum() > 0
 
 
+def test_a_simple_decoder_gives_what_its_layers_left_would(tokenizer):
+    """Without its TextCNN the expansion's product alone; without anything the embedding."""
+    batch = tokenizer(SENTENCES[:2], padding=True, return_tensors="pt")
+    outputs = {}
+    for shape in ("shallow", "none"):
+        model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=8).eval()
+        study.simplify_decoder(model.sentence_decoder, shape)
+        outputs[shape] = model(**batch, output_reconstruction=True), model.sentence_decoder
+    for row in range(2):
+        for position in range(int(outputs["none"][0].content_mask[row].sum())):
+            output, _ = outputs["none"]
+            assert torch.equal(output.reconstruction[row, position], output.pooler_output[row])
+            output, decoder = outputs["shallow"]
+            product = output.pooler_output[row] @ decoder.expansion.weight[:, :, position] + decoder.expansion.bias
+            torch.testing.assert_close(output.reconstruction[row, position], decoder.output(F.gelu(product)))
+
+
+def test_layers_averaged_under_mean_pooling_are_the_pooler_of_that_name(tokenizer):
+    batch = tokenizer(SENTENCES[:2], padding=True, return_tensors="pt")
+    embeddings = {}
+    for pooler in ("mean", "first_last_average"):
+        model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler).eval()
+        if pooler == "mean":
+            study.average_first_last(model.encoder)
+        embeddings[pooler] = model(**batch).pooler_output
+    torch.testing.assert_close(embeddings["mean"], embeddings["first_last_average"])
+
+
 def test_a_moving_anchor_averages_the_weights_of_the_encoder():
     encoder, anchor = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
     anchor.weight.data.fill_(1.0)
