@@ -44,7 +44,7 @@ from comparison import correlations
 from data import load_sentences
 from eval_sts import encode, measure
 from figures import gold_groups
-from modeling_sarcse import SarcseDecoder, SarcseEncoder, SarcseModel, SarcseModelOutput, mean_window
+from modeling_sarcse import SarcseDecoder, SarcseEncoder, SarcseModel, SarcseModelOutput, masked_mean, mean_window
 from tokens import token_counts, token_weights, tokenize
 from train import build_trainer, parse_arguments
 from trainer import two_views
@@ -56,6 +56,7 @@ WRITING = Lock()
 NO_FLAGS = (
     "decoder_shape",
     "dropout",
+    "encoder_shape",
     "error",
     "layers",
     "shielded_encoder",
@@ -139,6 +140,11 @@ def simplify_decoder(decoder: SarcseDecoder, shape: str) -> None:
         decoder.textcnn.register_forward_hook(lambda _, inputs, __: inputs[0])
     elif shape == "none":
         decoder.register_forward_hook(lambda _, inputs, __: inputs[0].unsqueeze(1).expand(-1, inputs[1].shape[1], -1))
+
+
+def skip_textcnn(encoder: SarcseEncoder) -> None:
+    """From now on the sentence embedding is the plain mean of the content tokens' vectors."""
+    encoder.register_forward_hook(lambda _, inputs, __: masked_mean(*inputs))  # (B, L, d), (B, L) -> (B, d)
 
 
 def average_first_last(encoder: PreTrainedModel) -> None:
@@ -357,6 +363,8 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
         trainer.add_callback(MovingAnchor(trainer.initial_encoder, configuration["target_decay"]))
     if configuration["layers"] == "first_last":
         average_first_last(model.encoder)
+    if configuration["encoder_shape"] == "none":
+        skip_textcnn(model.sentence_encoder)
     if configuration["decoder_shape"] != "full":
         simplify_decoder(model.sentence_decoder, configuration["decoder_shape"])
     if configuration["shielded_encoder"]:

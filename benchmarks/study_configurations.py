@@ -7,8 +7,9 @@ from typing import Any
 # `error`, what takes the place of the squared error to the detached target; `shielded_encoder`, whether the
 # reconstruction has no gradient to the encoder; `target_decay`, of an anchor that is a moving average of the encoder;
 # `token_pooling`, by which a mean of tokens weighs them; `token_cutoff`, the share of the tokens that each view goes
-# without; `layers`, whose vectors are taken, those of the last one or the mean of the first's and the last's; and
-# `decoder_shape`, whether the decoder is whole, without its TextCNN (shallow) or not there at all (none).
+# without; `layers`, whose vectors are taken, those of the last one or the mean of the first's and the last's;
+# `decoder_shape`, whether the decoder is whole, without its TextCNN (shallow) or not there at all (none); and
+# `encoder_shape`, whether the sentence embedding is the TextCNN encoder's or a plain mean (none).
 START: dict[str, Any] = {
     "max_train_samples": 5120,
     "per_device_train_batch_size": 64,
@@ -36,6 +37,7 @@ START: dict[str, Any] = {
     "token_cutoff": 0.0,
     "layers": "last",
     "decoder_shape": "full",
+    "encoder_shape": "full",
 }
 SIMCSE = {"pooler": "cls", "reconstruction_weight": 0.0}
 MEAN = {"pooler": "mean", "reconstruction_weight": 0.0}
@@ -51,6 +53,12 @@ WIDE = {**FAST, "channels": 176}
 STEEP = {**WIDE, "frequency_smoothing": 1e-4}
 APART = {**STEEP, "autoencoder_learning_rate": 3e-4}
 WEIGHTED = {**MEAN, "learning_rate": 1e-4, "token_pooling": "smooth_inverse"}  # as the reconstruction weighs tokens
+# SARCSE without its parts, one after the other: a weight of 1,000 leaves hardly any contrast.
+LESS = {
+    "SARCSE without decoder": {**APART, "decoder_shape": "none"},
+    "SARCSE without new layers": {**APART, "decoder_shape": "none", "encoder_shape": "none"},
+    "SARCSE with hardly any contrast": {**APART, "reconstruction_weight": 1000.0},
+}
 CHOICES: list[dict[str, Any]] = [
     {},
     COPY,
@@ -64,8 +72,9 @@ CHOICES: list[dict[str, Any]] = [
     {**APART, "shielded_encoder": True},
     {**APART, "error": "cosine"},
     {**APART, "channels": 256},
-    *({**APART, "reconstruction_weight": weight} for weight in (3.0, 1000.0)),  # the latter: hardly any contrast
-    *({**APART, "decoder_shape": shape} for shape in ("shallow", "none")),
+    {**APART, "reconstruction_weight": 3.0},
+    *LESS.values(),
+    {**APART, "decoder_shape": "shallow"},
     {**APART, "layers": "first_last"},
     {**STEEP, "autoencoder_learning_rate": 1e-3},
     {**STEEP, "reconstruction_anchor": 1.0},
@@ -163,6 +172,7 @@ LADDER = {
     **{name: {**WIDE, **rung} for name, rung in RUNGS.items()},
     STEEPER: STEEP,
     SARCSE: SETTLED,
+    **LESS,
     STEEPER_AS_MEAN: {**STEEP, "learning_rate": 3e-4, "contrastive_temperature": 0.1},
     **{f"{name}, at 0.02": {**WIDE, "contrastive_temperature": 0.02, **rung} for name, rung in RUNGS.items()},
 }
@@ -194,7 +204,8 @@ OTHER_BATCH_SIZES = [
 ]
 # Four and twenty times the sentences: what wins in 80 steps may lose in 313 and in 1,563. SLOW has a third of the
 # learning rate.
-SLOW = {**SETTLED, "learning_rate": 3e-5, "autoencoder_learning_rate": 9e-5}
+SLOW_RATES = {"learning_rate": 3e-5, "autoencoder_learning_rate": 9e-5}
+SLOW = {**SETTLED, **SLOW_RATES}
 LENGTHS: dict[int, dict[str, dict[str, Any]]] = {
     20_032: {
         "START": {},
@@ -209,10 +220,12 @@ LENGTHS: dict[int, dict[str, dict[str, Any]]] = {
         STEEPER: STEEP,
         f"{STEEPER}, anchor 1": {**STEEP, "reconstruction_anchor": 1.0},
         f"{STEEPER}, at 3e-5": {**STEEP, "learning_rate": 3e-5},
+        **{f"{name}, at 3e-5": {**choice, **SLOW_RATES} for name, choice in LESS.items()},
     },
     100_032: {
         "SARCSE at 3e-5": SLOW,
         **{f"SARCSE at 3e-5, anchor {share}": {**SLOW, "reconstruction_anchor": share} for share in (0.25, 0.5, 1.0)},
+        **{f"{name}, at 3e-5": {**choice, **SLOW_RATES} for name, choice in LESS.items()},
         "SARCSE at 6e-6": {**SETTLED, "learning_rate": 6e-6, "autoencoder_learning_rate": 1.8e-5},
     },
 }

@@ -109,6 +109,14 @@ def test_a_simple_decoder_gives_what_its_layers_left_would(tokenizer):
             torch.testing.assert_close(output.reconstruction[row, position], decoder.output(F.gelu(product)))
 
 
+def test_without_its_textcnn_the_embedding_is_the_mean_of_the_content(tokenizer):
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=8).eval()
+    study.skip_textcnn(model.sentence_encoder)
+    for sentence in SENTENCES[:2]:
+        output = model(**tokenizer(sentence, return_tensors="pt"))
+        torch.testing.assert_close(output.pooler_output[0], output.last_hidden_state[0, 1:-1].mean(dim=0))
+
+
 def test_layers_averaged_under_mean_pooling_are_the_pooler_of_that_name(tokenizer):
     batch = tokenizer(SENTENCES[:2], padding=True, return_tensors="pt")
     embeddings = {}
