@@ -59,6 +59,8 @@ LESS = {
     "SARCSE without new layers": {**APART, "decoder_shape": "none", "encoder_shape": "none"},
     "SARCSE with hardly any contrast": {**APART, "reconstruction_weight": 1000.0},
 }
+# What came of it as an option of the program: mean pooling with a reconstruction.
+DIRECT = {**MEAN, "reconstruction_weight": 1.0, "learning_rate": 1e-4, "frequency_smoothing": 1e-5}
 CHOICES: list[dict[str, Any]] = [
     {},
     COPY,
@@ -74,6 +76,7 @@ CHOICES: list[dict[str, Any]] = [
     {**APART, "channels": 256},
     {**APART, "reconstruction_weight": 3.0},
     *LESS.values(),
+    {**APART, "frequency_smoothing": 1e-5},
     {**APART, "decoder_shape": "shallow"},
     {**APART, "layers": "first_last"},
     {**STEEP, "autoencoder_learning_rate": 1e-3},
@@ -117,6 +120,11 @@ CHOICES: list[dict[str, Any]] = [
     ),
     *({**MEAN, "learning_rate": 3e-4, "token_cutoff": share} for share in (0.1, 0.2)),
     {**MEAN, "learning_rate": 3e-4, "contrastive_temperature": 0.1, "layers": "first_last"},
+    DIRECT,
+    *({**DIRECT, "frequency_smoothing": smoothing} for smoothing in (1e-4, 1e-6)),
+    *({**DIRECT, "contrastive_temperature": temperature} for temperature in (0.02, 0.1)),
+    *({**DIRECT, "learning_rate": rate} for rate in (5e-5, 2e-4)),
+    {**DIRECT, "reconstruction_weight": 3.0},
     *({**FAST, "reconstruction_weight": weight} for weight in (0.0, 3.0, 10.0)),
     {**FAST, "frequency_weighting": "uniform"},
     {**FAST, "reconstruction_weight": 3.0, "frequency_weighting": "uniform"},
@@ -165,6 +173,7 @@ RUNGS: dict[str, dict[str, Any]] = {
 }
 STEEPER = "+ steeper weights"
 STEEPER_AS_MEAN = "+ steeper weights, at 0.1 and 3e-4"  # as mean pooling is settled
+MEAN_RECONSTRUCTED = "mean pooling + reconstruction"
 SARCSE = "+ faster new layers: SARCSE"
 LADDER = {
     **BASELINES,
@@ -173,6 +182,7 @@ LADDER = {
     STEEPER: STEEP,
     SARCSE: SETTLED,
     **LESS,
+    MEAN_RECONSTRUCTED: DIRECT,
     STEEPER_AS_MEAN: {**STEEP, "learning_rate": 3e-4, "contrastive_temperature": 0.1},
     **{f"{name}, at 0.02": {**WIDE, "contrastive_temperature": 0.02, **rung} for name, rung in RUNGS.items()},
 }
@@ -195,17 +205,20 @@ def with_batch_size(choice: dict[str, Any], size: int) -> dict[str, Any]:
 
 
 METHODS = {"SimCSE": SETTLED_SIMCSE, "mean pooling": SETTLED_MEAN, "SARCSE": SETTLED}
-IN_BATCHES = {**METHODS, STEEPER: STEEP}
 OTHER_BATCH_SIZES = [
     with_batch_size(choice, size)
     for size in BATCH_SIZES
-    for choice in IN_BATCHES.values()
+    for choice in METHODS.values()
     if size != START["per_device_train_batch_size"]
 ]
 # Four and twenty times the sentences: what wins in 80 steps may lose in 313 and in 1,563. SLOW has a third of the
 # learning rate.
 SLOW_RATES = {"learning_rate": 3e-5, "autoencoder_learning_rate": 9e-5}
 SLOW = {**SETTLED, **SLOW_RATES}
+DIRECT_SLOW = {
+    f"{MEAN_RECONSTRUCTED}, at 3e-5": {**DIRECT, "learning_rate": 3e-5},
+    f"{MEAN_RECONSTRUCTED}, at 3e-5, anchor 0.5": {**DIRECT, "learning_rate": 3e-5, "reconstruction_anchor": 0.5},
+}
 LENGTHS: dict[int, dict[str, dict[str, Any]]] = {
     20_032: {
         "START": {},
@@ -221,11 +234,13 @@ LENGTHS: dict[int, dict[str, dict[str, Any]]] = {
         f"{STEEPER}, anchor 1": {**STEEP, "reconstruction_anchor": 1.0},
         f"{STEEPER}, at 3e-5": {**STEEP, "learning_rate": 3e-5},
         **{f"{name}, at 3e-5": {**choice, **SLOW_RATES} for name, choice in LESS.items()},
+        **DIRECT_SLOW,
     },
     100_032: {
         "SARCSE at 3e-5": SLOW,
         **{f"SARCSE at 3e-5, anchor {share}": {**SLOW, "reconstruction_anchor": share} for share in (0.25, 0.5, 1.0)},
         **{f"{name}, at 3e-5": {**choice, **SLOW_RATES} for name, choice in LESS.items()},
+        **DIRECT_SLOW,
         "SARCSE at 6e-6": {**SETTLED, "learning_rate": 6e-6, "autoencoder_learning_rate": 1.8e-5},
     },
 }
@@ -244,6 +259,7 @@ SECOND_METHODS: dict[str, tuple[dict[str, Any], list[tuple[float, float]]]] = {
     "mean pooling": (MEAN, [*((0.05, rate) for rate in SECOND_RATES), (0.1, 1e-4)]),
     STEEPER: ({**STEEP, "channels": 256}, [*((0.05, rate) for rate in SECOND_RATES), (0.1, 3e-5)]),
     "SARCSE": ({**SETTLED, "channels": 256}, [(0.05, rate) for rate in SECOND_RATES[:3]]),
+    MEAN_RECONSTRUCTED: (DIRECT, [(0.05, rate) for rate in SECOND_RATES[:3]]),
 }
 SECOND_LADDER: dict[str, dict[str, Any]] = {
     **UNTRAINED_POOLERS,

@@ -27,13 +27,15 @@ from study_configurations import (
     BATCH_SIZES,
     CHOICES,
     COPY,
+    DIRECT,
     EARLIER_BASELINES,
     ENCODER,
     FAST,
-    IN_BATCHES,
     LADDER,
+    LESS,
     LONGER,
     MEAN,
+    MEAN_RECONSTRUCTED,
     METHODS,
     SARCSE,
     SECOND_ENCODER,
@@ -122,6 +124,7 @@ STARTS = {
     "APART": APART,
     "SimCSE": SIMCSE,
     "mean pooling": MEAN,
+    "DIRECT": DIRECT,
 }
 
 
@@ -194,6 +197,9 @@ COMPARED = [
     (STEEPER, "mean pooling"),
     (STEEPER_AS_MEAN, "mean pooling"),
     (STEEPER_AS_MEAN, STEEPER),
+    *((name, SARCSE) for name in (*LESS, MEAN_RECONSTRUCTED)),
+    (MEAN_RECONSTRUCTED, "SimCSE"),
+    (MEAN_RECONSTRUCTED, "mean pooling"),
     ("mean pooling", "mean pooling, at 0.05"),
     ("weighted mean pooling", "mean pooling"),
     ("weighted mean pooling", "mean pooling, at 0.05 and 1e-4"),
@@ -232,9 +238,9 @@ def paired_table(
 def batch_size_table(lines: list[dict[str, Any]]) -> str:
     """Average by batch size."""
     compared = [("SARCSE", "SimCSE"), ("SARCSE", "mean pooling")]
-    rows = [["batch size", "seeds", *IN_BATCHES, *(f"{name} minus {other}" for name, other in compared)]]
+    rows = [["batch size", "seeds", *METHODS, *(f"{name} minus {other}" for name, other in compared)]]
     for size in BATCH_SIZES:
-        of = {name: runs(lines, with_batch_size(choice, size)) for name, choice in IN_BATCHES.items()}
+        of = {name: runs(lines, with_batch_size(choice, size)) for name, choice in METHODS.items()}
         if of["SARCSE"]:
             cells = [mean_and_deviation(found, average) for found in of.values()]
             others = [difference_cell(difference(of[name], of[other], average)) for name, other in compared]
@@ -244,11 +250,11 @@ def batch_size_table(lines: list[dict[str, Any]]) -> str:
 
 def batch_change_table(lines: list[dict[str, Any]]) -> str:
     """What another batch size than that of the rest of the study changes in the average of each method."""
-    rows = [["batch size", *IN_BATCHES]]
+    rows = [["batch size", *METHODS]]
     for size in BATCH_SIZES:
         changes = [
             difference(runs(lines, with_batch_size(choice, size)), runs(lines, choice), average)
-            for choice in IN_BATCHES.values()
+            for choice in METHODS.values()
         ]
         if size != START["per_device_train_batch_size"]:
             rows.append([str(size), *map(difference_cell, changes)])
@@ -393,7 +399,7 @@ def draw_batch_sizes(lines: list[dict[str, Any]], path: Path) -> None:
         return
     figure = Figure(figsize=(5, 2.8))
     panel = figure.subplots()
-    for index, (name, choice) in enumerate(IN_BATCHES.items()):
+    for index, (name, choice) in enumerate(METHODS.items()):
         found = {size: runs(lines, with_batch_size(choice, size)).values() for size in BATCH_SIZES}
         points = {size: [average(line) for line in of] for size, of in found.items() if len(of) > 1}
         panel.errorbar(

@@ -250,9 +250,23 @@ def test_first_last_average_is_the_mean_over_tokens_of_the_first_and_the_last_la
     torch.testing.assert_close(output.pooler_output, (first + last).mean(dim=1) / 2)
 
 
-def test_only_the_autoencoder_reconstructs(tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean")
-    with pytest.raises(ValueError, match="has no decoder"):
+def test_under_mean_pooling_each_token_is_reconstructed_as_the_embedding(tokenizer):
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean").eval()
+    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    output = model(**batch, output_reconstruction=True, reconstructed_rows=1)
+    vectors = output.last_hidden_state[0, : int(batch["attention_mask"][0].sum())]
+    torch.testing.assert_close(output.pooler_output[0], vectors.mean(dim=0))
+    errors = (vectors.mean(dim=0) - vectors[1:-1]).pow(2).mean(dim=1)  # without <s> and </s>
+    torch.testing.assert_close(output.reconstruction_errors()[0, : len(errors)], errors)
+    assert output.reconstruction_errors()[0, len(errors) :].eq(0).all() and len(output.content_mask) == 1
+    (tokens,) = model.token_importance(SENTENCES[:1], tokenizer)
+    assert [error for _, error in tokens] == pytest.approx(errors.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("pooler", ["cls", "first_last_average"])
+def test_the_other_poolers_do_not_reconstruct(pooler, tokenizer):
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler)
+    with pytest.raises(ValueError, match="has no reconstruction"):
         model(**tokenizer(SENTENCES, padding=True, return_tensors="pt"), output_reconstruction=True)
 
 

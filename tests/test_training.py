@@ -361,7 +361,7 @@ STREAM = ["--streaming", "true", "--max_steps", "3"]
         (["--contrastive_temperature", "0"], "--contrastive_temperature must be above 0, got 0.0"),
         (["--reconstruction_weight", "-1"], "--reconstruction_weight must not be negative"),
         (["--reconstruction_anchor", "2"], "--reconstruction_anchor must be from 0 to 1, got 2.0"),
-        (["--pooler", "cls"], "--pooler cls has no decoder: add --reconstruction_weight 0"),
+        (["--pooler", "cls"], "--pooler cls has no reconstruction: add --reconstruction_weight 0"),
         (["--channels", "0"], "`channels` must be .* at least 1, got 0"),
         (["--resume_from_checkpoint", "last"], "no checkpoint in"),
         (["none.yaml"], "none.yaml: no such recipe"),
