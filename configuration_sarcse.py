@@ -28,8 +28,9 @@ class SarcseConfig(PretrainedConfig):
         pooler (`str`, defaults to `"autoencoder"`):
             What makes the sentence embedding: `"autoencoder"`, the TextCNN encoder (SARCSE); `"cls"`, the first
             token's vector, with a tanh layer during training only (SimCSE, arXiv 2104.08821, section 6.3); `"mean"`,
-            the mean over all attended tokens (as sentence-transformers pools); `"first_last_average"`, the same mean
-            of the average of the first and the last layer (the "first-last avg." of SimCSE's tables).
+            the mean over all attended tokens (as sentence-transformers pools), from which each token's vector can be
+            reconstructed without a decoder; `"first_last_average"`, the same mean of the average of the first and the
+            last layer (the "first-last avg." of SimCSE's tables).
         kernel_sizes (`list[int]`, defaults to `[3, 4, 5]`):
             Widths, in tokens, of the TextCNN's convolutions (paper, section on the autoencoder).
         channels (`int`, *optional*):
@@ -43,7 +44,7 @@ class SarcseConfig(PretrainedConfig):
         pooling (`str`, defaults to `"mean"`):
             How the integrated vectors become one: `"mean"` or `"max"` over the content tokens.
         decoder_length (`int`, defaults to 32):
-            Number of tokens that the decoder can reconstruct. Tokens past it are encoded but not reconstructed.
+            Number of tokens that are reconstructed. Tokens past it are encoded but not reconstructed.
         decoder_initialization (`str`, defaults to `"copy"`):
             What a fresh decoder reconstructs: `"copy"`, the sentence embedding at every position, so that its error
             pulls the embedding towards the tokens' weighted mean from the first step on (this project's idea, settled

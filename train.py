@@ -89,7 +89,9 @@ class ModelArguments:
         default=None, metadata={"help": "As in AutoModel.from_pretrained, for example flash_attention_2."}
     )
     pooler: Literal["autoencoder", "cls", "mean", "first_last_average"] | None = _architecture(
-        "pooler", "autoencoder (SARCSE), cls (SimCSE), mean or first_last_average."
+        "pooler",
+        "autoencoder (SARCSE), mean (also with a reconstruction, benchmarks/results/README.md), cls (SimCSE) or "
+        "first_last_average.",
     )
     kernel_sizes: list[int] | None = _architecture("kernel_sizes", "Widths of the TextCNN's convolutions.")
     channels: int | None = field(
@@ -104,7 +106,7 @@ class ModelArguments:
     )
     activation: str | None = _architecture("activation", "Activation of the TextCNNs.")
     pooling: Literal["mean", "max"] | None = _architecture("pooling", "Pooling over the content tokens.")
-    decoder_length: int | None = _architecture("decoder_length", "Number of tokens that the decoder can reconstruct.")
+    decoder_length: int | None = _architecture("decoder_length", "Number of tokens that are reconstructed.")
     decoder_initialization: Literal["copy", "random"] | None = _architecture(
         "decoder_initialization", "What a fresh decoder gives: the sentence embedding at every position, or noise."
     )
@@ -124,7 +126,7 @@ class SarcseTrainingArguments(TrainingArguments):
 
     contrastive_temperature: float = field(default=0.05, metadata={"help": "Temperature of InfoNCE."})
     reconstruction_weight: float = field(
-        default=1.0, metadata={"help": "Weight (lambda) of the reconstruction loss; 0 leaves the decoder out."}
+        default=1.0, metadata={"help": "Weight (lambda) of the reconstruction loss; 0 leaves it out."}
     )
     reconstructed_views: Literal[1, 2] = field(
         default=1,

@@ -31,6 +31,9 @@ tokens in them.""",
 sentence; the embedding is the first token's vector.""",
     "mean": f"""Trained without labels by InfoNCE over two dropout views of each sentence, as SimCSE
 ({SIMCSE}); the embedding is the mean of the token vectors.""",
+    "mean_reconstructed": f"""Trained without labels by InfoNCE over two dropout views of each sentence and by
+the self-adaptive reconstruction of SARCSE ({SARCSE}), without its autoencoder: the embedding is the mean of the token
+vectors, which is drawn to each of them with a weight that falls with the token's frequency.""",
     "first_last_average": f"""Trained without labels by InfoNCE over two dropout views of each sentence, as SimCSE
 ({SIMCSE}); the embedding is the mean of the first and the last layer's token vectors.""",
 }
@@ -43,7 +46,7 @@ FIGURES = {
 }
 
 CITATIONS = {
-    "autoencoder": """@article{liu2024sarcse,
+    "sarcse": """@article{liu2024sarcse,
   title   = {Self-Adaptive Reconstruction with Contrastive Learning for Unsupervised Sentence Embeddings},
   author  = {Liu, Junlong and Shang, Xichen and Feng, Huawen and Zheng, Junhao and Ma, Qianli},
   journal = {arXiv preprint arXiv:2402.15153},
@@ -92,6 +95,16 @@ class Facts:
     def figures(self) -> list[Path]:
         """Those of `FIGURES` that are there."""
         return [file for name in FIGURES if (file := self.figure_dir / f"{name}.png").is_file()]
+
+    def method(self) -> str:
+        """Key of `METHODS`."""
+        pooler = self.model.config.pooler
+        reconstructs = self.record.get("hyperparameters", {}).get("reconstruction_weight", 0) > 0
+        return "mean_reconstructed" if pooler == "mean" and reconstructs else pooler
+
+    def is_sarcse(self) -> bool:
+        """Whether it has the paper's autoencoder, or at least its reconstruction."""
+        return self.method() in ("autoencoder", "mean_reconstructed")
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
@@ -216,7 +229,7 @@ def eval_result_entries(facts: Facts) -> list[dict[str, Any]]:
 def card_data(facts: Facts, repo_id: str, license: str | None, language: list[str]) -> ModelCardData:
     dataset = facts.record.get("train_data", {}).get("hub_id")
     base_model = facts.base_model()
-    method_tags = ["sarcse"] if facts.model.config.pooler == "autoencoder" else ["simcse"]
+    method_tags = ["sarcse"] if facts.is_sarcse() else ["simcse"]
     return ModelCardData(
         model_name=repo_id.split("/")[-1],
         language=language or None,
@@ -339,7 +352,6 @@ def write_card(
     path: Path, facts: Facts, repo_id: str, revision: str, license: str | None, language: list[str]
 ) -> None:
     """Write the card; `revision` is what its examples pin."""
-    pooler = facts.model.config.pooler
     card = ModelCard.from_template(
         card_data(facts, repo_id, license, language),
         template_path=str(TEMPLATE),
@@ -348,7 +360,7 @@ def write_card(
         revision=revision,
         dimensions=facts.model.config.hidden_size,
         base_model=facts.base_model(),
-        method=METHODS[pooler],
+        method=METHODS[facts.method()],
         model_facts=model_facts(facts),
         scores=scores_section(facts),
         training=training_section(facts),
@@ -357,6 +369,6 @@ def write_card(
         training_length=facts.record.get("hyperparameters", {}).get("max_seq_length"),
         selected_on=selected_on(facts),
         license=license,
-        citation=CITATIONS["autoencoder" if pooler == "autoencoder" else "simcse"],
+        citation=CITATIONS["sarcse" if facts.is_sarcse() else "simcse"],
     )
     card.save(path)

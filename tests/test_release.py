@@ -241,6 +241,23 @@ def test_the_card_says_what_was_recorded(release_folder, finished_run):
         assert fact in card.content, fact
 
 
+@pytest.mark.parametrize(
+    ("pooler", "weight", "sentence", "tag"),
+    [
+        ("mean", 1.0, "the embedding is the mean of the token vectors, which is drawn to each of them", "sarcse"),
+        ("mean", 0.0, "as SimCSE", "simcse"),
+        ("cls", 0.0, "by SimCSE", "simcse"),
+    ],
+)
+def test_the_card_names_the_method_that_was_trained(facts, tmp_path, pooler, weight, sentence, tag):
+    facts.model.config.pooler = pooler
+    facts.record["hyperparameters"]["reconstruction_weight"] = weight
+    write_card(tmp_path / "README.md", facts, "you/model", "v1", None, ["en"])
+    card = ModelCard.load(tmp_path / "README.md")
+    assert sentence in " ".join(card.content.split()) and card.data.tags[-1] == tag
+    assert ("liu2024sarcse" in card.content) == (tag == "sarcse")
+
+
 def test_the_data_hash_is_of_the_sentences_trained_on(finished_run):
     """`head -n 32 demo/sentences.txt | sha256sum`"""
     lines = (DEMO / "sentences.txt").read_bytes().splitlines(keepends=True)[:32]

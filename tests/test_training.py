@@ -249,6 +249,7 @@ def random_state_and_gradients(trainer, step) -> tuple[torch.Tensor, dict[str, t
         {"reconstructed_views": 2, "reconstruction_anchor": 0.5},
         {"reconstruction_weight": 0},
         {"pooler": "cls", "reconstruction_weight": 0},
+        {"pooler": "mean"},
     ],
 )
 @pytest.mark.parametrize("size", [3, 100])
