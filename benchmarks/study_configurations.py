@@ -279,6 +279,7 @@ SECOND_SETTLED = {
     "SimCSE": "SimCSE, 0.02 and 0.0001",
     "mean pooling": "mean pooling, 0.05 and 0.0001",
     "SARCSE": "SARCSE, 0.05 and 3e-05",
+    MEAN_RECONSTRUCTED: f"{MEAN_RECONSTRUCTED}, 0.05 and 3e-05",
 }
 PARTS = {
     "choices": CHOICES,
