@@ -380,13 +380,13 @@ def explain(
     Figure 1: the tokens of each pair with their reconstruction errors, and the cosine similarity, by model.
 
     Raises:
-        ValueError: a model is not a SARCSE model with an autoencoder.
+        ValueError: a model is not a SARCSE model that can reconstruct.
     """
     explained: dict[str, list[figures.ExplainedPair]] = {}
     for name in names:
         model, tokenizer = load_model(name, revision=revision)
-        if model.config.pooler != "autoencoder":
-            raise ValueError(f"{name} has no decoder to explain a sentence with: --explain needs a SARCSE model.")
+        if kind_of_model(name, revision) != "sarcse" or model.config.pooler not in ("autoencoder", "mean"):
+            raise ValueError(f"{name} cannot reconstruct tokens from a sentence: --explain needs a SARCSE model.")
         model.to(device)
         explained[name] = []
         for pair in pairs:

@@ -26,6 +26,7 @@ from eval_sts import (
     measure,
     uniformity,
 )
+from modeling_sarcse import SarcseModel
 
 from .conftest import ENCODER, PROJECT, SENTENCES, run_python
 
@@ -317,11 +318,14 @@ def test_two_processes_score_as_one(saved_model, tmp_path):
     assert two["sentences"] == one["sentences"]
 
 
-def test_explain_writes_a_page_and_pictures(saved_model, tmp_path):
+def test_explain_writes_a_page_and_pictures(saved_model, tokenizer, tmp_path):
+    """... of models with an autoencoder, and of those that reconstruct from their mean."""
+    for part in (SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean"), tokenizer):
+        part.save_pretrained(tmp_path / "mean")
     pairs = ["--explain", "A boy kicks a ball.", "A child plays.", "--explain", "One & two.", ""]
-    process = run_python(PROJECT / "eval_sts.py", saved_model, *pairs, cwd=tmp_path)
+    process = run_python(PROJECT / "eval_sts.py", saved_model, tmp_path / "mean", *pairs, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.count("cosine similarity") == 2
+    assert process.stdout.count("cosine similarity") == 4
     assert "boy 0." in process.stdout
     for ending in ("html", "png", "svg"):
         assert (tmp_path / "output" / "explain" / f"token_importance.{ending}").is_file()
@@ -349,7 +353,7 @@ def test_without_sentence_transformers_the_message_says_what_to_install(monkeypa
         (["{model}", "--pairs", DEMO_PAIRS, "--device", "cuda", "--int8"], "--int8 runs on the CPU, not on cuda"),
         (["{model}", "--pairs", DEMO_PAIRS, "--output_dir", DEMO_PAIRS], f"--output_dir {DEMO_PAIRS}: File exists"),
         (["{nan}", "--pairs", DEMO_PAIRS], "some embeddings are not finite numbers"),
-        ([str(ENCODER), "--explain", "a", "b"], "has no decoder to explain a sentence with"),
+        ([str(ENCODER), "--explain", "a", "b"], "cannot reconstruct tokens from a sentence"),
         (["{broken}", "--pairs", DEMO_PAIRS], "sentence-transformers cannot load it"),
     ],
 )
