@@ -61,6 +61,7 @@ LESS = {
 }
 # What came of it as an option of the program: mean pooling with a reconstruction.
 DIRECT = {**MEAN, "reconstruction_weight": 1.0, "learning_rate": 1e-4, "frequency_smoothing": 1e-5}
+FIRST_LAST = {**APART, "layers": "first_last"}
 CHOICES: list[dict[str, Any]] = [
     {},
     COPY,
@@ -78,7 +79,7 @@ CHOICES: list[dict[str, Any]] = [
     *LESS.values(),
     {**APART, "frequency_smoothing": 1e-5},
     {**APART, "decoder_shape": "shallow"},
-    {**APART, "layers": "first_last"},
+    FIRST_LAST,
     {**STEEP, "autoencoder_learning_rate": 1e-3},
     {**STEEP, "reconstruction_anchor": 1.0},
     *({**STEEP, "error": error} for error in ("cosine", "standardised")),
@@ -174,6 +175,7 @@ RUNGS: dict[str, dict[str, Any]] = {
 STEEPER = "+ steeper weights"
 STEEPER_AS_MEAN = "+ steeper weights, at 0.1 and 3e-4"  # as mean pooling is settled
 MEAN_RECONSTRUCTED = "mean pooling + reconstruction"
+ON_FIRST_LAST = "SARCSE on first and last layer"
 SARCSE = "+ faster new layers: SARCSE"
 LADDER = {
     **BASELINES,
@@ -183,6 +185,7 @@ LADDER = {
     SARCSE: SETTLED,
     **LESS,
     MEAN_RECONSTRUCTED: DIRECT,
+    ON_FIRST_LAST: FIRST_LAST,
     STEEPER_AS_MEAN: {**STEEP, "learning_rate": 3e-4, "contrastive_temperature": 0.1},
     **{f"{name}, at 0.02": {**WIDE, "contrastive_temperature": 0.02, **rung} for name, rung in RUNGS.items()},
 }

@@ -37,6 +37,7 @@ from study_configurations import (
     MEAN,
     MEAN_RECONSTRUCTED,
     METHODS,
+    ON_FIRST_LAST,
     SARCSE,
     SECOND_ENCODER,
     SECOND_LADDER,
@@ -197,7 +198,7 @@ COMPARED = [
     (STEEPER, "mean pooling"),
     (STEEPER_AS_MEAN, "mean pooling"),
     (STEEPER_AS_MEAN, STEEPER),
-    *((name, SARCSE) for name in (*LESS, MEAN_RECONSTRUCTED)),
+    *((name, SARCSE) for name in (*LESS, MEAN_RECONSTRUCTED, ON_FIRST_LAST)),
     (MEAN_RECONSTRUCTED, "SimCSE"),
     (MEAN_RECONSTRUCTED, "mean pooling"),
     ("mean pooling", "mean pooling, at 0.05"),
@@ -223,12 +224,12 @@ def paired_table(
     encoder: str = ENCODER,
 ) -> str:
     """By task, the paired differences of models that are given by their names."""
-    rows = [["difference", "pairs", *TASKS, "average"]]
+    rows = [["difference", "pairs", "STS-B dev", *TASKS, "average"]]
     for name, other_name in compared:
         one, other = (runs(lines, models[model], encoder) for model in (name, other_name))
         pairs = len(one.keys() & other.keys())
         if pairs > 2:
-            scores = [*(lambda line, task=task: line["sts"][task] for task in TASKS), average]
+            scores = [dev, *(lambda line, task=task: line["sts"][task] for task in TASKS), average]
             cells = [difference_cell(difference(one, other, score)) for score in scores]
             label = f"{name} minus {other_name}".replace(SARCSE, "SARCSE")
             rows.append([label, str(pairs), *cells])
