@@ -1,6 +1,7 @@
 """The benchmarks' arithmetic, at a tiny size: what they measure is not tested, for a test must not depend on time."""
 
 import json
+import re
 import sys
 from math import sqrt
 from types import SimpleNamespace
@@ -240,3 +241,19 @@ def test_differences_are_paired_and_their_interval_is_students():
 def test_the_tables_of_the_study_are_those_of_its_lines():
     page = study_report.PAGE.read_text(encoding="utf-8")
     assert study_report.with_tables(page, study.read_lines()) == page
+
+
+@pytest.mark.parametrize(
+    "path", [study_report.PAGE, study_report.PAGE.parents[2] / "README.md"], ids=["page", "README"]
+)
+def test_each_interval_that_is_quoted_is_in_a_table_of_the_study(path):
+    """Or the same difference the other way round: what more seeds have moved is not quoted as it was."""
+    interval = re.compile(r"\[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\]")
+    page = study_report.PAGE.read_text(encoding="utf-8")
+    known = {
+        (float(low), float(high)) for row in page.splitlines() if row[:1] == "|" for low, high in interval.findall(row)
+    }
+    known |= {(-high, -low) for low, high in known}
+    prose = " ".join(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] != "|")
+    quoted = {(float(low), float(high)) for low, high in interval.findall(prose)}
+    assert quoted and quoted <= known
