@@ -38,6 +38,7 @@ from study_configurations import (
     MEAN_RECONSTRUCTED,
     METHODS,
     ON_FIRST_LAST,
+    PROPORTIONAL_SIZES,
     SARCSE,
     SECOND_ENCODER,
     SECOND_LADDER,
@@ -262,6 +263,24 @@ def batch_change_table(lines: list[dict[str, Any]]) -> str:
     return markdown_table(rows)
 
 
+def batch_rate_table(lines: list[dict[str, Any]]) -> str:
+    """Learning rates in proportion to the batch size, and what is better or worse about them than with its root."""
+    rows = [["batch size", "method", "seeds", "STS-B dev", "difference", "average", "difference"]]
+    for size in PROPORTIONAL_SIZES:
+        for name, choice in METHODS.items():
+            root, proportional = (runs(lines, with_batch_size(choice, size, exponent)) for exponent in (0.5, 1))
+            cells = [
+                cell
+                for score in (dev, average)
+                for cell in (
+                    mean_and_deviation(proportional, score),
+                    difference_cell(difference(proportional, root, score)),
+                )
+            ]
+            rows.append([str(size), name, str(len(proportional)), *cells])
+    return markdown_table(rows)
+
+
 # Trainings that went on for too long, without an anchor and with one.
 TOO_LONG = {
     f"{name}, 100,032 sentences": LONGER[100_032, name] for name in ("SARCSE at 3e-5", "SARCSE at 3e-5, anchor 0.5")
@@ -354,6 +373,7 @@ TABLES = {
     "medians": median_table,
     "batch sizes": batch_size_table,
     "batch changes": batch_change_table,
+    "batch rates": batch_rate_table,
     "bias": bias_table,
     "errors": error_table,
     "second encoder": second_encoder_table,
