@@ -389,7 +389,7 @@ def draw_choices(lines: list[dict[str, Any]], path: Path) -> None:
     """SARCSE's choices as points with their intervals, the best on top, a panel for each of their starting points."""
     found = {}
     for name, start in STARTS.items():
-        if "pooler" in start:
+        if start.get("reconstruction_weight") == 0:
             continue  # a baseline
         choices = [choice for choice in CHOICES if start_of(choice) == name]
         values = [
@@ -399,7 +399,7 @@ def draw_choices(lines: list[dict[str, Any]], path: Path) -> None:
         if rows:
             found[name] = rows
     heights = [len(rows) + 1 for rows in found.values()]
-    figure = Figure(figsize=(6.6, 1.2 + 0.22 * sum(heights)))
+    figure = Figure(figsize=(8.5, 1.2 + 0.22 * sum(heights)))
     panels = figure.subplots(len(found), 1, sharex=True, height_ratios=heights)
     for panel, (name, rows) in zip(panels, found.items()):
         for row, (_, (mean, low, high)) in enumerate(rows):
@@ -409,7 +409,7 @@ def draw_choices(lines: list[dict[str, Any]], path: Path) -> None:
         panel.set_yticks(range(len(rows)), [change for change, _ in rows])
         panel.set_title(f"from {name}")
         panel.set_ylim(-0.6, len(rows) - 0.4)
-    panels[-1].set_xlabel("STS-B dev: difference, and its 95% interval")
+    panels[-1].set_xlabel("difference on STS-B dev, 95% interval")
     save(figure, path)
 
 
