@@ -12,6 +12,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from study_configurations import (
     APART,
     BASELINES,
     BATCH_SIZES,
+    BATCHES,
     CHOICES,
     COPY,
     DIRECT,
@@ -38,7 +40,6 @@ from study_configurations import (
     MEAN_RECONSTRUCTED,
     METHODS,
     ON_FIRST_LAST,
-    PROPORTIONAL_SIZES,
     SARCSE,
     SECOND_ENCODER,
     SECOND_LADDER,
@@ -238,46 +239,28 @@ def paired_table(
 
 
 def batch_size_table(lines: list[dict[str, Any]]) -> str:
-    """Average by batch size."""
+    """Average by batch size and rule of the learning rates."""
     compared = [("SARCSE", "SimCSE"), ("SARCSE", "mean pooling")]
     rows = [["batch size", "seeds", *METHODS, *(f"{name} minus {other}" for name, other in compared)]]
-    for size in BATCH_SIZES:
-        of = {name: runs(lines, with_batch_size(choice, size)) for name, choice in METHODS.items()}
+    for label, batch in BATCHES.items():
+        of = {name: runs(lines, with_batch_size(choice, *batch)) for name, choice in METHODS.items()}
         if of["SARCSE"]:
             cells = [mean_and_deviation(found, average) for found in of.values()]
             others = [difference_cell(difference(of[name], of[other], average)) for name, other in compared]
-            rows.append([str(size), str(len(of["SARCSE"])), *cells, *others])
+            rows.append([label, str(len(of["SARCSE"])), *cells, *others])
     return markdown_table(rows)
 
 
-def batch_change_table(lines: list[dict[str, Any]]) -> str:
-    """What another batch size than that of the rest of the study changes in the average of each method."""
+def batch_change_table(lines: list[dict[str, Any]], score: Score) -> str:
+    """What another batch size than that of the rest of the study changes in the score of each method."""
     rows = [["batch size", *METHODS]]
-    for size in BATCH_SIZES:
+    for label, (size, exponent) in BATCHES.items():
         changes = [
-            difference(runs(lines, with_batch_size(choice, size)), runs(lines, choice), average)
+            difference(runs(lines, with_batch_size(choice, size, exponent)), runs(lines, choice), score)
             for choice in METHODS.values()
         ]
         if size != START["per_device_train_batch_size"]:
-            rows.append([str(size), *map(difference_cell, changes)])
-    return markdown_table(rows)
-
-
-def batch_rate_table(lines: list[dict[str, Any]]) -> str:
-    """Learning rates in proportion to the batch size, and what is better or worse about them than with its root."""
-    rows = [["batch size", "method", "seeds", "STS-B dev", "difference", "average", "difference"]]
-    for size in PROPORTIONAL_SIZES:
-        for name, choice in METHODS.items():
-            root, proportional = (runs(lines, with_batch_size(choice, size, exponent)) for exponent in (0.5, 1))
-            cells = [
-                cell
-                for score in (dev, average)
-                for cell in (
-                    mean_and_deviation(proportional, score),
-                    difference_cell(difference(proportional, root, score)),
-                )
-            ]
-            rows.append([str(size), name, str(len(proportional)), *cells])
+            rows.append([label, *map(difference_cell, changes)])
     return markdown_table(rows)
 
 
@@ -372,8 +355,8 @@ TABLES = {
     "differences": differences_table,
     "medians": median_table,
     "batch sizes": batch_size_table,
-    "batch changes": batch_change_table,
-    "batch rates": batch_rate_table,
+    "batch changes": partial(batch_change_table, score=average),
+    "batch changes on dev": partial(batch_change_table, score=dev),
     "bias": bias_table,
     "errors": error_table,
     "second encoder": second_encoder_table,
