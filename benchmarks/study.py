@@ -1,12 +1,12 @@
 """
 The study: which choices make SARCSE good, and are the paper's claims against SimCSE true here?
 
-    python benchmarks/study.py choices --seeds 5       # part one: each choice from one start, STS-B dev decides
-    python benchmarks/study.py longer --seeds 3        # the best of them in longer trainings
-    python benchmarks/study.py claims --seeds 10       # part two: the settled model beside its baselines, paired seeds
-    python benchmarks/study.py batch_sizes --seeds 10  # ... and in batches of other sizes
-    python benchmarks/study.py second_encoder          # ... and on all-MiniLM-L6-v2
-    python benchmarks/study_report.py                  # the tables and figures of benchmarks/results/README.md
+    python benchmarks/study.py choices --seeds 5          # part one: each choice from one start, STS-B dev decides
+    python benchmarks/study.py longer --seeds 3           # the best of them in longer trainings
+    python benchmarks/study.py claims --seeds 10          # part two: the settled model beside its baselines
+    python benchmarks/study.py batch_sizes --seeds 10     # ... and in batches of other sizes
+    python benchmarks/study.py second_encoder --seeds 10  # ... and on all-MiniLM-L6-v2
+    python benchmarks/study_report.py                     # the tables and figures of benchmarks/results/README.md
 
 Each run is a process, and a line of benchmarks/results/study.jsonl. A run whose line is there is not made again, one
 that was interrupted goes on from its checkpoint, so the same command ends what Ctrl-C stopped.

@@ -212,6 +212,11 @@ def test_no_part_of_the_study_makes_a_run_twice():
         assert len(keys) == len(set(keys)), part
 
 
+def test_each_run_of_the_study_has_one_line():
+    keys = [study.key_of(line) for line in study.read_lines()]
+    assert len(keys) == len(set(keys)) > 0
+
+
 def test_the_table_of_choices_has_each_once_beside_what_it_differs_least_from():
     lines = [
         {"encoder": study.ENCODER, "configuration": {**study.START, **choice}, "seed": 1, "dev": [[1, 60.0]]}
