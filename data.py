@@ -1,7 +1,5 @@
 """Data from files or the Hub: graded sentence pairs to score on, and sentences to train on."""
 
-import csv
-import glob
 import hashlib
 import itertools
 import logging
@@ -9,112 +7,40 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
 import torch
 from datasets.distributed import split_dataset_by_node
 from tqdm.auto import tqdm
+
+from files import (
+    MissingColumnError,
+    UnreadableDataError,
+    explained,
+    file_version,
+    matching_files,
+    read_rows,
+    text_of,
+)
 
 
 logger = logging.getLogger(__name__)
 
 
-# --- Files -----------------------------------------------------------------------------------------------------------
-
-BUILDERS = {".txt": "text", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
-
-
-def load_file(name: str, streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
-    """
-    A file, local or `hf://`, or all files of a pattern such as `corpus/*.txt`, as a data set, whatever their kind; a
-    .txt has the one column `text`.
-
-    Raises:
-        ValueError: a file is missing, empty, not UTF-8 (the line is named), or of an unknown kind. Of a stream the
-            inside is not looked at.
-    """
-    suffix, _ = file_kind(name)
-    files = local_files(name)
-    for file in files:
-        if Path(file).stat().st_size == 0:
-            raise ValueError(f"{file}: the file is empty.")
-    options: dict[str, Any] = {} if suffix == ".parquet" else {"encoding": "utf-8-sig"}
-    if BUILDERS[suffix] == "csv":
-        options["keep_default_na"] = False  # "NA" and "null" are sentences too
-    if suffix == ".tsv":
-        # As in SentEval's files: a quotation mark of a sentence is a character like any other.
-        options.update(sep="\t", quoting=csv.QUOTE_NONE)
-    return load_or_explain(name, BUILDERS[suffix], data_files=files or name, streaming=streaming, **options)
-
-
-def local_files(name: str) -> list[str]:
-    """
-    The file, or those that a pattern stands for, in order; empty for what is not on this machine.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if "://" in name:
-        return []
-    files = [name] if Path(name).is_file() else sorted(file for file in glob.glob(name) if Path(file).is_file())
-    if not files:
-        raise ValueError(f"{name}: no such file.")
-    return files
-
-
-def file_kind(name: str) -> tuple[str, str | None]:
-    """
-    A file's kind, a key of `BUILDERS`, and its compression for fsspec, both from the ending of its name.
-
-    Raises:
-        ValueError: the ending is unknown.
-    """
-    path = Path(name)
-    compression = COMPRESSIONS.get(path.suffix)
-    suffix = path.with_suffix("").suffix if compression else path.suffix
-    if suffix not in BUILDERS:
-        raise ValueError(
-            f"{name}: the name of a data file ends in {', '.join(BUILDERS)}, and maybe in {', '.join(COMPRESSIONS)}."
-        )
-    return suffix, compression
+# --- Data sets of the Hub --------------------------------------------------------------------------------------------
 
 
 def load_or_explain(
     name: str, *arguments: Any, split: str = "train", **options: Any
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """`datasets.load_dataset`, its exceptions as one message that names the file or data set."""
+    """`datasets.load_dataset`, its exceptions as one message that names the data set."""
     try:
         return datasets.load_dataset(*arguments, split=split, **options)
     except Exception as error:  # the builders and the Hub's client have a dozen exceptions for bad input
         raise explained(name, error) from error
-
-
-def explained(name: str, error: Exception) -> "UnreadableDataError":
-    """What a reader of `name` raised, as one message that names the file and, if it is not UTF-8, the line."""
-    cause = error.__cause__ or error
-    if isinstance(cause, UnicodeDecodeError):
-        return UnreadableDataError(f"{undecodable_line(name)}: not UTF-8 ({cause.reason}).")
-    return UnreadableDataError(f"{name} could not be loaded: {type(cause).__name__}: {cause}")
-
-
-class UnreadableDataError(ValueError):
-    """A stream can turn out to be unreadable long after it was opened."""
-
-
-def undecodable_line(name: str) -> str:
-    """The file and the number of its first line, counted from 1, that is not UTF-8."""
-    for file in local_files(name) or [name]:
-        with fsspec.open(file, "rb", compression=file_kind(file)[1]) as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    line.decode("utf-8")
-                except UnicodeDecodeError:
-                    return f"{file}, line {number}"
-    return name
 
 
 # --- Graded pairs: every loader returns a data set with the columns sentence1, sentence2, score and maybe subset -----
@@ -198,7 +124,7 @@ def load_sts(task_name: str, sts_dir: str | None = None, split: str = "test") ->
             f"{task_name} {split} has {len(pairs)} scored pairs here, the published task has {expected}: "
             "the score is not comparable with published ones."
         )
-    return pairs
+    return with_two_scores(pairs, f"{task_name} {split}")
 
 
 def _load_from_hub(task: StsTask, split: str) -> datasets.Dataset:
@@ -302,27 +228,52 @@ def load_pairs(path: str) -> datasets.Dataset:
     and, for scores by subset, maybe subset. Pairs without a score are left out, their number is logged.
 
     Raises:
-        ValueError: the file is missing or cannot be read, lacks a column, or has a score that is not a number.
+        ValueError: the file is missing or cannot be read, lacks a column, has a score that is not a number, or not two
+            different ones.
     """
-    pairs = load_file(path)
-    missing = {"sentence1", "sentence2", "score"} - set(pairs.column_names)
-    if missing:
-        raise ValueError(f"{path}: no column {', '.join(sorted(missing))}; it has {', '.join(pairs.column_names)}.")
-    texts = [name for name in ("sentence1", "sentence2", "subset") if name in pairs.column_names]
-    rows = []
-    for number, pair in enumerate(pairs.select_columns([*texts, "score"]), start=1):
-        row = {name: "" if pair[name] is None else str(pair[name]) for name in texts}
-        try:
-            score = float(pair["score"] if pair["score"] not in (None, "") else "nan")
-            if math.isinf(score):
-                raise ValueError
-        except (TypeError, ValueError):
-            raise ValueError(f"{path}, pair {number}: the score {pair['score']!r} is not a number.") from None
-        if not math.isnan(score):
-            rows.append({**row, "score": score})
-    if len(rows) < len(pairs):
-        logger.warning(f"{path}: {len(pairs) - len(rows)} of {len(pairs)} pairs have no score and are left out.")
-    return _dataset(rows, Path(path))
+    rows, number = [], 0
+    for place, pair in read_rows(matching_files(path), ("sentence1", "sentence2", "score"), optional=("subset",)):
+        number += 1
+        row: dict[str, Any] = {name: text_of(place, name, pair[name]) or "" for name in ("sentence1", "sentence2")}
+        row["score"] = _own_score(place, pair["score"])
+        if pair.get("subset") is not None:
+            row["subset"] = str(pair["subset"])
+        if not math.isnan(row["score"]):
+            rows.append(row)
+    if number > len(rows):
+        logger.warning(f"{path}: {number - len(rows)} of {number} pairs have no score and are left out.")
+    if any("subset" in row for row in rows):
+        rows = [{"subset": "", **row} for row in rows]
+    return with_two_scores(_dataset(rows, Path(path)), path)
+
+
+def _own_score(place: str, value: Any) -> float:
+    """A cell of the column score; NaN for none."""
+    if value is None or isinstance(value, str) and not value.strip():
+        return math.nan
+    try:
+        score = math.inf if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        score = math.inf
+    if math.isinf(score):
+        raise UnreadableDataError(f"{place}: the score {value!r} is not a number.")
+    return score
+
+
+def with_two_scores(pairs: datasets.Dataset, name: str | Path) -> datasets.Dataset:
+    """
+    The pairs, if there is a correlation to measure.
+
+    Raises:
+        ValueError: there is one pair, or all have the same score.
+    """
+    scores = pairs["score"][:]
+    if len(set(scores)) < 2:
+        raise ValueError(
+            f"{name}: a correlation needs two pairs with different scores; "
+            + ("there is one pair." if len(scores) == 1 else f"all {len(scores)} have the score {scores[0]:g}.")
+        )
+    return pairs
 
 
 def load_tasks(task_names: list[str], sts_dir: str | None, pairs: str | None) -> dict[str, datasets.Dataset]:
@@ -389,25 +340,17 @@ def load_sentences(arguments: DataArguments) -> datasets.Dataset | datasets.Iter
 
     Raises:
         ValueError: the file is missing, empty, not UTF-8 (the line is named), or of an unknown kind; the data set
-            cannot be loaded; there is no such column. The message says which.
+            cannot be loaded; there is no such column, or a row of it is not text. The message says which; of a stream
+            only the beginning is looked at, and the rest raises `UnreadableDataError` when it is read.
     """
-    streaming = arguments.streaming
-    if arguments.dataset_name is not None:
-        if arguments.train_file is not None:
-            raise ValueError("give either --train_file or --dataset_name, not both.")
-        name = arguments.dataset_name
-        sentences = load_or_explain(name, name, arguments.dataset_config_name, streaming=streaming)
-    else:
-        name = arguments.train_file or WIKI1M
-        sentences = load_file(name, streaming)
-    column = arguments.text_column
-    features = first_features(name, sentences) if streaming else sentences.features
-    if column not in features:
-        raise ValueError(f"{name}: no column {column!r}; --text_column must be one of {', '.join(features)}.")
-    if features[column] not in (datasets.Value("string"), datasets.Value("large_string")):
-        raise ValueError(f"{name}: column {column!r} holds {features[column]}, not text.")
-    sentences = sentences.select_columns(column)
-    if streaming:
+    if arguments.dataset_name is not None and arguments.train_file is not None:
+        raise ValueError("give either --train_file or --dataset_name, not both.")
+    name, column = name_of_sentences(arguments), arguments.text_column
+    try:
+        sentences = (sentences_of_files if arguments.dataset_name is None else sentences_of_dataset)(arguments)
+    except MissingColumnError as error:
+        raise ValueError(f"{error} --text_column names the one with the sentences.") from error
+    if arguments.streaming:
         return sentences.filter(_not_blank, input_columns=column)
     lines = len(sentences)
     sentences = sentences.filter(_not_blank, input_columns=column, desc="Dropping blank lines")
@@ -420,11 +363,52 @@ def load_sentences(arguments: DataArguments) -> datasets.Dataset | datasets.Iter
     return sentences
 
 
-def first_features(name: str, stream: datasets.IterableDataset) -> datasets.Features:
-    """The columns and types of a stream, from its first row."""
-    for row in readable(name, stream.take(1)):
-        return datasets.Dataset.from_list([row]).features
-    raise ValueError(f"{name}: no sentence in it.")
+def sentences_of_files(arguments: DataArguments) -> datasets.Dataset | datasets.IterableDataset:
+    """All rows of the files; in memory they are those of the cache, unless a file has changed since."""
+    name, column = name_of_sentences(arguments), arguments.text_column
+    files = matching_files(name)
+    features = datasets.Features({column: datasets.Value("string")})
+    if arguments.streaming:
+        next(text_cells(files[:1], column), None)  # its column is there
+        # A list is what processes share out among them.
+        return datasets.IterableDataset.from_generator(
+            text_cells, features=features, gen_kwargs={"files": files, "column": column}
+        )
+    versions = [file_version(file) for file in files]
+    options = {"files": files, "column": column, "versions": versions}
+    try:
+        return datasets.Dataset.from_generator(text_cells, features=features, gen_kwargs=options)
+    except Exception as error:  # `datasets` wraps what its readers raise
+        raise explained(name, error) from error
+
+
+def text_cells(files: list[str], column: str, versions: list[str] | None = None) -> Iterator[dict[str, str | None]]:
+    """Rows of one column of text; `versions` tell the cache of `datasets` which content was read."""
+    for place, row in read_rows(files, (column,)):
+        yield {column: text_of(place, column, row[column])}
+
+
+def sentences_of_dataset(arguments: DataArguments) -> datasets.Dataset | datasets.IterableDataset:
+    """The column of a data set of the Hub. Its types are known or, of a stream of plain files, checked row by row."""
+    name, column = arguments.dataset_name, arguments.text_column
+    sentences = load_or_explain(name, name, arguments.dataset_config_name, streaming=arguments.streaming)
+    features = sentences.features
+    if features is None:
+        first = next(readable(name, sentences.take(1)), None)
+        if first is None:
+            raise ValueError(f"{name}: no sentence in it.")
+        if column not in first:
+            raise MissingColumnError(name, [column], first)
+        return sentences.select_columns(column).map(partial(_checked, name=name, column=column))
+    if column not in features:
+        raise MissingColumnError(name, [column], features)
+    if features[column] not in (datasets.Value("string"), datasets.Value("large_string")):
+        raise ValueError(f"{name}: column {column!r} holds {features[column]}, not text.")
+    return sentences.select_columns(column)
+
+
+def _checked(row: dict[str, Any], name: str, column: str) -> dict[str, str | None]:
+    return {column: text_of(name, column, row[column])}
 
 
 def readable(name: str, stream: Iterable[Any]) -> Iterator[Any]:

@@ -41,7 +41,6 @@ from configuration_sarcse import SarcseConfig
 from data import (
     DataArguments,
     SentenceStream,
-    UnreadableDataError,
     first_part,
     load_sentences,
     load_sts,
@@ -58,6 +57,7 @@ from eval_sts import (
     measure,
     readable_weights,
 )
+from files import UnreadableDataError
 from model_card.record import FILE_NAME as RECORD_FILE
 from model_card.record import describe_base_model, training_record
 from model_card.release import options_of_training, release, write_json, write_sentence_transformers_files

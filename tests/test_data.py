@@ -14,10 +14,10 @@ from transformers import AutoTokenizer, DataCollatorWithPadding
 from data import (
     DataArguments,
     SentenceStream,
-    UnreadableDataError,
     first_part,
     load_sentences,
 )
+from files import UnreadableDataError
 from tokens import LengthGroupedSampler, token_counts, token_lengths, token_weights, tokenize, tokenize_batch
 
 from .conftest import ENCODER
@@ -71,11 +71,10 @@ def test_a_changed_file_is_read_anew(tmp_path):
         ("a.txt.xz", lzma.compress(b"fine\nbad \xff\n"), {}, "a.txt.xz, line 2: not UTF-8"),
         ("a.csv", b"text\nfine\nbad \xff\n", {}, "a.csv, line 3: not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', {}, "a.jsonl, line 2: not UTF-8"),
-        ("a.csv", b"title,body\na,b\n", {}, "a.csv: no column 'text'; --text_column must be one of title, body"),
-        ("a.csv", b"text\n1\n2\n", {}, "column 'text' holds .*, not text"),
-        ("a.txt", b"a\n", {"text_column": "body"}, "no column 'body'; --text_column must be one of text"),
+        ("a.csv", b"title,body\na,b\n", {}, "a.csv: no column text; it has title, body. --text_column"),
+        ("a.txt", b"a\n", {"text_column": "body"}, "no column body; it has text. --text_column"),
         ("a.doc", b"a\n", {}, "a.doc: the name of a data file ends in .txt"),
-        ("a.jsonl", b"no json\n", {}, "a.jsonl could not be loaded"),
+        ("a.jsonl", b"no json\n", {}, "a.jsonl, line 1: not JSON"),
         ("a.txt.gz", b"no gzip\n", {}, "a.txt.gz"),
         ("a.txt", b"a\n", {"dataset_name": "you/sentences"}, "either --train_file or --dataset_name"),
     ],
@@ -259,7 +258,11 @@ def test_a_stream_without_sentences_is_refused(tmp_path, name):
     (tmp_path / "wrong.jsonl").write_text('{"sentence": "A."}\n')
     (tmp_path / "numbers.jsonl").write_text('{"text": 3}\n')
     arguments = DataArguments(train_file=str(tmp_path / name), streaming=True)
-    message = {"blank.txt": "no sentence", "wrong.jsonl": "no column 'text'", "numbers.jsonl": "int64.*, not text"}
+    message = {
+        "blank.txt": "no sentence",
+        "wrong.jsonl": "no column text",
+        "numbers.jsonl": "line 1: 'text' is 3, not text",
+    }
     with pytest.raises(ValueError, match=message[name]):
         first_part(load_sentences(arguments), arguments)
 
@@ -300,7 +303,10 @@ def test_lone_surrogates_are_named(tmp_path, streaming):
     """They are no text, and no UTF-8: in bytes or as JSON's escapes."""
     (tmp_path / "bytes.txt").write_bytes(b"A.\nB.\nlone \xed\xa0\xbd\n")
     (tmp_path / "escaped.jsonl").write_text('{"text": "A."}\n{"text": "lone \\ud83d"}\n')
-    for name, message in (("bytes.txt", "bytes.txt, line 3: not UTF-8"), ("escaped.jsonl", "surrogate .* in row 1")):
+    for name, message in (
+        ("bytes.txt", "line 3: not UTF-8"),
+        ("escaped.jsonl", "line 2: 'text' is no Unicode text"),
+    ):
         arguments = DataArguments(train_file=str(tmp_path / name), streaming=streaming)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"{name}, {message}"):
             first_part(load_sentences(arguments), arguments)

@@ -68,9 +68,9 @@ def test_other_files_of_the_archives_are_no_subsets(year13, tmp_path):
 
 
 def test_2016_is_read_under_its_archives_names_too(tmp_path):
-    subsets = {name: (b"a\tb\tx\ty\nc\td\tx\ty\n", b"\n3\n") for name in STS_TASKS["STS16"].subsets}
+    subsets = {name: (b"a\tb\tx\ty\nc\td\tx\ty\ne\tf\n", b"\n3\n1\n") for name in STS_TASKS["STS16"].subsets}
     write_year(tmp_path, "STS16", subsets, prefix="STS2016")
-    assert load_sts("STS16", str(tmp_path))["sentence1"][:] == ["c"] * 5
+    assert load_sts("STS16", str(tmp_path))["sentence1"][:] == ["c", "e"] * 5
 
 
 def test_missing_subsets_are_named_in_a_warning(year13, tmp_path, caplog):
@@ -191,9 +191,9 @@ def test_sentences_that_are_numbers_are_sentences_and_subsets_are_kept(tmp_path)
 
 
 def test_unscored_pairs_of_ones_own_are_left_out_and_counted(tmp_path, caplog):
-    (tmp_path / "some.csv").write_text("sentence1,sentence2,score\na,b,\nc,d,2\ne,f,nan\n")
-    assert load_pairs(str(tmp_path / "some.csv"))["sentence1"][:] == ["c"]
-    assert "some.csv: 2 of 3 pairs have no score and are left out." in caplog.text
+    (tmp_path / "some.csv").write_text("sentence1,sentence2,score\na,b,\nc,d,2\ne,f,nan\ng,h,1\n")
+    assert load_pairs(str(tmp_path / "some.csv"))["sentence1"][:] == ["c", "g"]
+    assert "some.csv: 2 of 4 pairs have no score and are left out." in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -206,16 +206,16 @@ def test_unscored_pairs_of_ones_own_are_left_out_and_counted(tmp_path, caplog):
         (
             "bad.csv",
             b"sentence1,sentence2,score\na,b,1\nc,d,two\n",
-            "bad.csv, pair 2: the score 'two' is not a number",
+            "bad.csv, line 3: the score 'two' is not a number",
         ),
         (
             "inf.csv",
             b"sentence1,sentence2,score\na,b,1\nc,d,-inf\n",
-            "inf.csv, pair 2: the score -inf is not a number",
+            "inf.csv, line 3: the score '-inf' is not a number",
         ),
         ("latin.tsv", b"sentence1\tsentence2\tscore\na\tb\t1\n\xe9\tb\t1\n", "latin.tsv, line 3: not UTF-8"),
         ("bare.csv", b"sentence1,sentence2,score\na,b,\n", "bare.csv: no scored pair in it"),
-        ("broken.jsonl", b'{"sentence1": \n', "broken.jsonl could not be loaded"),
+        ("broken.jsonl", b'{"sentence1": \n', "broken.jsonl, line 1: not JSON"),
     ],
 )
 def test_bad_pairs_end_in_one_message(tmp_path, name, content, message):

@@ -1,0 +1,279 @@
+"""
+Rows from files of five kinds, plain or compressed, local or on the Hub. Only the columns that are asked for are read;
+text stays text, and what is not as it should be is named by file and line.
+
+The readers are our own, of a page in all: those of pandas and of `datasets` guess a column's type from its first rows,
+shift the cells of a row with one too many, and take `[` in the name of a file for a pattern.
+"""
+
+import csv
+import glob
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from pyarrow import parquet
+
+
+COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
+
+# csv's own limit of 131,072 characters is less than the longest lines of real corpora.
+csv.field_size_limit(2**31 - 1)
+
+
+class UnreadableDataError(ValueError):
+    """A stream can turn out to be unreadable long after it was opened."""
+
+
+class MissingColumnError(UnreadableDataError):
+    """A column that was asked for is not there."""
+
+    def __init__(self, name: str, missing: Iterable[str], found: Iterable[str]) -> None:
+        super().__init__(f"{name}: no column {', '.join(missing)}; it has {', '.join(found)}.")
+
+
+# --- Which files -----------------------------------------------------------------------------------------------------
+
+
+def matching_files(name: str) -> list[str]:
+    """
+    The file of this name or, where no file has it, those that it matches as a pattern, in order.
+
+    Raises:
+        ValueError: there is none, the ending of its name is unknown, or it is on a Hub that cannot be reached.
+    """
+    file_kind(name)
+    if Path(name).is_file():
+        return [name]
+    if "://" not in name:
+        files = sorted(file for file in glob.glob(name) if Path(file).is_file())
+    else:
+        try:
+            files = remote_files(name)
+        except Exception as error:  # the Hub's client has a dozen exceptions
+            raise explained(name, error) from error
+    if not files:
+        raise ValueError(f"{name}: no such file.")
+    return files
+
+
+def remote_files(name: str) -> list[str]:
+    filesystem, path = fsspec.core.url_to_fs(name)
+    try:
+        if filesystem.info(path)["type"] == "file":
+            return [name]
+    except FileNotFoundError:
+        pass
+    return sorted(filesystem.unstrip_protocol(file) for file in filesystem.glob(path))
+
+
+def file_version(file: str) -> str:
+    """What is another string after a change of the file: its size and times, or its hash on the Hub."""
+    filesystem, path = fsspec.core.url_to_fs(file)
+    return str(filesystem.info(path))
+
+
+def file_kind(name: str) -> tuple[str, str | None]:
+    """
+    A file's kind, a key of `READERS`, and its compression for fsspec, both from the ending of its name.
+
+    Raises:
+        ValueError: the ending is unknown.
+    """
+    path = Path(name)
+    compression = COMPRESSIONS.get(path.suffix)
+    suffix = path.with_suffix("").suffix if compression else path.suffix
+    if suffix not in READERS:
+        raise ValueError(
+            f"{name}: the name of a data file ends in {', '.join(READERS)}, and maybe in {', '.join(COMPRESSIONS)}."
+        )
+    return suffix, compression
+
+
+# --- Rows ------------------------------------------------------------------------------------------------------------
+
+# A row with the place that messages name, "file, line 3".
+Row = tuple[str, dict[str, Any]]
+
+
+def read_rows(files: Iterable[str], columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> Iterator[Row]:
+    """
+    Place and cells of every row of the files, one after the other. Cells are strings, or of JSON and Parquet whatever
+    stands there; None is null, or a key that a line of JSON lacks.
+
+    Args:
+        files (`list[str]`): From `matching_files`.
+        columns (`tuple[str, ...]`): Those to read.
+        optional (`tuple[str, ...]`): Those to read if the file has them.
+
+    Raises:
+        UnreadableDataError: a file is empty or is not what its name says, is not UTF-8, lacks a column, or has a row
+            with another number of cells than its header. The message names the file and, if there is one, the line.
+    """
+    for file in files:
+        suffix, _ = file_kind(file)
+        try:
+            yield from READERS[suffix](file, columns, optional)
+        except UnreadableDataError:
+            raise
+        except UnicodeDecodeError as error:
+            raise UnreadableDataError(f"{undecodable_line(file)}: not UTF-8 ({error.reason}).") from error
+        except Exception as error:  # of fsspec, the decompressors, Arrow and the Hub's client
+            raise explained(file, error) from error
+
+
+def text_of(place: str, column: str, value: Any) -> str | None:
+    """
+    A cell that has to be text; None stays None.
+
+    Raises:
+        UnreadableDataError: it is something else, or no Unicode.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise UnreadableDataError(f"{place}: {column!r} is {value!r}, not text.")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UnreadableDataError(f"{place}: {column!r} is no Unicode text ({error.reason}).") from error
+    return value
+
+
+def open_text(file: str, newline: str | None = None) -> fsspec.core.OpenFile:
+    """Decompressed and decoded; without `newline` every usual end of a line is one."""
+    filesystem, path = fsspec.core.url_to_fs(file)
+    _, compression = file_kind(file)
+    return fsspec.core.OpenFile(filesystem, path, "rt", compression=compression, encoding="utf-8-sig", newline=newline)
+
+
+def text_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
+    """One sentence a line, as the column `text`."""
+    check_columns(file, columns, ["text"])
+    number = 0
+    with open_text(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            yield f"{file}, line {number}", {"text": line.removesuffix("\n")}
+    if number == 0:
+        raise UnreadableDataError(f"{file}: the file is empty.")
+
+
+def json_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
+    """One JSON object a line. The first one has to have all columns; a key that a later one lacks is null."""
+    names: list[str] | None = None
+    with open_text(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            place = f"{file}, line {number}"
+            try:
+                cells = json.loads(line)
+            except ValueError as error:
+                raise UnreadableDataError(f"{place}: not JSON ({error}).") from error
+            if not isinstance(cells, dict):
+                raise UnreadableDataError(f"{place}: not a JSON object, {{...}}, but {line.strip()[:60]!r}.")
+            if names is None:
+                names = list(cells)
+                check_columns(file, columns, names)
+            yield place, {name: cells.get(name) for name in (*columns, *optional) if name in columns or name in cells}
+    if names is None:
+        raise UnreadableDataError(f"{file}: the file is empty.")
+
+
+def csv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
+    with open_text(file, newline="") as lines:
+        # Not strict, csv would take the rest of the file for one cell where a quotation mark is not closed.
+        reader = csv.reader(lines, strict=True)
+        try:
+            yield from table_rows(file, ((reader.line_num, cells) for cells in reader), columns, optional)
+        except csv.Error as error:
+            raise UnreadableDataError(f"{file}, line {reader.line_num}: not CSV ({error}).") from error
+
+
+def tsv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
+    """As in SentEval's files, a quotation mark is a character like any other."""
+    with open_text(file) as lines:
+        numbered = ((number, line.removesuffix("\n").split("\t")) for number, line in enumerate(lines, start=1))
+        yield from table_rows(file, numbered, columns, optional)
+
+
+def table_rows(
+    file: str, numbered: Iterator[tuple[int, list[str]]], columns: tuple[str, ...], optional: tuple[str, ...]
+) -> Iterator[Row]:
+    """The wanted cells of a table whose first row has the columns' names; blank lines do not count."""
+    rows = ((number, cells) for number, cells in numbered if cells and cells != [""])
+    _, header = next(rows, (0, None))
+    if header is None:
+        raise UnreadableDataError(f"{file}: the file is empty.")
+    check_columns(file, columns, header)
+    wanted = {name: header.index(name) for name in (*columns, *optional) if name in header}
+    for number, cells in rows:
+        place = f"{file}, line {number}"
+        if len(cells) != len(header):
+            raise UnreadableDataError(
+                f"{place}: {len(cells)} cells, where the header has {len(header)} ({', '.join(header)}). Is a comma, "
+                "a tab or a quotation mark of the text not quoted?"
+            )
+        yield place, {name: cells[index] for name, index in wanted.items()}
+
+
+def parquet_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
+    filesystem, path = fsspec.core.url_to_fs(file)
+    _, compression = file_kind(file)
+    with fsspec.core.OpenFile(filesystem, path, "rb", compression=compression) as stream:
+        table = parquet.ParquetFile(stream)
+        names = table.schema_arrow.names
+        check_columns(file, columns, names)
+        wanted = [name for name in (*columns, *optional) if name in names]
+        number = 0
+        for batch in table.iter_batches(columns=wanted):
+            for cells in batch.to_pylist():
+                number += 1
+                yield f"{file}, row {number}", cells
+
+
+def check_columns(file: str, columns: tuple[str, ...], found: list[str]) -> None:
+    missing = [name for name in columns if name not in found]
+    if missing:
+        raise MissingColumnError(file, missing, found)
+    for name in columns:
+        if found.count(name) > 1:
+            raise UnreadableDataError(f"{file}: the column {name} is there {found.count(name)} times.")
+
+
+READERS: dict[str, Callable[[str, tuple[str, ...], tuple[str, ...]], Iterator[Row]]] = {
+    ".txt": text_rows,
+    ".jsonl": json_rows,
+    ".csv": csv_rows,
+    ".tsv": tsv_rows,
+    ".parquet": parquet_rows,
+}
+
+
+# --- What went wrong -------------------------------------------------------------------------------------------------
+
+
+def explained(name: str, error: Exception) -> UnreadableDataError:
+    """What a reader of a file or of a data set on the Hub raised, as one message that names it."""
+    if isinstance(error, UnreadableDataError):
+        return error
+    cause = error.__cause__ or error  # `datasets` wraps what its readers raise
+    if isinstance(cause, UnreadableDataError):
+        return cause
+    return UnreadableDataError(f"{name} could not be loaded: {type(cause).__name__}: {cause}")
+
+
+def undecodable_line(file: str) -> str:
+    """The file and the number of its first line, counted from 1, that is not UTF-8."""
+    filesystem, path = fsspec.core.url_to_fs(file)
+    _, compression = file_kind(file)
+    with fsspec.core.OpenFile(filesystem, path, "rb", compression=compression) as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return f"{file}, line {number}"
+    return file
