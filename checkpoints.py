@@ -1,18 +1,21 @@
 """
-What keeps a long run safe: checkpoints that are whole, and a checkpoint before a signal ends the run.
+What keeps a long run safe: checkpoints that are whole and load as they were saved, a continuation with the settings of
+the run, and a checkpoint before a signal ends it.
 """
 
 import json
 import os
 import signal
+import tempfile
 import zipfile
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
@@ -40,7 +43,7 @@ def flaw(checkpoint: Path) -> str | None:
     a kill or a full disk, or a weight is not finite.
     """
     contents, has_shards = {}, (checkpoint / SAFE_WEIGHTS_INDEX_NAME).exists()
-    for name in (TRAINER_STATE_NAME, SAFE_WEIGHTS_INDEX_NAME) if has_shards else (TRAINER_STATE_NAME,):
+    for name in (TRAINER_STATE_NAME, SETTINGS_NAME, *[SAFE_WEIGHTS_INDEX_NAME] * has_shards):
         try:
             contents[name] = json.loads((checkpoint / name).read_text())  # the state is written last of all
         except OSError:
@@ -98,6 +101,111 @@ def checkpoint_to_resume(resume_from_checkpoint: str, output_dir: str) -> Path:
     if checkpoint is None:
         raise ValueError(f"{output_dir}: no checkpoint is whole. Remove them to start again from the beginning.")
     return checkpoint
+
+
+# --- The settings of a run -------------------------------------------------------------------------------------------
+
+SETTINGS_NAME = "run_settings.json"
+
+# Arguments that say how a run is watched, saved and shared out; all others decide what comes out of it.
+MAY_CHANGE_PREFIXES = ("do_", "logging_", "log_", "save_", "hub_", "push_to_", "trackio_", "ddp_", "torch_empty_")
+MAY_CHANGE = {
+    "output_dir",
+    "resume_from_checkpoint",
+    "report_to",
+    "run_name",
+    "project",
+    "disable_tqdm",
+    "debug",
+    "skip_memory_metrics",
+    "include_num_input_tokens_seen",
+    "restore_callback_states_from_checkpoint",
+    "enable_jit_checkpoint",
+    "use_cpu",
+    "local_rank",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+    "activation_checkpointing",
+    "activation_checkpointing_kwargs",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context",
+}
+
+
+def run_settings(args: TrainingArguments, **sources: Any) -> dict[str, Any]:
+    """
+    What decides the outcome of a run, as JSON has it: the arguments, but for those that may change, and `sources`, the
+    model and the data. Batches are counted over all processes, whose number may change.
+    """
+    values = {
+        name: value
+        for name, value in args.to_dict().items()
+        if name not in MAY_CHANGE and not name.startswith(MAY_CHANGE_PREFIXES)
+    }
+    values["batch_size_of_all_processes"] = values.pop("per_device_train_batch_size") * args.world_size
+    return json.loads(json.dumps({**values, **sources}))
+
+
+def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: the checkpoint is of a run with other settings; the message has each, as it was and as it is now.
+    """
+    saved = json.loads((checkpoint / SETTINGS_NAME).read_text(encoding="utf-8"))
+    differences = [
+        f"{name} {saved.get(name)!r} (now {settings.get(name)!r})"
+        for name in sorted({*saved, *settings})
+        if saved.get(name) != settings.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{checkpoint} is of a run with {', '.join(differences)}. It can go on with the settings that it began "
+            "with; to train with others, begin anew in another --output_dir."
+        )
+
+
+# --- Weights as they were saved --------------------------------------------------------------------------------------
+
+
+def load_weights(model: PreTrainedModel, folder: str | Path) -> None:
+    """
+    Every weight of a checkpoint into the model. By `from_pretrained`, since transformers renames, splits and joins the
+    weights of some encoders when it saves them (NomicBert, Mixtral); the Trainer's own loading does not undo that.
+
+    Raises:
+        ValueError: the checkpoint lacks a weight, or has one of another size.
+    """
+    saved, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if lacking:
+        raise ValueError(f"{folder} lacks weights of the model: {', '.join(lacking[:5])}.")
+    model.load_state_dict(saved.state_dict())
+
+
+def check_saving(model: PreTrainedModel, output_dir: Path) -> None:
+    """
+    Save the model and load it again, before a training whose outcome would be lost otherwise.
+
+    Raises:
+        ValueError: it cannot be saved, or what is loaded is another model.
+    """
+    kind = f"{model.config.encoder_config.model_type!r} cannot be trained: saved and loaded again,"
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output_dir, prefix=".saving-") as folder:
+            model.save_pretrained(folder)
+            again, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"--output_dir {output_dir}: nothing can be saved there ({error}).") from error
+    except Exception as error:  # of transformers' conversions
+        raise ValueError(f"{kind} it fails ({type(error).__name__}: {error}).") from error
+    loaded = {**again.state_dict(), **dict(again.named_buffers())}
+    for name, tensor in {**model.state_dict(), **dict(model.named_buffers())}.items():
+        if name in info["missing_keys"] or name not in loaded or not torch.equal(tensor.cpu(), loaded[name].cpu()):
+            raise ValueError(f"{kind} {name} is another one.")
 
 
 # --- Signals ---------------------------------------------------------------------------------------------------------

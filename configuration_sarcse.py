@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 
 
@@ -80,9 +80,20 @@ class SarcseConfig(PretrainedConfig):
         elif isinstance(encoder_config, dict):
             if "model_type" not in encoder_config:
                 raise ValueError("`encoder_config` must name its `model_type`, for example 'roberta'.")
+            if encoder_config["model_type"] not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"`encoder_config` is of model_type={encoder_config['model_type']!r}, which this version of "
+                    "transformers does not know. Code that an encoder brings has to be registered with AutoConfig and "
+                    "AutoModel first."
+                )
             encoder_config = AutoConfig.for_model(**encoder_config)
         elif not isinstance(encoder_config, PretrainedConfig):
             raise ValueError(f"`encoder_config` must be a configuration or a dict, got {encoder_config!r}.")
+        if not hasattr(encoder_config, "hidden_size") or not isinstance(encoder_config.hidden_size, int):
+            raise ValueError(
+                f"model_type={encoder_config.model_type!r} is not a text encoder that SARCSE can wrap: its "
+                "configuration has no single `hidden_size`."
+            )
         if pooler not in POOLERS:
             raise ValueError(f"`pooler` must be one of {', '.join(POOLERS)}, got {pooler!r}.")
         if not isinstance(kernel_sizes, list | tuple) or not kernel_sizes:

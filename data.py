@@ -491,10 +491,15 @@ def describe_sentences(
     }
     if arguments.streaming:
         return {**description, "token_count_samples": arguments.token_count_samples}
+    return {**description, "sentences": len(sentences), "sha256": fingerprint(sentences)}
+
+
+def fingerprint(rows: datasets.Dataset) -> str:
+    """SHA-256 of all cells, row by row, each followed by a newline."""
     digest = hashlib.sha256()
-    for batch in sentences.iter(batch_size=10_000):
-        digest.update("".join(f"{sentence}\n" for sentence in batch[arguments.text_column]).encode())
-    return {**description, "sentences": len(sentences), "sha256": digest.hexdigest()}
+    for batch in rows.iter(batch_size=10_000):
+        digest.update("".join(f"{cell}\n" for row in zip(*batch.values()) for cell in row).encode())
+    return digest.hexdigest()
 
 
 def _not_blank(sentence: str | None) -> bool:

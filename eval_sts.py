@@ -18,29 +18,19 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import has_file
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 import figures
 from comparison import (
@@ -53,106 +43,19 @@ from comparison import (
     short_name,
     write_results,
 )
-from configuration_sarcse import SarcseConfig
 from data import STS_TASKS, load_tasks
+from loading import check_tokenizer, kind_of_model, load_model
 from modeling_sarcse import SarcseModel
 
-
-# The project's own classes, not the copies that a SARCSE folder carries: no code of a model under test is run.
-AutoConfig.register(SarcseConfig.model_type, SarcseConfig)
-AutoModel.register(SarcseConfig, SarcseModel)
 
 # From n sentences to their embeddings (n, d), float32 on the CPU: what every kind of model is reduced to.
 Embed = Callable[[list[str]], torch.Tensor]
 
+# Pairs with at least this score are positive, as in the SimCSE paper's figures of alignment on STS-B.
+POSITIVE_SCORE = 4
+
 
 # --- Models ----------------------------------------------------------------------------------------------------------
-
-
-def load_config_and_tokenizer(
-    name_or_path: str, revision: str = "main"
-) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    """
-    Raises:
-        ValueError: nothing at `name_or_path` can be loaded, the tokenizer cannot pad, or it has more tokens than the
-            encoder.
-    """
-    try:
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{name_or_path}: neither a model folder nor a model on a reachable Hub.\n{error}") from error
-    if tokenizer.pad_token_id is None:
-        raise ValueError(
-            f"{name_or_path}: the tokenizer has no padding token. Set its `pad_token` and save it beside the model."
-        )
-    vocabulary_size = getattr(getattr(config, "encoder_config", config), "vocab_size", len(tokenizer))
-    if len(tokenizer) > vocabulary_size:
-        raise ValueError(
-            f"{name_or_path}: the tokenizer has {len(tokenizer)} tokens and the encoder {vocabulary_size}. Give the "
-            "encoder its own tokenizer, or save it after `resize_token_embeddings`."
-        )
-    return config, tokenizer
-
-
-def load_model(
-    name_or_path: str, pooler: str = "mean", revision: str = "main"
-) -> tuple[SarcseModel, PreTrainedTokenizerBase]:
-    """
-    A SARCSE model as it was saved, or any other text encoder under `pooler` ("cls", "mean" or "first_last_average").
-
-    Raises:
-        ValueError: nothing at `name_or_path` can be loaded, or it is not a text encoder.
-    """
-    config, tokenizer = load_config_and_tokenizer(name_or_path, revision)
-    with readable_weights(name_or_path):
-        if config.model_type == SarcseConfig.model_type:
-            model = AutoModel.from_pretrained(name_or_path, revision=revision)
-        else:
-            model = SarcseModel.from_encoder_pretrained(
-                name_or_path, tokenizer=tokenizer, revision=revision, pooler=pooler
-            )
-    tokenizer.model_max_length = encoder_max_length(model, tokenizer)
-    return model.eval(), tokenizer
-
-
-@contextmanager
-def readable_weights(name_or_path: str) -> Iterator[None]:
-    """
-    Raises:
-        ValueError: weights that are read within are cut short.
-    """
-    try:
-        yield
-    except SafetensorError as error:
-        raise ValueError(f"{name_or_path}: the weights cannot be read, copy them anew ({error}).") from error
-
-
-def encoder_max_length(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The encoder's own limit in tokens, specials included; a tokenizer saved without one says 10^30."""
-    positions = getattr(model.config.encoder_config, "max_position_embeddings", tokenizer.model_max_length)
-    for name, module in model.encoder.named_modules():
-        # RoBERTa and MPNet count positions from behind the padding index: of 514 positions, 512 can be used.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            positions -= module.padding_idx + 1
-    return min(positions, tokenizer.model_max_length)
-
-
-def kind_of_model(name_or_path: str, revision: str = "main") -> Literal["sarcse", "sentence-transformers", "encoder"]:
-    """
-    How a model wants to be loaded. A SARCSE release has a `modules.json` too, for sentence-transformers' users. What
-    cannot be read is called an encoder, for its loading says best what is wrong.
-    """
-    try:
-        fields, _ = PretrainedConfig.get_config_dict(name_or_path, revision=revision)
-    except (OSError, ValueError):
-        fields = {}  # older sentence-transformers models have their configuration in a subfolder
-    if fields.get("model_type") == SarcseConfig.model_type:
-        return "sarcse"
-    try:
-        return "sentence-transformers" if has_file(name_or_path, "modules.json", revision=revision) else "encoder"
-    except (OSError, ValueError):
-        return "encoder"
 
 
 def quantized(model: torch.nn.Module) -> torch.nn.Module:
@@ -163,7 +66,13 @@ def quantized(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def load_embedders(
-    name_or_path: str, poolers: list[str], revision: str, device: torch.device, batch_size: int, int8: bool = False
+    name_or_path: str,
+    poolers: list[str],
+    revision: str,
+    device: torch.device,
+    batch_size: int,
+    int8: bool = False,
+    trust_remote_code: bool = False,
 ) -> Iterator[tuple[str, str, Embed]]:
     """
     The rows that one model gives in a comparison, as (name of the row, pooler, embedder): a SARCSE model and a
@@ -173,18 +82,19 @@ def load_embedders(
         ValueError: nothing at `name_or_path` can be loaded, or it is not a text encoder.
     """
     kind = kind_of_model(name_or_path, revision)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
     if kind == "sentence-transformers":
-        yield name_or_path, kind, load_sentence_transformer(name_or_path, revision, device, batch_size, int8)
+        yield name_or_path, kind, load_sentence_transformer(name_or_path, device, batch_size, int8, **options)
         return
-    for pooler in poolers[:1] if kind == "sarcse" else poolers:
-        model, tokenizer = load_model(name_or_path, pooler, revision)
-        row = name_or_path if kind == "sarcse" or len(poolers) == 1 else f"{name_or_path}, {pooler}"
+    for pooler in [None] if kind == "sarcse" else poolers:
+        model, tokenizer = load_model(name_or_path, **options, **({"pooler": pooler} if pooler else {}))
+        row = name_or_path if pooler is None or len(poolers) == 1 else f"{name_or_path}, {pooler}"
         model = quantized(model) if int8 else model.to(device)
         yield row, model.config.pooler, partial(encode, model, tokenizer, batch_size=batch_size)
 
 
 def load_sentence_transformer(
-    name_or_path: str, revision: str, device: torch.device, batch_size: int, int8: bool = False
+    name_or_path: str, device: torch.device, batch_size: int, int8: bool = False, **options: Any
 ) -> Embed:
     try:
         from sentence_transformers import SentenceTransformer
@@ -193,9 +103,11 @@ def load_sentence_transformer(
             f"{name_or_path} is a sentence-transformers model: `pip install sentence-transformers` to score it."
         ) from error
     try:
-        model = SentenceTransformer(name_or_path, revision=revision, device=str(device))
-    except (OSError, ValueError, ImportError) as error:
+        model = SentenceTransformer(name_or_path, device=str(device), **options)
+    except Exception as error:  # transformers has a dozen exceptions for what is missing
         raise ValueError(f"{name_or_path}: sentence-transformers cannot load it.\n{error}") from error
+    if isinstance(model.tokenizer, PreTrainedTokenizerBase) and hasattr(model[0], "auto_model"):
+        check_tokenizer(name_or_path, model.tokenizer, model[0].auto_model.config)
     model = quantized(model) if int8 else model
 
     def embed(sentences: list[str]) -> torch.Tensor:
@@ -260,10 +172,10 @@ class EmbeddedPairs:
 
     def geometry(self) -> dict[str, float | int | None]:
         """
-        `alignment`, over the `positive_pairs` with a score of at least 4, and `uniformity`, over the distinct
-        `sentences`, as the SimCSE paper measures them on STS-B.
+        `alignment`, over the `positive_pairs` with a score of at least `POSITIVE_SCORE`, and `uniformity`, over the
+        distinct `sentences`, as the SimCSE paper measures them on STS-B.
         """
-        positive = torch.from_numpy(self.scores >= 4)  # (P,)
+        positive = torch.from_numpy(self.scores >= POSITIVE_SCORE)  # (P,)
         return {
             "alignment": alignment(self.embeddings[self.first[positive]], self.embeddings[self.second[positive]]),
             "positive_pairs": int(positive.sum()),
@@ -374,18 +286,19 @@ def log_history(name_or_path: str) -> list[dict[str, float]]:
 
 
 def explain(
-    names: list[str], revision: str, device: torch.device, pairs: list[tuple[str, str]]
+    names: list[str], pairs: list[tuple[str, str]], device: torch.device, **options: Any
 ) -> dict[str, list[figures.ExplainedPair]]:
     """
-    Figure 1: the tokens of each pair with their reconstruction errors, and the cosine similarity, by model.
+    Figure 1: the tokens of each pair with their reconstruction errors, and the cosine similarity, by model. `options`
+    are `load_model`'s.
 
     Raises:
         ValueError: a model is not a SARCSE model that can reconstruct.
     """
     explained: dict[str, list[figures.ExplainedPair]] = {}
     for name in names:
-        model, tokenizer = load_model(name, revision=revision)
-        if kind_of_model(name, revision) != "sarcse" or model.config.pooler not in ("autoencoder", "mean"):
+        model, tokenizer = load_model(name, **options)
+        if kind_of_model(name, options["revision"]) != "sarcse" or model.config.pooler not in ("autoencoder", "mean"):
             raise ValueError(f"{name} cannot reconstruct tokens from a sentence: --explain needs a SARCSE model.")
         model.to(device)
         explained[name] = []
@@ -431,6 +344,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="For encoders that bring no pooling of their own; one row for each (mean).",
     )
     parser.add_argument("--revision", default="main", help="Branch, tag or commit of models from the Hub (main).")
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="Run the code that an encoder brings. Needed if transformers has none for it; read it first.",
+    )
     parser.add_argument("--sts_dir", help="Folder with the tasks in SentEval's layout. Default: the Hub's data sets.")
     parser.add_argument("--tasks", nargs="+", choices=STS_TASKS, default=list(STS_TASKS), help="Default: all seven.")
     parser.add_argument("--pairs", help="Score on this file instead: sentence1, sentence2, score (.tsv, .csv, ...).")
@@ -501,7 +419,7 @@ def score_command(args: argparse.Namespace, device: torch.device) -> None:
     measurements: dict[str, Measurement] = {}
     for model in args.models:
         for row, pooler, embed in load_embedders(
-            model, args.pooler, args.revision, device, args.batch_size, args.int8
+            model, args.pooler, args.revision, device, args.batch_size, args.int8, args.trust_remote_code
         ):
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
                 measurements[row] = measure(embed, tasks, pooler)
@@ -519,7 +437,8 @@ def explain_command(args: argparse.Namespace, device: torch.device) -> None:
     if not PartialState().is_main_process:
         return
     output_dir = writable_folder(args.output_dir or "output/explain")
-    explained = explain(args.models, args.revision, device, args.explain)
+    options = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    explained = explain(args.models, args.explain, device, **options)
     figures.token_importance(explained, output_dir / "token_importance")
     print(explanation_text(explained))
     print(f"Shaded: {output_dir / 'token_importance'}.html, .png and .svg")

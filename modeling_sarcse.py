@@ -14,9 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     AutoModel,
+    AutoModelForTextEncoding,
     AutoTokenizer,
     FeatureExtractionPipeline,
     PreTrainedModel,
@@ -210,7 +212,8 @@ class SarcseModel(PreTrainedModel):
     def __init__(self, config: SarcseConfig) -> None:
         super().__init__(config)
         # A pooler that nothing calls would stop DistributedDataParallel, which waits for every gradient.
-        self.encoder = AutoModel.from_config(config.encoder_config, **_without_pooler(config.encoder_config))
+        auto_class, options = _encoder_class(config.encoder_config)
+        self.encoder = auto_class.from_config(config.encoder_config, **options)
         if config.pooler == "autoencoder":
             self.sentence_encoder = SarcseEncoder(config)
             self.sentence_decoder = SarcseDecoder(config)
@@ -234,7 +237,7 @@ class SarcseModel(PreTrainedModel):
         is loaded with `from_pretrained`.
 
         Args:
-            name_or_path (`str`): Hub id or folder of any text encoder that `AutoModel` loads.
+            name_or_path (`str`): Hub id or folder of any text encoder that `AutoModel` loads, or T5's and its like.
             tokenizer (`PreTrainedTokenizerBase`, *optional*): Tells the special tokens. Default: the encoder's own.
             revision (`str`): Branch, tag or commit of the encoder on the Hub.
             dtype (`torch.dtype`): Type of the weights, whatever type the checkpoint is stored in.
@@ -242,7 +245,8 @@ class SarcseModel(PreTrainedModel):
             sarcse_fields: Fields of [`SarcseConfig`].
 
         Raises:
-            ValueError: not a text encoder, or a field of the configuration has an impossible value.
+            ValueError: not a text encoder, it needs code of its own that has not run, or a field of the configuration
+                has an impossible value.
         """
         fields, _ = SarcseConfig.get_config_dict(name_or_path, revision=revision)
         if fields.get("model_type") == SarcseConfig.model_type:
@@ -265,14 +269,11 @@ class SarcseModel(PreTrainedModel):
             if config.decoder_initialization == "copy":
                 model.sentence_decoder.initialize_as_copy(model.sentence_encoder.integration)
         model.encoder = _load_encoder(
-            name_or_path,
-            revision=revision,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            **_without_pooler(encoder_config),
+            name_or_path, encoder_config, revision=revision, dtype=dtype, attn_implementation=attn_implementation
         )
         config.encoder_config = model.encoder.config
-        return model.eval()
+        _check_encoder(name_or_path, model.eval(), tokenizer)
+        return model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -425,29 +426,78 @@ def _whole_characters(
     return tokens
 
 
-def _load_encoder(name_or_path: str, **options: Any) -> PreTrainedModel:
+def _load_encoder(name_or_path: str, encoder_config: Any, **options: Any) -> PreTrainedModel:
     """
-    `AutoModel.from_pretrained`, without its report on the weights of a language model's head, which no encoder has.
-    Weights that the checkpoint lacks are still reported.
+    `from_pretrained`, without its report on the weights of a language model's head, which no encoder has. Weights that
+    the checkpoint lacks are still reported.
+
+    Raises:
+        ValueError: weights are missing where the folder has code of its own: transformers' class is not the model's.
     """
+    auto_class, class_options = _encoder_class(encoder_config)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        encoder, loading_info = AutoModel.from_pretrained(name_or_path, output_loading_info=True, **options)
+        encoder, loading_info = auto_class.from_pretrained(
+            name_or_path, output_loading_info=True, **options, **class_options
+        )
     finally:
         logging.set_verbosity(verbosity)
     if loading_info["missing_keys"]:
         missing = ", ".join(sorted(loading_info["missing_keys"]))
+        if hasattr(encoder_config, "auto_map"):
+            raise ValueError(
+                f"{name_or_path} brings code of its own under the name of {encoder_config.model_type!r}, which is "
+                f"another model in transformers: it has no {missing}. SARCSE cannot wrap it."
+            )
         logger.warning(f"{name_or_path} lacks weights of the encoder, which are now random: {missing}.")
     return encoder
 
 
-def _without_pooler(encoder_config: Any) -> dict[str, bool]:
-    """The keyword that builds an encoder without a pooler, for the encoders that know it."""
-    if type(encoder_config) not in MODEL_MAPPING or encoder_config.is_encoder_decoder:
+def _encoder_class(encoder_config: Any) -> tuple[Any, dict[str, bool]]:
+    """The auto class that builds an encoder, and the keyword that builds it without a pooler, if it knows that."""
+    if type(encoder_config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        # Of T5 and its like only the encoder; for the others the class that AutoModel takes, too.
+        auto_class, model_class = AutoModelForTextEncoding, MODEL_FOR_TEXT_ENCODING_MAPPING[type(encoder_config)]
+    elif type(encoder_config) in MODEL_MAPPING and not encoder_config.is_encoder_decoder:
+        auto_class, model_class = AutoModel, MODEL_MAPPING[type(encoder_config)]
+    else:
         raise ValueError(f"model_type={encoder_config.model_type!r} is not a text encoder that SARCSE can wrap.")
-    parameters = inspect.signature(MODEL_MAPPING[type(encoder_config)]).parameters
-    return {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
+    if isinstance(model_class, tuple):  # Funnel has two, alike in this
+        model_class = model_class[0]
+    parameters = inspect.signature(model_class).parameters
+    return auto_class, {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
+
+
+@torch.no_grad()
+def _check_encoder(name_or_path: str, model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Two sentences, one of them padded, must become vectors. A warning where those of the first depend on the padding,
+    as of encoders that mix all positions whatever the mask (FNet).
+
+    Raises:
+        ValueError: they do not. transformers has no list of models that read text alone; images, a decoder's input or
+            boxes may be missing, or the vectors be as many as something else.
+    """
+    batch = tokenizer(["A.", "A longer sentence."], padding=True, return_tensors="pt")
+    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    encoder = f"{name_or_path}, model_type={model.config.encoder_config.model_type!r},"
+    refusal = f"{encoder} is not a text encoder that SARCSE can wrap"
+    try:
+        vectors = model(**inputs).last_hidden_state
+    except Exception as error:  # each kind of model has an exception of its own for what it lacks
+        raise ValueError(f"{refusal} ({repr(error)[:200]}).") from error
+    expected = (*inputs["input_ids"].shape, model.config.hidden_size)
+    if vectors.shape != expected:
+        raise ValueError(f"{refusal}: its vectors for {expected[:2]} tokens have the shape {tuple(vectors.shape)}.")
+    alone = tokenizer(["A."], return_tensors="pt").to(model.device)
+    padded = vectors[:1][inputs["attention_mask"][:1].bool()]  # (B, L, d) -> (length, d)
+    unpadded = model(alone["input_ids"], alone["attention_mask"]).last_hidden_state[0]  # (length, d)
+    if (padded - unpadded).abs().max() > 0.01 * unpadded.abs().max():
+        logger.warning(
+            f"{encoder} gives a sentence other vectors beside a longer one. Its embeddings depend on the batch; encode "
+            "sentences one at a time to compare them."
+        )
 
 
 def pack_left(

@@ -2,6 +2,7 @@
 From sentences to what the training reads: token ids, batches of like length, and the weights of tokens by frequency.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 
 import datasets
@@ -10,6 +11,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from data import DataArguments
+
+
+logger = logging.getLogger(__name__)
 
 
 def check_length(tokenizer: PreTrainedTokenizerBase, arguments: DataArguments) -> None:
@@ -71,6 +75,27 @@ def token_counts(tokens: datasets.Dataset, vocabulary_size: int, special_token_i
         counts += np.bincount(table["input_ids"].combine_chunks().flatten().to_numpy(), minlength=vocabulary_size)
     counts[special_token_ids] = 0
     return counts
+
+
+def check_readable(counts: np.ndarray, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """
+    Args:
+        counts (`np.ndarray` of shape `(vocabulary_size,)`): From `token_counts`.
+        tokenizer (`PreTrainedTokenizerBase`): Whose tokens they are.
+        name (`str`): Of the sentences, for messages.
+
+    Raises:
+        ValueError: the tokenizer knows less than half of the tokens, or finds none: it cannot read this text.
+    """
+    unknown = 0 if tokenizer.unk_token_id is None else counts[tokenizer.unk_token_id]
+    share = unknown / counts.sum() if counts.any() else 1.0
+    if share > 0.5:
+        raise ValueError(
+            f"{name}: the encoder's tokenizer cannot read it, {share:.0%} of the tokens are unknown to it. Is it the "
+            "encoder's own, and does the encoder know the language?"
+        )
+    if share > 0.1:
+        logger.warning(f"{name}: {share:.0%} of the tokens are unknown to the encoder's tokenizer.")
 
 
 def token_weights(counts: np.ndarray, frequency_weighting: str, frequency_smoothing: float) -> torch.Tensor:

@@ -9,12 +9,13 @@ tokens.py, the losses and the Trainer are in trainer.py.
 """
 
 import difflib
+import inspect
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -26,7 +27,6 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from transformers import (
-    AutoModel,
     DataCollatorWithPadding,
     HfArgumentParser,
     PreTrainedTokenizerBase,
@@ -35,35 +35,35 @@ from transformers import (
 )
 
 import figures
-from checkpoints import checkpoint_to_resume, checkpoints
+from checkpoints import check_saving, check_settings, checkpoint_to_resume, checkpoints, run_settings
 from comparison import Measurement, compare, report, write_results
 from configuration_sarcse import SarcseConfig
 from data import (
     DataArguments,
     SentenceStream,
+    describe_sentences,
+    fingerprint,
     first_part,
     load_sentences,
     load_sts,
     load_tasks,
     name_of_sentences,
 )
-from eval_sts import (
-    draw_figures,
-    encode,
-    encoder_max_length,
-    kind_of_model,
-    load_config_and_tokenizer,
-    load_model,
-    measure,
-    readable_weights,
-)
+from eval_sts import POSITIVE_SCORE, draw_figures, encode, measure
 from files import UnreadableDataError
+from loading import kind_of_model, load_model
+from model_card.record import ARCHITECTURE, describe_base_model, training_record
 from model_card.record import FILE_NAME as RECORD_FILE
-from model_card.record import describe_base_model, training_record
-from model_card.release import options_of_training, release, write_json, write_sentence_transformers_files
+from model_card.release import (
+    check_releasable,
+    options_of_training,
+    release,
+    write_json,
+    write_sentence_transformers_files,
+)
 from modeling_sarcse import SarcseModel
-from tokens import check_length, token_counts, token_weights, tokenize, tokenize_batch
-from trainer import SarcseTrainer
+from tokens import check_length, check_readable, token_counts, token_weights, tokenize, tokenize_batch
+from trainer import LOWER_IS_BETTER, SarcseTrainer, check_metric, metric_name
 
 
 DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
@@ -85,6 +85,13 @@ class ModelArguments:
         metadata={"help": "Folder or Hub id of a text encoder, or of a SARCSE model to train further."},
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={
+            "help": "Run the code that the encoder brings. Needed if transformers has none for it; read it first. No "
+            "release can be made of such a model."
+        },
+    )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "As in AutoModel.from_pretrained, for example flash_attention_2."}
     )
@@ -113,8 +120,41 @@ class ModelArguments:
 
     def sarcse_fields(self) -> dict[str, Any]:
         """Those fields of `SarcseConfig` that were given."""
-        names = {f.name for f in fields(self)} - {"model_name_or_path", "model_revision", "attn_implementation"}
+        names = [f.name for f in fields(self) if f.name in inspect.signature(SarcseConfig).parameters]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+# transformers' arguments that would change nothing here, or not what they say: given, they are refused.
+WITHOUT_EFFECT = {
+    "label_smoothing_factor": "InfoNCE has no labels",
+    "average_tokens_across_devices": "the losses are means over sentences and over weights of tokens",
+    "logging_nan_inf_filter": "a loss that is not finite stops the run",
+    "auto_find_batch_size": "a smaller batch is another task for InfoNCE; try --gradient_cache_mini_batch_size",
+    "use_liger_kernel": "it has no kernels for text encoders",
+    "use_cache": "encoders have no cache",
+    "debug": "a loss that is not finite stops the run, and its batch is kept",
+    "remove_unused_columns": "the sentences are the only column",
+    "label_names": "there are no labels",
+    "length_column_name": "lengths are counted by this program",
+    "bf16_full_eval": "evaluations are as precise as the training",
+    "fp16_full_eval": "evaluations are as precise as the training",
+    **dict.fromkeys(
+        (
+            "per_device_eval_batch_size",
+            "eval_accumulation_steps",
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
+            "batch_eval_metrics",
+            "include_for_metrics",
+            "prediction_loss_only",
+            "do_predict",
+        ),
+        "graded pairs are scored, 64 sentences at a time",
+    ),
+    **dict.fromkeys(
+        ("hub_strategy", "hub_always_push"), "a release is pushed once, after the training (--push_to_hub)"
+    ),
+}
 
 
 @dataclass
@@ -214,6 +254,16 @@ class SarcseTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self.check_effect()
+        for name, least in (
+            ("per_device_train_batch_size", 1),
+            ("gradient_accumulation_steps", 1),
+            ("dataloader_num_workers", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+            raise ValueError(f"--num_train_epochs must be above 0, got {self.num_train_epochs}.")
         # `accelerate launch --mixed_precision` counts too, and the record of the training shall say so.
         self.bf16 |= os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
         self.fp16 |= os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16"
@@ -224,7 +274,16 @@ class SarcseTrainingArguments(TrainingArguments):
         if self.data_seed is None:
             # Processes have random numbers of their own, for dropout, but must agree on the order of the sentences.
             self.data_seed = self.seed
+        self.check_direction()
         super().__post_init__()
+        if self.accelerator_config.split_batches:
+            raise ValueError("--accelerator_config split_batches: each process reads a batch of its own.")
+        if self.per_device_train_batch_size * self.world_size == 1:
+            raise ValueError(
+                "--per_device_train_batch_size 1 on one process: InfoNCE has no other sentence to tell the first "
+                "from, and nothing is learnt, with --gradient_accumulation_steps or without. Give at least 2. If a "
+                "batch does not fit into memory: --gradient_cache_mini_batch_size 2."
+            )
         for name in ("contrastive_temperature", "frequency_smoothing"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}.")
@@ -246,6 +305,39 @@ class SarcseTrainingArguments(TrainingArguments):
     def global_batch_size(self) -> int:
         """Sentences that one step of the optimizer needs, of all processes."""
         return self.per_device_train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+    def check_effect(self) -> None:
+        """
+        Raises:
+            ValueError: an argument that would have no effect has another value than its default.
+        """
+        for argument in fields(self):
+            default = argument.default if argument.default is not MISSING else argument.default_factory()
+            value = getattr(self, argument.name)
+            # (HfArgumentParser gives an empty list or string for what is not given.)
+            if argument.name in WITHOUT_EFFECT and value != default and (value or default):
+                raise ValueError(f"--{argument.name} has no effect: {WITHOUT_EFFECT[argument.name]}. Leave it out.")
+
+    def check_direction(self) -> None:
+        """
+        Which values of `metric_for_best_model` are better, as its name says.
+
+        Raises:
+            ValueError: `greater_is_better` says something else.
+        """
+        if self.metric_for_best_model is None:
+            return
+        greater_is_better = metric_name(self.metric_for_best_model) not in LOWER_IS_BETTER
+        if self.greater_is_better not in (None, greater_is_better):
+            better = "greater" if greater_is_better else "lower"
+            raise ValueError(
+                f"--greater_is_better {self.greater_is_better}: of {self.metric_for_best_model} {better} values are "
+                "better. Leave it out."
+            )
+        self.greater_is_better = greater_is_better
+        if self.lr_scheduler_type == "reduce_lr_on_plateau":
+            mode = {"mode": "max" if greater_is_better else "min"}
+            self.lr_scheduler_kwargs = {**mode, **(self.lr_scheduler_kwargs or {})}
 
     def check_machine(self) -> None:
         """
@@ -306,7 +398,7 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
         arguments = arguments[1:]
     *parsed, unknown = parser.parse_args_into_dataclasses(recipe + arguments, return_remaining_strings=True)
     if unknown:
-        raise ValueError(unknown_field(unknown[0], [f"--{name}" for name in known]))
+        raise ValueError(unknown_field(unknown[0], known))
     return tuple(parsed)
 
 
@@ -334,9 +426,37 @@ def read_recipe(path: Path, known: list[str]) -> list[str]:
     return flags
 
 
+# What other programs, and transformers of before, call what is meant.
+OTHER_NAMES = {
+    # transformers
+    "group_by_length": "train_sampling_strategy group_by_length",
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps, a share of the steps if it is below 1",
+    "no_cuda": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "overwrite_output_dir": "output_dir with the name of a new folder",
+    "validation_file": "eval_pairs",
+    # The SimCSE repository
+    "temp": "contrastive_temperature",
+    "pooler_type": "pooler",
+    "mlp_only_train": "pooler cls, whose layer is for training only",
+    # sentence-transformers and common sense
+    "temperature": "contrastive_temperature",
+    "max_length": "max_seq_length",
+    "batch_size": "per_device_train_batch_size",
+    "mini_batch_size": "gradient_cache_mini_batch_size",
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+}
+
+
 def unknown_field(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(str(name).split("=")[0], known, n=1)
-    return f"unknown field {name}." + (f" Did you mean {nearest[0]}?" if nearest else " --help lists all fields.")
+    bare = str(name).split("=")[0].lstrip("-")
+    dashes = "--" if str(name).startswith("-") else ""
+    nearest = [OTHER_NAMES[bare]] if bare in OTHER_NAMES else difflib.get_close_matches(bare, known, n=1)
+    return f"unknown field {name}." + (
+        f" Did you mean {dashes}{nearest[0]}?" if nearest else " --help lists all fields."
+    )
 
 
 # --- The command -----------------------------------------------------------------------------------------------------
@@ -356,6 +476,7 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
         raise ValueError(f"--pooler {model.pooler} has no reconstruction: add --reconstruction_weight 0 (SimCSE).")
     if data.eval_pairs is not None and training.metric_for_best_model == "stsb_spearman":
         training.metric_for_best_model = "pairs_spearman"
+    check_metric(training.metric_for_best_model, eval_name(data))
     if data.streaming:
         training.train_sampling_strategy = "random"  # for the record: nothing can be sorted that was not read
     if data.streaming and training.max_steps <= 0:
@@ -377,6 +498,11 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
         )
 
 
+def eval_name(data: DataArguments) -> str:
+    """What the pairs of the evaluations are called in the metrics."""
+    return "stsb" if data.eval_pairs is None else "pairs"
+
+
 def load_sts_data(
     data: DataArguments, training: SarcseTrainingArguments
 ) -> tuple[datasets.Dataset | None, dict[str, datasets.Dataset]]:
@@ -386,10 +512,17 @@ def load_sts_data(
     try:
         tasks = load_tasks(data.sts_tasks, data.sts_dir, data.eval_pairs)
         if data.eval_pairs is not None:
-            return next(iter(tasks.values())), tasks
-        return load_sts("STSB", data.sts_dir, split="dev"), tasks
+            pairs = next(iter(tasks.values()))
+        else:
+            pairs = load_sts("STSB", data.sts_dir, split="dev")
     except ValueError as error:
         raise ValueError(f"{error}\nTo train without scores: --eval_strategy no.") from error
+    if metric_name(training.metric_for_best_model or "") == "alignment" and max(pairs["score"]) < POSITIVE_SCORE:
+        raise ValueError(
+            f"--metric_for_best_model alignment: no pair has a score of at least {POSITIVE_SCORE}, which alignment is "
+            "measured on."
+        )
+    return pairs, tasks
 
 
 def build_model(arguments: ModelArguments) -> tuple[SarcseModel, PreTrainedTokenizerBase]:
@@ -399,26 +532,14 @@ def build_model(arguments: ModelArguments) -> tuple[SarcseModel, PreTrainedToken
     Raises:
         ValueError: nothing can be loaded there, or a given field is impossible or not the saved SARCSE model's.
     """
-    source, revision = arguments.model_name_or_path, arguments.model_revision
-    config, tokenizer = load_config_and_tokenizer(source, revision)
-    options = {
-        "revision": revision,
-        "dtype": torch.float32,  # not the checkpoint's: half precision weights lose AdamW's small steps
-        "attn_implementation": arguments.attn_implementation,
-    }
-    is_sarcse = config.model_type == SarcseConfig.model_type
-    for name, value in arguments.sarcse_fields().items():
-        if is_sarcse and value != getattr(config, name):
-            raise ValueError(f"{source} was saved with {name}={getattr(config, name)}: leave --{name} out.")
-    with readable_weights(source):
-        if is_sarcse:
-            model = AutoModel.from_pretrained(source, **options)
-        else:
-            model = SarcseModel.from_encoder_pretrained(
-                source, tokenizer=tokenizer, **options, **arguments.sarcse_fields()
-            )
-    tokenizer.model_max_length = encoder_max_length(model, tokenizer)
-    return model, tokenizer
+    return load_model(
+        arguments.model_name_or_path,
+        arguments.model_revision,
+        arguments.trust_remote_code,
+        dtype=torch.float32,  # not the checkpoint's: half precision weights lose AdamW's small steps
+        attn_implementation=arguments.attn_implementation,
+        **arguments.sarcse_fields(),
+    )
 
 
 def build_trainer(
@@ -428,8 +549,7 @@ def build_trainer(
     Everything that can go wrong for a reason of the user's, in the order of its cost: arguments, data, model.
 
     Returns:
-        The trainer, the STS tasks to score before and after training, and what makes the record of the training, for
-        one process to call at its end: it reads all sentences.
+        The trainer, the STS tasks to score before and after training, and what makes the record of the training.
 
     Raises:
         ValueError: with a message that says what was found and what to do.
@@ -450,9 +570,11 @@ def build_trainer(
     check_length(tokenizer, data)
     with training.main_process_first(desc="tokenising"):
         tokens = tokenize(first_sentences, tokenizer, data)
+    vocabulary_size = getattr(model.config.encoder_config, "vocab_size", len(tokenizer))
+    counts = token_counts(tokens, vocabulary_size, model.config.special_token_ids)
+    check_readable(counts, tokenizer, name_of_sentences(data))
     weights = None
     if training.reconstruction_weight > 0:
-        counts = token_counts(tokens, model.config.encoder_config.vocab_size, model.config.special_token_ids)
         weights = token_weights(counts, training.frequency_weighting, training.frequency_smoothing)
     train_dataset, collator = tokens, DataCollatorWithPadding(tokenizer)
     if data.streaming:
@@ -460,33 +582,69 @@ def build_trainer(
             name_of_sentences(data), sentences, training.data_seed, training.process_index, training.world_size
         )
         collator = partial(tokenize_batch, tokenizer=tokenizer, max_seq_length=data.max_seq_length)
-    trainer = SarcseTrainer(
-        model=model,
-        args=training,
-        train_dataset=train_dataset,
-        eval_dataset=eval_pairs,
-        eval_name="stsb" if data.eval_pairs is None else "pairs",
-        processing_class=tokenizer,
-        data_collator=collator,
-        token_weights=weights,
-    )
     base_model = describe_base_model(model_arguments.model_name_or_path, model_arguments.model_revision)
-    record = partial(training_record, base_model, model.config, data, sentences, training)
+    described = describe_sentences(data, sentences)
+    digest = described.get("sha256") or fingerprint(first_sentences)  # of a stream all that can be known
+    settings = run_settings(
+        training,
+        **{name: getattr(model.config, name) for name in ARCHITECTURE},
+        model_name_or_path=" at ".join(filter(None, base_model.values())),
+        train_data=f"{described['name']}, {len(first_sentences)} sentences with SHA-256 {digest}",
+        eval_data=eval_pairs and f"{len(eval_pairs)} pairs with SHA-256 {fingerprint(eval_pairs)}",
+        max_seq_length=data.max_seq_length,
+    )
+    if training.resume_from_checkpoint:
+        check_settings(Path(training.resume_from_checkpoint), settings)
+    try:
+        trainer = SarcseTrainer(
+            model=model,
+            args=training,
+            train_dataset=train_dataset,
+            eval_dataset=eval_pairs,
+            eval_name=eval_name(data),
+            processing_class=tokenizer,
+            data_collator=collator,
+            token_weights=weights,
+            settings=settings,
+        )
+    except (ImportError, RuntimeError) as error:  # what transformers' reports need is not installed
+        raise ValueError(f"--report_to {' '.join(training.report_to)}: {error}") from error
+    check_optimizer(trainer)
+    if training.local_process_index == 0:
+        check_saving(model, Path(training.output_dir))
+    record = partial(training_record, base_model, model.config, data, described, training)
     return trainer, tasks, record
 
 
+def check_optimizer(trainer: SarcseTrainer) -> None:
+    """
+    Raises:
+        ValueError: there can be no such optimizer, with what is installed, or no such scheduler.
+    """
+    args = trainer.args
+    try:
+        trainer.create_optimizer()  # the one that is used
+        rehearsal = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+        trainer.create_scheduler(num_training_steps=10, optimizer=rehearsal)
+    except (ImportError, ValueError, TypeError, RuntimeError) as error:
+        what = f"--optim {args.optim.value}, --lr_scheduler_type {args.lr_scheduler_type.value}"
+        raise ValueError(f"{what}: {error}") from error
+    trainer.lr_scheduler = None
+
+
 def measure_before(
-    source: str, revision: str, device: torch.device, tasks: dict[str, datasets.Dataset]
+    arguments: ModelArguments, device: torch.device, tasks: dict[str, datasets.Dataset]
 ) -> dict[str, Measurement]:
     """
     What the model that training starts from makes of the tasks: an encoder under both simple poolers. Mean pooling
     comes first, for the differences in sts_results.json are to it: it is the baseline that is hard to beat.
     """
-    is_sarcse = kind_of_model(source, revision) == "sarcse"
+    source, revision = arguments.model_name_or_path, arguments.model_revision
     measurements = {}
-    for pooler in ("mean",) if is_sarcse else ("mean", "cls"):
-        model, tokenizer = load_model(source, pooler, revision)
-        name = f"before: {source}" + ("" if is_sarcse else f", {pooler}")
+    for pooler in [None] if kind_of_model(source, revision) == "sarcse" else ["mean", "cls"]:
+        options = {"pooler": pooler} if pooler else {}
+        model, tokenizer = load_model(source, revision, arguments.trust_remote_code, **options)
+        name = f"before: {source}" + (f", {pooler}" if pooler else "")
         measurements[name] = measure(partial(encode, model.to(device), tokenizer), tasks, model.config.pooler)
     return measurements
 
@@ -495,13 +653,12 @@ def run(
     trainer: SarcseTrainer,
     tasks: dict[str, datasets.Dataset],
     record: Callable[[], dict[str, Any]],
-    source: str,
-    revision: str,
+    model_arguments: ModelArguments,
 ) -> None:
     """Train, write the output folder, and print the table of scores and the lines that load the model."""
     args = trainer.args
     # Every process has a share in this, as in the evaluations.
-    measurements = measure_before(source, revision, args.device, tasks) if tasks else {}
+    measurements = measure_before(model_arguments, args.device, tasks) if tasks else {}
     # Again, so that a run trains the same model whether it is scored before or not; now each process has a seed of its
     # own, so that no two draw the same dropout masks.
     set_seed(args.seed, device_specific=True)
@@ -553,13 +710,15 @@ def main() -> None:
         to_release = options_of_training(training) if training.push_to_hub else None
         training.push_to_hub = False  # the Trainer's own push uploads checkpoints and pickles, and writes another card
         trainer, tasks, record = build_trainer(model_arguments, data, training)
+        if to_release is not None:
+            check_releasable(model_arguments.model_name_or_path, trainer.model.config.encoder_config.to_dict())
     except ValueError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # before the training
         sys.exit(128 + signal.SIGINT)
     try:
-        run(trainer, tasks, record, model_arguments.model_name_or_path, model_arguments.model_revision)
+        run(trainer, tasks, record, model_arguments)
     except KeyboardInterrupt as interrupt:
         if trainer.is_world_process_zero():
             print(f"\nInterrupted at step {trainer.state.global_step}.{how_to_go_on(training)}", file=sys.stderr)

@@ -6,6 +6,7 @@ Shapes: B sentences of one process, M of all processes, L positions, T positions
 """
 
 import copy
+import json
 import math
 import warnings
 from collections.abc import Iterator
@@ -24,7 +25,14 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.utils import logging
 
-from checkpoints import SaveOnSignal, last_good_checkpoint
+from checkpoints import (
+    SETTINGS_NAME,
+    SaveOnSignal,
+    check_settings,
+    last_good_checkpoint,
+    load_weights,
+    run_settings,
+)
 from comparison import correlations
 from data import SentenceStream
 from eval_sts import embed_pairs, encode
@@ -42,6 +50,25 @@ warnings.filterwarnings(
 # Embeddings whose uniformity is above this have collapsed: their mean squared distance is below 0.005, a mean cosine
 # similarity above 0.9975. The encoders of the README's results are at -0.6 or below before any training.
 COLLAPSED_UNIFORMITY = -0.01
+
+
+# Metrics of an evaluation whose lower values are better.
+LOWER_IS_BETTER = ("alignment", "uniformity")
+
+
+def metric_name(name: str) -> str:
+    """A metric's name without the prefix that transformers adds."""
+    return name.removeprefix("eval_")
+
+
+def check_metric(name: str | None, eval_name: str) -> None:
+    """
+    Raises:
+        ValueError: no evaluation will have a metric of this name.
+    """
+    known = (f"{eval_name}_spearman", *LOWER_IS_BETTER)
+    if name is not None and metric_name(name) not in known:
+        raise ValueError(f"--metric_for_best_model {name}: the evaluations measure {', '.join(known)}.")
 
 
 # --- Losses ----------------------------------------------------------------------------------------------------------
@@ -112,6 +139,7 @@ class SarcseTrainer(Trainer):
         token_weights (`torch.Tensor` of shape `(vocabulary_size,)`, *optional*):
             Weights of the reconstruction errors by token id, needed if `reconstruction_weight` > 0.
         eval_name (`str`): What the pairs are called in the metrics: `eval_{eval_name}_spearman`.
+        settings (`dict`, *optional*): From `run_settings`, for the checkpoints. Default: those of the arguments alone.
         train_dataset (`datasets.Dataset` or `SentenceStream`): Column input_ids, or sentences.
         eval_dataset (`datasets.Dataset`): Columns sentence1, sentence2 and score.
     """
@@ -120,10 +148,17 @@ class SarcseTrainer(Trainer):
     loss_is_scaled_for_ga = False
 
     def __init__(
-        self, *args: Any, token_weights: torch.Tensor | None = None, eval_name: str = "stsb", **kwargs: Any
+        self,
+        *args: Any,
+        token_weights: torch.Tensor | None = None,
+        eval_name: str = "stsb",
+        settings: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        check_metric(self.args.metric_for_best_model, eval_name)
         self.eval_name = eval_name
+        self.settings = run_settings(self.args) if settings is None else settings
         self.reconstruct = self.args.reconstruction_weight > 0
         if self.reconstruct:
             self.token_weights = token_weights.to(self.args.device)
@@ -137,6 +172,7 @@ class SarcseTrainer(Trainer):
         self.add_callback(self.save_on_signal)
         self._losses: dict[str, torch.Tensor] = {}
         self._loss_batches = 0
+        self._contrast: torch.Tensor | float = 0.0  # the largest contrastive loss since the run began
 
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> torch.utils.data.Sampler:
         if self.args.train_sampling_strategy == "random":
@@ -338,6 +374,7 @@ class SarcseTrainer(Trainer):
 
     def _add_to_log(self, contrastive: torch.Tensor, reconstruction: torch.Tensor | None) -> None:
         losses = {"contrastive_loss": contrastive.detach()}
+        self._contrast = contrastive.detach().clamp(min=self._contrast)
         if reconstruction is not None:
             losses["reconstruction_loss"] = reconstruction.detach()
         self._losses = {name: value + self._losses.get(name, 0.0) for name, value in losses.items()}
@@ -349,7 +386,17 @@ class SarcseTrainer(Trainer):
             for name, total in self._losses.items():
                 logs[name] = self.accelerator.gather(total / self._loss_batches).mean().item()
             self._losses, self._loss_batches = {}, 0
+            self._check_contrast()
         super().log(logs, start_time)
+
+    def _check_contrast(self) -> None:
+        """Says so, once in every line of the log, if InfoNCE has had nothing to learn from since the run began."""
+        if self.accelerator.gather(self._contrast).max() == 0 and self.is_world_process_zero():
+            logger.warning(
+                f"Step {self.state.global_step}: the contrastive loss has been exactly 0 since the run began, and has "
+                "taught nothing. All sentences of a batch are equal, perhaps cut at --max_seq_length, or "
+                f"--contrastive_temperature, now {self.args.contrastive_temperature:g}, is far too low."
+            )
 
     def evaluate(
         self,
@@ -380,8 +427,24 @@ class SarcseTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The settings first: the state, by which a checkpoint is known to be whole, is written last."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SETTINGS_NAME).write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+        super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        check_settings(Path(resume_from_checkpoint), self.settings)
+        load_weights(self.accelerator.unwrap_model(self.model if model is None else model), resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        load_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
+
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, with the new layers' parameters in groups of their own learning rate."""
+        if self.optimizer is not None:
+            return self.optimizer
         optimizer = super().create_optimizer(model)
         if self.args.autoencoder_learning_rate != self.args.learning_rate:
             encoder = set(self.accelerator.unwrap_model(self.model).encoder.parameters())

@@ -21,7 +21,8 @@ from common import SHARED, arguments_for
 from sentence_transformers import SentenceTransformer
 
 from data import DataArguments, load_sentences, load_sts
-from eval_sts import Embed, encode, load_model
+from eval_sts import Embed, encode
+from loading import load_model
 from model_card.release import write_sentence_transformers_files
 from train import ModelArguments, build_model
 
@@ -37,7 +38,7 @@ def programs(encoder: str, batch_size: int, folder: str) -> dict[str, Embed]:
         "sentence_transformers": partial(
             by_sentence_transformers.encode, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
         ),
-        "mean_pooling": partial(encode, *load_model(encoder, "mean"), batch_size=batch_size),
+        "mean_pooling": partial(encode, *load_model(encoder, pooler="mean"), batch_size=batch_size),
     }
 
 

@@ -9,13 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from transformers import PretrainedConfig, TrainingArguments
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from data import DataArguments, describe_sentences
+from data import DataArguments
 
 
 FILE_NAME = "training_record.json"
@@ -81,7 +80,7 @@ def training_record(
     base_model: dict[str, str | None],
     config: PretrainedConfig,
     data: DataArguments,
-    sentences: datasets.Dataset,
+    sentences: dict[str, Any],
     args: TrainingArguments,
 ) -> dict[str, Any]:
     """
@@ -89,7 +88,7 @@ def training_record(
         base_model (`dict`): From `describe_base_model`.
         config (`SarcseConfig`): Of the model that is trained.
         data (`DataArguments`): Of the training.
-        sentences (`datasets.Dataset`): Those trained on; all of them are hashed.
+        sentences (`dict`): From `describe_sentences`.
         args (`SarcseTrainingArguments`): Of the training.
     """
     values = {"max_seq_length": data.max_seq_length, **args.to_dict()}
@@ -98,7 +97,7 @@ def training_record(
     return {
         "base_model": base_model,
         "architecture": {name: getattr(config, name) for name in ARCHITECTURE},
-        "train_data": describe_sentences(data, sentences),
+        "train_data": sentences,
         "hyperparameters": {name: values[name] for name in HYPERPARAMETERS},
         "hardware": hardware(args),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},

@@ -26,9 +26,9 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
-from eval_sts import kind_of_model, load_model
+from loading import kind_of_model, load_model, needs_own_code
 from model_card.card import Facts, eval_result_entries, read_facts, write_card
 from modeling_sarcse import SarcseModel
 
@@ -206,12 +206,26 @@ def check_folders(model_dir: Path, release_dir: Path) -> None:
         raise ValueError(f"{model_dir}: no such folder.")
     if kind_of_model(str(model_dir)) != "sarcse":
         raise ValueError(f"{model_dir}: no SARCSE model in it. MODEL_DIR is what train.py wrote.")
+    fields, _ = PretrainedConfig.get_config_dict(str(model_dir))
+    check_releasable(str(model_dir), fields["encoder_config"])
     if release_dir.resolve() == model_dir.resolve() or release_dir.resolve() in model_dir.resolve().parents:
         raise ValueError(f"--release_dir {release_dir}: would overwrite the model in {model_dir}.")
     if release_dir.exists() and not release_dir.is_dir():
         raise ValueError(f"--release_dir {release_dir}: is a file.")
     if release_dir.is_dir() and any(release_dir.iterdir()) and not (release_dir / "golden_embeddings.json").is_file():
         raise ValueError(f"--release_dir {release_dir}: holds something that is not a release; choose a new folder.")
+
+
+def check_releasable(name: str, encoder_fields: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: the encoder runs code of its own, which whoever loads the release would need, too.
+    """
+    if needs_own_code(encoder_fields):
+        raise ValueError(
+            f"{name}: no release can be made of it. Its encoder runs code of its own "
+            f"({encoder_fields['auto_map']['AutoModel']}), which a release does not carry."
+        )
 
 
 def check_names(options: ReleaseOptions) -> None:

@@ -237,7 +237,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 def test_the_last_good_checkpoint_is_named(uninterrupted, tmp_path):
     run = copy_until(uninterrupted, tmp_path / "run", step=4)
     blow_up(run / "checkpoint-4" / "model.safetensors")
-    trainer, _, _ = build_trainer(*parse_arguments(flags(run, resume_from_checkpoint="last")))
+    write_few_pairs(tmp_path)
+    options = {"eval_pairs": tmp_path / "few.tsv", "resume_from_checkpoint": "last"}
+    trainer, _, _ = build_trainer(*parse_arguments(flags(run, **LONG_RUN | options)))
     with torch.no_grad():
         trainer.model.encoder.embeddings.LayerNorm.bias.fill_(torch.nan)
     trainer.create_optimizer()

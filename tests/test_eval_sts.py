@@ -18,14 +18,13 @@ from eval_sts import (
     alignment,
     embed_pairs,
     encode,
-    encoder_max_length,
     load_embedders,
-    load_model,
     load_sentence_transformer,
     main,
     measure,
     uniformity,
 )
+from loading import encoder_max_length, load_model
 from modeling_sarcse import SarcseModel
 
 from .conftest import ENCODER, PROJECT, SENTENCES, run_python

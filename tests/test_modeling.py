@@ -6,13 +6,13 @@ from tokenizers import BertWordPieceTokenizer
 from torch.nn import functional as F
 from transformers import (
     AutoModel,
+    BartConfig,
     BertConfig,
     BertTokenizerFast,
     DistilBertConfig,
     ModernBertConfig,
     MPNetConfig,
     RobertaConfig,
-    T5Config,
 )
 from transformers.utils import logging
 
@@ -423,6 +423,6 @@ def test_missing_weights_are_reported_and_a_language_model_head_is_not(tmp_path,
 
 
 def test_what_is_no_text_encoder_is_refused(tmp_path, tokenizer):
-    T5Config(d_model=8, num_layers=1, num_heads=1, d_kv=8, d_ff=8).save_pretrained(tmp_path)
+    BartConfig(d_model=8, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not a text encoder"):
         SarcseModel.from_encoder_pretrained(str(tmp_path), tokenizer=tokenizer)

@@ -17,7 +17,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from eval_sts import encode, load_model
+from eval_sts import encode
+from loading import load_model
 from model_card.record import HYPERPARAMETERS
 from modeling_sarcse import SarcseModel
 from train import ModelArguments, SarcseTrainingArguments, build_model, build_trainer, parse_arguments
@@ -305,12 +306,14 @@ def test_equal_sentences_are_no_negatives_of_each_other(tmp_path):
 
 
 def test_a_full_disk_ends_in_a_message(tmp_path):
-    """The model has 6 MB."""
+    """... before the training: the model has 6 MB."""
     options = {"eval_strategy": "no", "eval_pairs": None, "save_strategy": "no", "max_train_samples": 8}
     arguments = flags(tmp_path / "model", **options)
     process = run_python(PROJECT / "train.py", *arguments, cwd=tmp_path, largest_file=2_000_000)
-    assert process.returncode == 1 and "Traceback" not in process.stderr
-    assert re.search("train.py: error: .*File too large", process.stderr.splitlines()[-1])
+    assert process.returncode == 2 and "Traceback" not in process.stderr
+    assert re.search(
+        "train.py: error: --output_dir .*nothing can be saved there .*File too large", process.stderr.splitlines()[-1]
+    )
 
 
 # --- Arguments -------------------------------------------------------------------------------------------------------
