@@ -495,8 +495,8 @@ def _check_encoder(name_or_path: str, model: SarcseModel, tokenizer: PreTrainedT
     unpadded = model(alone["input_ids"], alone["attention_mask"]).last_hidden_state[0]  # (length, d)
     if (padded - unpadded).abs().max() > 0.01 * unpadded.abs().max():
         logger.warning(
-            f"{encoder} gives a sentence other vectors beside a longer one. Its embeddings depend on the batch; encode "
-            "sentences one at a time to compare them."
+            f"{encoder} gives a sentence other vectors beside a longer one. Its embeddings depend on the batch; "
+            "encode sentences one at a time to compare them."
         )
 
 

@@ -451,8 +451,9 @@ OTHER_NAMES = {
 
 
 def unknown_field(name: str, known: list[str]) -> str:
-    bare = str(name).split("=")[0].lstrip("-")
-    dashes = "--" if str(name).startswith("-") else ""
+    name = str(name).split("=")[0]
+    bare = name.lstrip("-")
+    dashes = name[: len(name) - len(bare)]
     nearest = [OTHER_NAMES[bare]] if bare in OTHER_NAMES else difflib.get_close_matches(bare, known, n=1)
     return f"unknown field {name}." + (
         f" Did you mean {dashes}{nearest[0]}?" if nearest else " --help lists all fields."

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face library is imported
+# Before any Hugging Face library is imported:
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_HUB_DOWNLOAD_TIMEOUT"] = os.environ["HF_HUB_ETAG_TIMEOUT"] = "86400"  # a machine may be busy
 torch.set_num_threads(1)
 
 PROJECT = Path(__file__).parent.parent
@@ -74,11 +76,11 @@ def saved_model(trained_like_model, tokenizer, tmp_path_factory) -> Path:
 
 
 def run_python(
-    *arguments: object, cwd: Path, timeout: int = 300, largest_file: int | None = None, **environment: str
+    *arguments: object, cwd: Path, largest_file: int | None = None, **environment: str
 ) -> subprocess.CompletedProcess:
     """
     A real Python process, offline, with this interpreter and nothing of the project on its path. No file of more than
-    `largest_file` bytes can be written, as on a full disk.
+    `largest_file` bytes can be written, as on a full disk. There is no time-out: a machine may be busy.
     """
     limit = None if largest_file is None else partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest_file,) * 2)
     return subprocess.run(
@@ -87,7 +89,6 @@ def run_python(
         env=offline(environment),
         capture_output=True,
         text=True,
-        timeout=timeout,
         preexec_fn=limit,
     )
 

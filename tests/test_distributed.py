@@ -23,7 +23,7 @@ EXACT_RUNS = {
 }
 
 
-def accelerate_launch(processes: int, *arguments: object, cwd, timeout: int = 300) -> None:
+def accelerate_launch(processes: int, *arguments: object, cwd) -> None:
     """
     `accelerate launch --cpu`, once for each process with its place in the environment, as MPI and schedulers do.
     """
@@ -41,7 +41,7 @@ def accelerate_launch(processes: int, *arguments: object, cwd, timeout: int = 30
         started.append(start_python(*launch, *arguments, cwd=cwd, **place))
     try:
         for process in started:
-            output, _ = process.communicate(timeout=timeout)
+            output, _ = process.communicate()
             assert process.returncode == 0, output
     finally:
         for process in started:

@@ -182,7 +182,7 @@ def test_user_errors_end_in_one_message(finished_run, tmp_path, monkeypatch, cap
 def differences(release_folder, tmp_path_factory) -> dict[str, float | str]:
     """From the golden embeddings, by way to load, in a process outside the project."""
     script = shutil.copy(PROJECT / "tests" / "ways_to_load.py", tmp_path_factory.mktemp("stranger"))
-    process = run_python(script, release_folder, cwd=Path(script).parent, timeout=600)
+    process = run_python(script, release_folder, cwd=Path(script).parent)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
 
