@@ -8,7 +8,6 @@ Shapes: B sentences of one process, M of all processes, L positions, T positions
 import copy
 import json
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -19,6 +18,7 @@ import datasets
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import distributed
+from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from torch.nn import functional as F
 from torch.utils.checkpoint import get_device_states, set_device_states
 from torch.utils.data import DataLoader
@@ -41,11 +41,6 @@ from tokens import LengthGroupedSampler, token_lengths
 
 
 logger = logging.get_logger(__name__)
-
-# Its successors have other names in every version of torch from 2.6 to 2.13.
-warnings.filterwarnings(
-    "ignore", message=".*distributed.nn.functional.all_gather is deprecated", category=FutureWarning
-)
 
 # Embeddings whose uniformity is above this have collapsed: their mean squared distance is below 0.005, a mean cosine
 # similarity above 0.9975. The encoders of the README's results are at -0.6 or below before any training.
@@ -168,11 +163,29 @@ class SarcseTrainer(Trainer):
         elif self.model.config.pooler == "autoencoder":
             # Parameters that get no gradient would stop DistributedDataParallel.
             self.model.sentence_decoder.requires_grad_(False)
+        if self.args.world_size > 1 and self.idle_parameters():
+            # It costs a little time. In both places, for versions of transformers read one or the other.
+            self.args.ddp_find_unused_parameters = self.accelerator.ddp_handler.find_unused_parameters = True
         self.save_on_signal = SaveOnSignal()
         self.add_callback(self.save_on_signal)
         self._losses: dict[str, torch.Tensor] = {}
         self._loss_batches = 0
         self._contrast: torch.Tensor | float = 0.0  # the largest contrastive loss since the run began
+
+    def idle_parameters(self) -> list[str]:
+        """
+        Names of the parameters that get no gradient from two sentences, though they would be trained: XLNet's for
+        masked tokens and for segments. DistributedDataParallel would wait for them, and not average the others.
+        """
+        batch = self.processing_class(["A.", "A longer sentence."], padding=True, return_tensors="pt")
+        inputs = {name: batch[name].to(self.args.device) for name in ("input_ids", "attention_mask")}
+        outputs = self.model.train()(**inputs, output_reconstruction=self.reconstruct)
+        value = outputs.pooler_output.sum()
+        if self.reconstruct:
+            value = value + outputs.reconstruction_errors().sum()
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+        return [name for name, gradient in zip(trained, gradients) if gradient is None]
 
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> torch.utils.data.Sampler:
         if self.args.train_sampling_strategy == "random":
@@ -228,7 +241,7 @@ class SarcseTrainer(Trainer):
         first, second = embeddings.chunk(2)  # (2B, d) -> two of (B, d)
         keys = all_keys = sentence_keys(inputs["input_ids"], inputs["attention_mask"])  # (B,)
         if self.args.world_size > 1:
-            second = torch.cat(distributed.nn.functional.all_gather(second))  # (M, d)
+            second = all_gather_tensor_autograd(second.contiguous(), 0, distributed.group.WORLD)  # (M, d)
             all_keys = self.accelerator.gather(keys)  # (M,)
         return info_nce(
             first,

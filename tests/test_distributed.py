@@ -6,7 +6,7 @@ import socket
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, XLNetConfig, XLNetModel
 
 from .conftest import ENCODER, PROJECT, flags, start_python
 
@@ -56,13 +56,19 @@ def runs(tmp_path_factory):
     encoder.config.hidden_dropout_prob = encoder.config.attention_probs_dropout_prob = 0.0
     encoder.save_pretrained(folder / "encoder")
     AutoTokenizer.from_pretrained(ENCODER).save_pretrained(folder / "encoder")
+    sizes = {"vocab_size": encoder.config.vocab_size, "d_model": 32, "n_head": 2, "n_layer": 1, "d_inner": 32}
+    XLNetModel(XLNetConfig(**sizes, dropout=0.0)).save_pretrained(folder / "xlnet")
+    AutoTokenizer.from_pretrained(ENCODER).save_pretrained(folder / "xlnet")
     (folder / "repeated.txt").write_text("A dog runs across the wet grass.\n" * BATCH)
     common = {"eval_strategy": "no", "eval_pairs": None, "save_strategy": "no", "max_train_samples": BATCH}
     exact = {"model_name_or_path": folder / "encoder", "optim": "sgd", "learning_rate": 1, "max_grad_norm": 0}
     for world_size in WORLD_SIZES:
         common["per_device_train_batch_size"] = BATCH // world_size
         fields = {name: {**common, **exact, **options} for name, options in EXACT_RUNS.items()}
+        if world_size < 4:
+            fields["xlnet"] = {**common, **exact, "model_name_or_path": folder / "xlnet"}
         if world_size == 1:
+            fields["xlnet-start"] = {**fields["xlnet"], "learning_rate": 0}
             fields["start"] = {**common, **exact, "learning_rate": 0}
         if world_size == 2:
             fields["dropout"] = {**common, "train_file": folder / "repeated.txt"}
@@ -92,6 +98,13 @@ def test_several_processes_take_the_step_of_one_on_the_same_global_batch(runs, r
     start, one, several = (parameters(runs / name) for name in ("start-1", f"{run}-1", f"{run}-{world_size}"))
     assert (one - start).norm() > 1e-3 * start.norm()
     assert difference(one - start, several - start) < 1e-6
+
+
+def test_an_encoder_with_parameters_that_take_no_part_is_trained_on_several_processes(runs):
+    """DistributedDataParallel waits for the gradient of each parameter, unless it is told to look for such ones."""
+    start, one, two = (parameters(runs / name) for name in ("xlnet-start-1", "xlnet-1", "xlnet-2"))
+    assert (one - start).norm() > 1e-3 * start.norm()
+    assert difference(one - start, two - start) < 1e-6
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
