@@ -8,6 +8,8 @@ import os
 import signal
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -116,7 +118,6 @@ MAY_CHANGE = {
     "run_name",
     "project",
     "disable_tqdm",
-    "debug",
     "skip_memory_metrics",
     "include_num_input_tokens_seen",
     "restore_callback_states_from_checkpoint",
@@ -146,7 +147,7 @@ def run_settings(args: TrainingArguments, **sources: Any) -> dict[str, Any]:
         if name not in MAY_CHANGE and not name.startswith(MAY_CHANGE_PREFIXES)
     }
     values["batch_size_of_all_processes"] = values.pop("per_device_train_batch_size") * args.world_size
-    return json.loads(json.dumps({**values, **sources}))
+    return json.loads(json.dumps({**values, **sources}, default=str))
 
 
 def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
@@ -155,10 +156,13 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
         ValueError: the checkpoint is of a run with other settings; the message has each, as it was and as it is now.
     """
     saved = json.loads((checkpoint / SETTINGS_NAME).read_text(encoding="utf-8"))
+    # Another version of transformers may have other arguments; they are at their defaults.
     differences = [
-        f"{name} {saved.get(name)!r} (now {settings.get(name)!r})"
-        for name in sorted({*saved, *settings})
-        if saved.get(name) != settings.get(name)
+        f"{name} {saved[name]!r} (now {settings[name]!r})"
+        for name in sorted(
+            {*saved} & {*settings}
+        )  # another version of transformers may have others, at their defaults
+        if saved[name] != settings[name]
     ]
     if differences:
         raise ValueError(
@@ -170,6 +174,18 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
 # --- Weights as they were saved --------------------------------------------------------------------------------------
 
 
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """transformers has one for each model that it reads or writes."""
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
 def load_weights(model: PreTrainedModel, folder: str | Path) -> None:
     """
     Every weight of a checkpoint into the model. By `from_pretrained`, since transformers renames, splits and joins the
@@ -178,7 +194,8 @@ def load_weights(model: PreTrainedModel, folder: str | Path) -> None:
     Raises:
         ValueError: the checkpoint lacks a weight, or has one of another size.
     """
-    saved, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    with without_progress_bars():
+        saved, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
     lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if lacking:
         raise ValueError(f"{folder} lacks weights of the model: {', '.join(lacking[:5])}.")
@@ -195,7 +212,7 @@ def check_saving(model: PreTrainedModel, output_dir: Path) -> None:
     kind = f"{model.config.encoder_config.model_type!r} cannot be trained: saved and loaded again,"
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output_dir, prefix=".saving-") as folder:
+        with without_progress_bars(), tempfile.TemporaryDirectory(dir=output_dir, prefix=".saving-") as folder:
             model.save_pretrained(folder)
             again, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
     except (OSError, SafetensorError) as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from pyarrow import parquet
 
 
@@ -45,15 +46,15 @@ def matching_files(name: str) -> list[str]:
         ValueError: there is none, the ending of its name is unknown, or it is on a Hub that cannot be reached.
     """
     file_kind(name)
-    if Path(name).is_file():
-        return [name]
-    if "://" not in name:
-        files = sorted(file for file in glob.glob(name) if Path(file).is_file())
-    else:
-        try:
+    try:
+        if Path(name).is_file():
+            return [name]
+        if "://" in name:
             files = remote_files(name)
-        except Exception as error:  # the Hub's client has a dozen exceptions
-            raise explained(name, error) from error
+        else:
+            files = sorted(file for file in glob.glob(name) if Path(file).is_file())
+    except Exception as error:  # a name that no disk takes, and the Hub's client has a dozen exceptions
+        raise explained(name, error) from error
     if not files:
         raise ValueError(f"{name}: no such file.")
     return files
@@ -71,7 +72,7 @@ def remote_files(name: str) -> list[str]:
 
 def file_version(file: str) -> str:
     """What is another string after a change of the file: its size and times, or its hash on the Hub."""
-    filesystem, path = fsspec.core.url_to_fs(file)
+    filesystem, path = located(file)
     return str(filesystem.info(path))
 
 
@@ -143,18 +144,27 @@ def text_of(place: str, column: str, value: Any) -> str | None:
     return value
 
 
-def open_text(file: str, newline: str | None = None) -> fsspec.core.OpenFile:
-    """Decompressed and decoded; without `newline` every usual end of a line is one."""
-    filesystem, path = fsspec.core.url_to_fs(file)
+def located(file: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Where a file is, and its name there. fsspec would take `::` in the name of a local file for something else."""
+    return (LocalFileSystem(), file) if Path(file).is_file() else fsspec.core.url_to_fs(file)
+
+
+def opened(file: str, mode: str = "rb", **options: Any) -> fsspec.core.OpenFile:
+    """A file without its compression; not `fsspec.open`, which has patterns, too."""
     _, compression = file_kind(file)
-    return fsspec.core.OpenFile(filesystem, path, "rt", compression=compression, encoding="utf-8-sig", newline=newline)
+    return fsspec.core.OpenFile(*located(file), mode, compression=compression, **options)
+
+
+def opened_text(file: str, newline: str | None = None) -> fsspec.core.OpenFile:
+    """The same, decoded; without `newline` every usual end of a line is one."""
+    return opened(file, "rt", encoding="utf-8-sig", newline=newline)
 
 
 def text_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
     """One sentence a line, as the column `text`."""
     check_columns(file, columns, ["text"])
     number = 0
-    with open_text(file) as lines:
+    with opened_text(file) as lines:
         for number, line in enumerate(lines, start=1):
             yield f"{file}, line {number}", {"text": line.removesuffix("\n")}
     if number == 0:
@@ -164,7 +174,7 @@ def text_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) ->
 def json_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
     """One JSON object a line. The first one has to have all columns; a key that a later one lacks is null."""
     names: list[str] | None = None
-    with open_text(file) as lines:
+    with opened_text(file) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -184,7 +194,7 @@ def json_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) ->
 
 
 def csv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
-    with open_text(file, newline="") as lines:
+    with opened_text(file, newline="") as lines:
         # Not strict, csv would take the rest of the file for one cell where a quotation mark is not closed.
         reader = csv.reader(lines, strict=True)
         try:
@@ -195,7 +205,7 @@ def csv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> 
 
 def tsv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
     """As in SentEval's files, a quotation mark is a character like any other."""
-    with open_text(file) as lines:
+    with opened_text(file) as lines:
         numbered = ((number, line.removesuffix("\n").split("\t")) for number, line in enumerate(lines, start=1))
         yield from table_rows(file, numbered, columns, optional)
 
@@ -221,9 +231,7 @@ def table_rows(
 
 
 def parquet_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
-    filesystem, path = fsspec.core.url_to_fs(file)
-    _, compression = file_kind(file)
-    with fsspec.core.OpenFile(filesystem, path, "rb", compression=compression) as stream:
+    with opened(file) as stream:
         table = parquet.ParquetFile(stream)
         names = table.schema_arrow.names
         check_columns(file, columns, names)
@@ -268,9 +276,7 @@ def explained(name: str, error: Exception) -> UnreadableDataError:
 
 def undecodable_line(file: str) -> str:
     """The file and the number of its first line, counted from 1, that is not UTF-8."""
-    filesystem, path = fsspec.core.url_to_fs(file)
-    _, compression = file_kind(file)
-    with fsspec.core.OpenFile(filesystem, path, "rb", compression=compression) as lines:
+    with opened(file) as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 line.decode("utf-8")

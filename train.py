@@ -51,7 +51,7 @@ from data import (
 )
 from eval_sts import POSITIVE_SCORE, draw_figures, encode, measure
 from files import UnreadableDataError
-from loading import kind_of_model, load_model
+from loading import kind_of_model, load_model, needs_own_code
 from model_card.record import ARCHITECTURE, describe_base_model, training_record
 from model_card.record import FILE_NAME as RECORD_FILE
 from model_card.release import (
@@ -571,12 +571,7 @@ def build_trainer(
     check_length(tokenizer, data)
     with training.main_process_first(desc="tokenising"):
         tokens = tokenize(first_sentences, tokenizer, data)
-    vocabulary_size = getattr(model.config.encoder_config, "vocab_size", len(tokenizer))
-    counts = token_counts(tokens, vocabulary_size, model.config.special_token_ids)
-    check_readable(counts, tokenizer, name_of_sentences(data))
-    weights = None
-    if training.reconstruction_weight > 0:
-        weights = token_weights(counts, training.frequency_weighting, training.frequency_smoothing)
+    weights = weights_of_tokens(tokens, model, tokenizer, data, training)
     train_dataset, collator = tokens, DataCollatorWithPadding(tokenizer)
     if data.streaming:
         train_dataset = SentenceStream(
@@ -615,6 +610,27 @@ def build_trainer(
         check_saving(model, Path(training.output_dir))
     record = partial(training_record, base_model, model.config, data, described, training)
     return trainer, tasks, record
+
+
+def weights_of_tokens(
+    tokens: datasets.Dataset,
+    model: SarcseModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataArguments,
+    training: SarcseTrainingArguments,
+) -> torch.Tensor | None:
+    """
+    The reconstruction's weights, `(vocabulary_size,)`; None if nothing is reconstructed.
+
+    Raises:
+        ValueError: the tokenizer cannot read the sentences.
+    """
+    vocabulary_size = getattr(model.config.encoder_config, "vocab_size", len(tokenizer))  # CANINE's has none
+    counts = token_counts(tokens, vocabulary_size, model.config.special_token_ids)
+    check_readable(counts, tokenizer, name_of_sentences(data))
+    if training.reconstruction_weight == 0:
+        return None
+    return token_weights(counts, training.frequency_weighting, training.frequency_smoothing)
 
 
 def check_optimizer(trainer: SarcseTrainer) -> None:
@@ -689,14 +705,24 @@ def run(
         write_results(results, output_dir / "sts_results.json")
         draw_figures(results, measurements, tasks, output_dir)
         print(f"\n{report(results)}")
-    print(f"""
+    print(how_to_load(output_dir, model.config))
+
+
+def how_to_load(output_dir: Path, config: SarcseConfig) -> str:
+    if needs_own_code(config.encoder_config.to_dict()):
+        return f"""
+The model is in {output_dir}. Its encoder brings code of its own, and the model works only with it:
+
+python eval_sts.py {output_dir} --trust_remote_code
+"""
+    return f"""
 The model is in {output_dir}. Load it with
 
 from transformers import AutoModel, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{output_dir}", trust_remote_code=True)
 model = AutoModel.from_pretrained("{output_dir}", trust_remote_code=True)
 embeddings = model(**tokenizer(["A sentence.", "Another."], padding=True, return_tensors="pt")).pooler_output
-""")
+"""
 
 
 def how_to_go_on(training: SarcseTrainingArguments) -> str:

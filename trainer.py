@@ -164,13 +164,13 @@ class SarcseTrainer(Trainer):
             # Parameters that get no gradient would stop DistributedDataParallel.
             self.model.sentence_decoder.requires_grad_(False)
         if self.args.world_size > 1 and self.idle_parameters():
-            # It costs a little time. In both places, for versions of transformers read one or the other.
-            self.args.ddp_find_unused_parameters = self.accelerator.ddp_handler.find_unused_parameters = True
+            self.accelerator.ddp_handler.find_unused_parameters = True  # costs a little time
         self.save_on_signal = SaveOnSignal()
         self.add_callback(self.save_on_signal)
         self._losses: dict[str, torch.Tensor] = {}
         self._loss_batches = 0
-        self._contrast: torch.Tensor | float = 0.0  # the largest contrastive loss since the run began
+        self._contrast: torch.Tensor | None = None  # the largest contrastive loss since the run began
+        self._told_of_contrast = False
 
     def idle_parameters(self) -> list[str]:
         """
@@ -387,7 +387,7 @@ class SarcseTrainer(Trainer):
 
     def _add_to_log(self, contrastive: torch.Tensor, reconstruction: torch.Tensor | None) -> None:
         losses = {"contrastive_loss": contrastive.detach()}
-        self._contrast = contrastive.detach().clamp(min=self._contrast)
+        self._contrast = losses["contrastive_loss"].clamp(min=0.0 if self._contrast is None else self._contrast)
         if reconstruction is not None:
             losses["reconstruction_loss"] = reconstruction.detach()
         self._losses = {name: value + self._losses.get(name, 0.0) for name, value in losses.items()}
@@ -399,12 +399,16 @@ class SarcseTrainer(Trainer):
             for name, total in self._losses.items():
                 logs[name] = self.accelerator.gather(total / self._loss_batches).mean().item()
             self._losses, self._loss_batches = {}, 0
+        if "train_loss" in logs or ("loss" in logs and not self._told_of_contrast):  # at the end, and once before it
             self._check_contrast()
         super().log(logs, start_time)
 
     def _check_contrast(self) -> None:
-        """Says so, once in every line of the log, if InfoNCE has had nothing to learn from since the run began."""
-        if self.accelerator.gather(self._contrast).max() == 0 and self.is_world_process_zero():
+        """Says so, if InfoNCE has had nothing to learn from since the run began."""
+        if self._contrast is None or self.accelerator.gather(self._contrast).max() > 0:
+            return
+        self._told_of_contrast = True
+        if self.is_world_process_zero():
             logger.warning(
                 f"Step {self.state.global_step}: the contrastive loss has been exactly 0 since the run began, and has "
                 "taught nothing. All sentences of a batch are equal, perhaps cut at --max_seq_length, or "
