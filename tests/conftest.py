@@ -1,5 +1,6 @@
 """Shared fixtures: the embedded encoder, random encoders of other families, and the folder of real data."""
 
+import json
 import os
 import resource
 import signal
@@ -72,6 +73,40 @@ def saved_model(trained_like_model, tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "sarcse-test"
     trained_like_model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+CUSTOM_CONFIGURATION = """
+from transformers import BertConfig
+
+print("code of the encoder runs")
+
+class CustomConfig(BertConfig):
+    model_type = "custom_bert"
+"""
+CUSTOM_MODEL = """
+from transformers import BertModel
+from .configuration_custom import CustomConfig
+
+class CustomModel(BertModel):
+    config_class = CustomConfig
+"""
+
+
+@pytest.fixture(scope="session")
+def custom_encoder(tmp_path_factory, tokenizer) -> Path:
+    """An encoder with code of its own, which says when it runs."""
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("custom") / "encoder"
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    fields = json.loads((folder / "config.json").read_text())
+    auto_map = {"AutoConfig": "configuration_custom.CustomConfig", "AutoModel": "modeling_custom.CustomModel"}
+    (folder / "config.json").write_text(json.dumps({**fields, "model_type": "custom_bert", "auto_map": auto_map}))
+    (folder / "configuration_custom.py").write_text(CUSTOM_CONFIGURATION)
+    (folder / "modeling_custom.py").write_text(CUSTOM_MODEL)
     return folder
 
 

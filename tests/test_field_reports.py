@@ -495,34 +495,6 @@ def test_a_folder_that_is_not_a_whole_model_ends_in_a_message(tmp_path, tokenize
 
 # --- An encoder with code of its own ---------------------------------------------------------------------------------
 
-CUSTOM_CONFIGURATION = """
-from transformers import BertConfig
-
-print("code of the encoder runs")
-
-class CustomConfig(BertConfig):
-    model_type = "custom_bert"
-"""
-CUSTOM_MODEL = """
-from transformers import BertModel
-from .configuration_custom import CustomConfig
-
-class CustomModel(BertModel):
-    config_class = CustomConfig
-"""
-
-
-@pytest.fixture(scope="module")
-def custom_encoder(tmp_path_factory, tokenizer) -> Path:
-    folder = tmp_path_factory.mktemp("custom") / "encoder"
-    small_bert(folder, tokenizer)
-    fields = json.loads((folder / "config.json").read_text())
-    auto_map = {"AutoConfig": "configuration_custom.CustomConfig", "AutoModel": "modeling_custom.CustomModel"}
-    (folder / "config.json").write_text(json.dumps({**fields, "model_type": "custom_bert", "auto_map": auto_map}))
-    write(folder / "configuration_custom.py", CUSTOM_CONFIGURATION)
-    write(folder / "modeling_custom.py", CUSTOM_MODEL)
-    return folder
-
 
 def test_code_of_an_encoder_runs_only_if_it_is_trusted(custom_encoder, tmp_path):
     """... when it is trained, when what came out of it is scored, and no release is made of it."""

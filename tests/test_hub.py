@@ -313,3 +313,56 @@ def test_a_repository_of_something_else_is_left_alone(hub, push):
     with pytest.raises(ValueError, match=r"not a release \(adapter_model.safetensors, config.json\): choose"):
         push()
     assert list(hub.repositories["models", "me/x"].commits) == [commit]
+
+
+# --- An encoder with code of its own ---------------------------------------------------------------------------------
+
+
+def test_an_encoder_with_code_of_its_own_comes_from_the_hub_with_it(custom_encoder, tmp_path):
+    """... for the training and, from where it was, for the model that came out of it; no release is pushed."""
+    with LoopbackHub(TOKENS) as hub:
+        hub.add("models", "org/custom", custom_encoder)
+        environment = hub.environment(tmp_path / "home", MINE)
+        arguments = flags(tmp_path / "model", model_name_or_path="org/custom", trust_remote_code="true")
+        push = ["--push_to_hub", "true", "--hub_model_id", "me/custom"]
+        refused = run_python(PROJECT / "train.py", *arguments, *push, cwd=tmp_path, **environment)
+        assert refused.returncode == 2 and "org/custom: no release can be made of it" in refused.stderr
+        trained = run_python(PROJECT / "train.py", *arguments, cwd=tmp_path, **environment)
+        assert trained.returncode == 0 and "code of the encoder runs" in trained.stdout, trained.stderr
+        config = json.loads((tmp_path / "model" / "config.json").read_text())
+        assert config["encoder_config"]["auto_map"]["AutoModel"] == "org/custom--modeling_custom.CustomModel"
+        score = ["--pairs", DEMO / "sts.tsv", "--trust_remote_code"]
+        scored = run_python(PROJECT / "eval_sts.py", tmp_path / "model", *score, cwd=tmp_path, **environment)
+        assert scored.returncode == 0 and "code of the encoder runs" in scored.stdout, scored.stderr
+
+
+READ_FILES = """
+import json
+from data import DataArguments, load_sentences
+read = {}
+for name in ("data[1].csv", "data?.csv", "more/*.jsonl", "bad.csv", "none.csv"):
+    for streaming in (False, True):
+        try:
+            rows = load_sentences(DataArguments(train_file=f"hf://datasets/org/files/{name}", streaming=streaming))
+            read[f"{name} {streaming}"] = [row["text"] for row in rows]
+        except ValueError as error:
+            read[f"{name} {streaming}"] = str(error).split(",")[0]
+print(json.dumps(read))
+"""
+
+
+def test_files_of_the_hub_are_found_by_name_and_by_pattern(tmp_path):
+    """A name that a file has is that file, there too."""
+    files = {"data[1].csv": b"id,text\n1,Of the first.\n", "data1.csv": b"id,text\n1,Of the other.\n"}
+    files |= {"bad.csv": b"text\nA, b\n", "more/a.jsonl": b'{"text": "A."}\n', "more/b.jsonl": b'{"text": "B."}\n'}
+    with LoopbackHub(TOKENS) as hub:
+        hub.add("datasets", "org/files", files)
+        process = run_python("-c", READ_FILES, cwd=PROJECT, **hub.environment(tmp_path))
+    assert process.returncode == 0, process.stderr
+    read = json.loads(process.stdout.splitlines()[-1])
+    for streaming in (False, True):
+        assert read[f"data[1].csv {streaming}"] == ["Of the first."]
+        assert read[f"data?.csv {streaming}"] == ["Of the other."]
+        assert read[f"more/*.jsonl {streaming}"] == ["A.", "B."]
+        assert read[f"bad.csv {streaming}"] == "hf://datasets/org/files/bad.csv"
+        assert read[f"none.csv {streaming}"] == "hf://datasets/org/files/none.csv: no such file."
