@@ -31,6 +31,7 @@ from accelerate.utils import gather_object
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 import figures
 from comparison import (
@@ -46,7 +47,10 @@ from comparison import (
 from data import STS_TASKS, load_tasks
 from loading import check_tokenizer, kind_of_model, load_model
 from modeling_sarcse import SarcseModel
+from tokens import unknown_share
 
+
+logger = logging.get_logger(__name__)
 
 # From n sentences to their embeddings (n, d), float32 on the CPU: what every kind of model is reduced to.
 Embed = Callable[[list[str]], torch.Tensor]
@@ -135,6 +139,8 @@ def encode(
     model.eval()
     try:
         token_ids = tokenizer(sentences, truncation=True)["input_ids"] if sentences else []
+        if len(sentences) >= 100 and unknown_share(token_ids, tokenizer) > 0.5:  # of a few nothing follows
+            logger.warning_once("Most tokens of these sentences are unknown to the model: does it know the language?")
         order = sorted(range(len(sentences)), key=lambda index: -len(token_ids[index]))
         pad = DataCollatorWithPadding(tokenizer)
         embeddings = torch.empty(len(sentences), model.config.hidden_size)

@@ -85,7 +85,7 @@ def load_config_and_tokenizer(
             name_or_path, revision=revision, trust_remote_code=trust_remote_code and config.model_type != "sarcse"
         )
     except Exception as error:  # transformers and tokenizers have a dozen exceptions for what is missing
-        raise ValueError(f"{name_or_path} has no tokenizer that can be loaded.\n{error}") from error
+        raise ValueError(f"{name_or_path} has no tokenizer that can be loaded ({in_one_line(error)}).") from error
     check_tokenizer(name_or_path, tokenizer, getattr(config, "encoder_config", config))
     return config, tokenizer
 
@@ -104,10 +104,11 @@ def loadable(name_or_path: str) -> Iterator[None]:
     except SafetensorError as error:
         raise ValueError(f"{name_or_path}: the weights cannot be read, copy them anew ({error}).") from error
     except Exception as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"{name_or_path}: the model cannot be loaded ({type(error).__name__}: {first_line})."
-        ) from error
+        raise ValueError(f"{name_or_path}: the model cannot be loaded ({in_one_line(error)}).") from error
+
+
+def in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
 def check_saved_fields(name_or_path: str, config: PretrainedConfig, fields: dict[str, Any]) -> None:

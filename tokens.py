@@ -98,6 +98,13 @@ def check_readable(counts: np.ndarray, tokenizer: PreTrainedTokenizerBase, name:
         logger.warning(f"{name}: {share:.0%} of the tokens are unknown to the encoder's tokenizer.")
 
 
+def unknown_share(token_ids: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> float:
+    """Share of the tokens that the tokenizer does not know, special ones left out; 1 if there are none at all."""
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    content = [token_id for ids in token_ids for token_id in ids if token_id not in special]
+    return content.count(tokenizer.unk_token_id) / len(content) if content else 1.0
+
+
 def token_weights(counts: np.ndarray, frequency_weighting: str, frequency_smoothing: float) -> torch.Tensor:
     """
     Weight of each token's reconstruction error, `(vocabulary_size,)`, float32: the self-adaptive part of the loss. The
