@@ -81,9 +81,7 @@ def load_config_and_tokenizer(
     except Exception as error:
         raise ValueError(f"{name_or_path}: neither a model folder nor a model on a reachable Hub.\n{error}") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name_or_path, revision=revision, trust_remote_code=trust_remote_code and config.model_type != "sarcse"
-        )
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers and tokenizers have a dozen exceptions for what is missing
         raise ValueError(f"{name_or_path} has no tokenizer that can be loaded ({in_one_line(error)}).") from error
     check_tokenizer(name_or_path, tokenizer, getattr(config, "encoder_config", config))

@@ -482,6 +482,10 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
         training.train_sampling_strategy = "random"  # for the record: nothing can be sorted that was not read
     if data.streaming and training.max_steps <= 0:
         raise ValueError("--streaming does not know where the corpus ends: say how long to train with --max_steps.")
+    if data.dataset_config_name is not None and data.dataset_name is None:
+        raise ValueError("--dataset_config_name has no effect without --dataset_name.")
+    if not data.streaming and data.token_count_samples != DataArguments.token_count_samples:
+        raise ValueError("--token_count_samples has no effect without --streaming: all tokens are counted.")
     if data.streaming and data.max_train_samples is not None:
         raise ValueError("--max_train_samples is for a corpus in memory; --max_steps says how long to read a stream.")
     if data.streaming and data.token_count_samples < training.global_batch_size:

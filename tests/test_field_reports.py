@@ -715,6 +715,8 @@ def test_alignment_without_a_positive_pair_picks_no_checkpoint(tmp_path):
             "--per_device_eval_batch_size has no effect: graded pairs are scored",
         ),
         ({"auto_find_batch_size": "true"}, "--auto_find_batch_size has no effect: a smaller batch is another task"),
+        ({"token_count_samples": 10}, "--token_count_samples has no effect without --streaming"),
+        ({"dataset_config_name": "en"}, "--dataset_config_name has no effect without --dataset_name"),
         ({"accelerator_config": '{"split_batches": true}'}, "--accelerator_config split_batches: each process reads"),
         ({"group_by_length": "true"}, "--group_by_length. Did you mean --train_sampling_strategy group_by_length?"),
         ({"evaluation_strategy": "no"}, "--evaluation_strategy. Did you mean --eval_strategy?"),
