@@ -4,21 +4,18 @@ Train a SARCSE model on plain sentences.
     python train.py [RECIPE.yaml] [--field value ...]
     accelerate launch train.py recipes/roberta-base.yaml
 
-Top to bottom: arguments, what can be wrong with them, the run. What a sentence goes through before is in data.py and
-tokens.py, the losses and the Trainer are in trainer.py.
+Top to bottom: flags and recipes, what can be wrong with them, the run. All that it is made of is in sarcse/.
 """
 
 import difflib
-import inspect
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import datasets
 import torch
@@ -31,27 +28,9 @@ from transformers import (
     HfArgumentParser,
     PreTrainedTokenizerBase,
     ProgressCallback,
-    TrainingArguments,
 )
 
-import figures
-from checkpoints import check_saving, check_settings, checkpoint_to_resume, checkpoints, run_settings
-from comparison import Measurement, compare, report, write_results
 from configuration_sarcse import SarcseConfig
-from data import (
-    DataArguments,
-    SentenceStream,
-    describe_sentences,
-    fingerprint,
-    first_part,
-    load_sentences,
-    load_sts,
-    load_tasks,
-    name_of_sentences,
-)
-from eval_sts import POSITIVE_SCORE, draw_figures, encode, measure
-from files import UnreadableDataError
-from loading import kind_of_model, load_model, needs_own_code
 from model_card.record import ARCHITECTURE, describe_base_model, training_record
 from model_card.record import FILE_NAME as RECORD_FILE
 from model_card.release import (
@@ -62,8 +41,25 @@ from model_card.release import (
     write_sentence_transformers_files,
 )
 from modeling_sarcse import SarcseModel
-from tokens import check_length, check_readable, token_counts, token_weights, tokenize, tokenize_batch
-from trainer import LOWER_IS_BETTER, SarcseTrainer, check_metric, metric_name
+from sarcse import figures
+from sarcse.arguments import ModelArguments, SarcseTrainingArguments, check_metric, metric_name
+from sarcse.checkpoints import check_saving, check_settings, checkpoint_to_resume, checkpoints, run_settings
+from sarcse.comparison import Measurement, compare, report, write_results
+from sarcse.embedding import POSITIVE_SCORE, draw_figures, encode, measure
+from sarcse.files import UnreadableDataError
+from sarcse.loading import kind_of_model, load_model, needs_own_code
+from sarcse.sentences import (
+    DataArguments,
+    SentenceStream,
+    describe_sentences,
+    fingerprint,
+    first_part,
+    load_sentences,
+    name_of_sentences,
+)
+from sarcse.sts import load_sts, load_tasks
+from sarcse.tokens import check_length, check_readable, token_counts, token_weights, tokenize, tokenize_batch
+from sarcse.trainer import SarcseTrainer
 
 
 DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
@@ -72,306 +68,11 @@ DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 # --- Arguments -------------------------------------------------------------------------------------------------------
 
 
-def _architecture(name: str, help: str) -> Any:
-    return field(default=None, metadata={"help": f"{help} Default: {getattr(SarcseConfig(), name)}."})
-
-
-@dataclass
-class ModelArguments:
-    """The encoder to start from, and the shape of the layers on top of it (fields of `SarcseConfig`)."""
-
-    model_name_or_path: str = field(
-        default="FacebookAI/roberta-base",
-        metadata={"help": "Folder or Hub id of a text encoder, or of a SARCSE model to train further."},
-    )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
-    trust_remote_code: bool = field(
-        default=False,
-        metadata={
-            "help": "Run the code that the encoder brings. Needed if transformers has none for it; read it first. No "
-            "release can be made of such a model."
-        },
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "As in AutoModel.from_pretrained, for example flash_attention_2."}
-    )
-    pooler: Literal["autoencoder", "cls", "mean", "first_last_average"] | None = _architecture(
-        "pooler",
-        "autoencoder (SARCSE), mean (also with a reconstruction, benchmarks/results/README.md), cls (SimCSE) or "
-        "first_last_average.",
-    )
-    kernel_sizes: list[int] | None = _architecture("kernel_sizes", "Widths of the TextCNN's convolutions.")
-    channels: int | None = field(
-        default=None,
-        metadata={
-            "help": "Output channels of each of these convolutions. Default: as few as pass on all of a vector of the "
-            "encoder, 512 for RoBERTa-base."
-        },
-    )
-    integration_kernel_size: int | None = _architecture(
-        "integration_kernel_size", "Width of the convolution that integrates the scales."
-    )
-    activation: str | None = _architecture("activation", "Activation of the TextCNNs.")
-    pooling: Literal["mean", "max"] | None = _architecture("pooling", "Pooling over the content tokens.")
-    decoder_length: int | None = _architecture("decoder_length", "Number of tokens that are reconstructed.")
-    decoder_initialization: Literal["copy", "random"] | None = _architecture(
-        "decoder_initialization", "What a fresh decoder gives: the sentence embedding at every position, or noise."
-    )
-
-    def sarcse_fields(self) -> dict[str, Any]:
-        """Those fields of `SarcseConfig` that were given."""
-        names = [f.name for f in fields(self) if f.name in inspect.signature(SarcseConfig).parameters]
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-
-# transformers' arguments that would change nothing here, or not what they say: given, they are refused.
-WITHOUT_EFFECT = {
-    "label_smoothing_factor": "InfoNCE has no labels",
-    "average_tokens_across_devices": "the losses are means over sentences and over weights of tokens",
-    "logging_nan_inf_filter": "a loss that is not finite stops the run",
-    "auto_find_batch_size": "a smaller batch is another task for InfoNCE; try --gradient_cache_mini_batch_size",
-    "use_liger_kernel": "it has no kernels for text encoders",
-    "use_cache": "encoders have no cache",
-    "debug": "a loss that is not finite stops the run, and its batch is kept",
-    "remove_unused_columns": "the sentences are the only column",
-    "label_names": "there are no labels",
-    "length_column_name": "lengths are counted by this program",
-    "bf16_full_eval": "evaluations are as precise as the training",
-    "fp16_full_eval": "evaluations are as precise as the training",
-    **dict.fromkeys(
-        (
-            "per_device_eval_batch_size",
-            "eval_accumulation_steps",
-            "eval_do_concat_batches",
-            "eval_use_gather_object",
-            "batch_eval_metrics",
-            "include_for_metrics",
-            "prediction_loss_only",
-            "do_predict",
-        ),
-        "graded pairs are scored, 64 sentences at a time",
-    ),
-    **dict.fromkeys(
-        ("hub_strategy", "hub_always_push"), "a release is pushed once, after the training (--push_to_hub)"
-    ),
-}
-
-
-@dataclass
-class SarcseTrainingArguments(TrainingArguments):
-    """
-    transformers' arguments, with SimCSE's protocol for RoBERTa-base as defaults (arXiv 2104.08821, appendix A), and
-    SARCSE's own.
-    """
-
-    contrastive_temperature: float = field(default=0.05, metadata={"help": "Temperature of InfoNCE."})
-    reconstruction_weight: float = field(
-        default=1.0, metadata={"help": "Weight (lambda) of the reconstruction loss; 0 leaves it out."}
-    )
-    reconstructed_views: Literal[1, 2] = field(
-        default=1,
-        metadata={
-            "help": "Dropout views of each sentence whose tokens are reconstructed. Two cost more and were no better "
-            "(benchmarks/results/speed.md)."
-        },
-    )
-    reconstruction_anchor: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share of the encoder's vectors as they were before the training in those that are reconstructed, "
-            "from 0 to 1: against a training that goes on for too long (benchmarks/results/README.md). Above 0 it "
-            "costs another forward pass."
-        },
-    )
-    frequency_weighting: Literal["smooth_inverse", "self_information", "uniform"] = field(
-        default="smooth_inverse",
-        metadata={"help": "Token weights: a / (a + p), -log p, or 1, where p is a token's share of the corpus."},
-    )
-    frequency_smoothing: float = field(
-        default=1e-4,
-        metadata={
-            "help": "The a of smooth_inverse (Arora, Liang and Ma, ICLR 2017); its value is from "
-            "benchmarks/results/README.md."
-        },
-    )
-    autoencoder_learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "Learning rate of the new layers. Default: three times learning_rate with a reconstruction "
-            "(benchmarks/results/README.md), else learning_rate."
-        },
-    )
-    gradient_cache_mini_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Gradients of the whole batch with the activations of this many rows (two to a sentence) in "
-            "memory at a time, for batches that do not fit (arXiv 2101.06983). gradient_accumulation_steps is no "
-            "substitute: it adds no negatives."
-        },
-    )
-
-    push_to_hub: bool = field(
-        default=False, metadata={"help": "After training, build a release in OUTPUT_DIR/release, verify and push it."}
-    )
-    hub_license: str | None = field(default=None, metadata={"help": "Licence for the model's card."})
-    hub_language: list[str] = field(
-        default_factory=list, metadata={"help": "Languages of the sentences for the model's card, for example en."}
-    )
-
-    train_sampling_strategy: Literal["group_by_length", "random"] = field(
-        default="group_by_length",
-        metadata={
-            "help": "group_by_length: the sentences of a batch are of like length, which saves padding and keeps the "
-            "length from telling them apart. A stream is always random."
-        },
-    )
-    output_dir: str = field(default="output/sarcse-roberta-base", metadata={"help": "Where the model is written."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the sentences."})
-    per_device_train_batch_size: int = field(default=512, metadata={"help": "Sentences a step and device."})
-    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
-    eval_strategy: str = field(default="steps", metadata={"help": "When to score STS-B dev: steps, epoch or no."})
-    eval_steps: float | None = field(default=125, metadata={"help": "Steps between two evaluations."})
-    save_steps: float = field(default=125, metadata={"help": "Steps between two checkpoints."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best one among them."})
-    logging_steps: float = field(default=25, metadata={"help": "Steps between two lines of the log."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best checkpoint, not the last."})
-    metric_for_best_model: str | None = field(default="stsb_spearman", metadata={"help": "What best means."})
-    # InfoNCE over a ragged last batch would be an easier task with a wrong weight.
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, incomplete batch."})
-    # The Trainer would go on as if such a batch had not been; SarcseTrainer stops.
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Has no effect: the run stops."})
-    # Every parameter that is trained gets a gradient in every step.
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "As in transformers."})
-    use_cpu: bool = field(
-        # Said of itself, since accelerate would take processes that find no GPU for so many runs of one process.
-        # (Not a default_factory here and below: HfArgumentParser takes that for False.)
-        default=not torch.accelerator.is_available(),
-        metadata={"help": "Train on the CPU. Default: without a GPU."},
-    )
-    # Without a GPU pinned memory does nothing but warn.
-    dataloader_pin_memory: bool = field(
-        default=torch.cuda.is_available(), metadata={"help": "Pin the batches in memory. Default: with a GPU."}
-    )
-
-    def __post_init__(self) -> None:
-        self.check_effect()
-        for name, least in (
-            ("per_device_train_batch_size", 1),
-            ("gradient_accumulation_steps", 1),
-            ("dataloader_num_workers", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
-        if self.max_steps <= 0 and not self.num_train_epochs > 0:
-            raise ValueError(f"--num_train_epochs must be above 0, got {self.num_train_epochs}.")
-        # `accelerate launch --mixed_precision` counts too, and the record of the training shall say so.
-        self.bf16 |= os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
-        self.fp16 |= os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16"
-        self.check_machine()
-        if self.eval_strategy == "no":
-            self.load_best_model_at_end = False
-            self.metric_for_best_model = None
-        if self.data_seed is None:
-            # Processes have random numbers of their own, for dropout, but must agree on the order of the sentences.
-            self.data_seed = self.seed
-        self.check_direction()
-        super().__post_init__()
-        if self.accelerator_config.split_batches:
-            raise ValueError("--accelerator_config split_batches: each process reads a batch of its own.")
-        if self.per_device_train_batch_size * self.world_size == 1:
-            raise ValueError(
-                "--per_device_train_batch_size 1 on one process: InfoNCE has no other sentence to tell the first "
-                "from, and nothing is learnt, with --gradient_accumulation_steps or without. Give at least 2. If a "
-                "batch does not fit into memory: --gradient_cache_mini_batch_size 2."
-            )
-        for name in ("contrastive_temperature", "frequency_smoothing"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}.")
-        if self.hub_token is not None:
-            # The Trainer would also save it, in every checkpoint's training_args.bin.
-            raise ValueError("--hub_token is seen by every user of this machine: `hf auth login`, or set HF_TOKEN.")
-        if self.reconstruction_weight < 0:
-            raise ValueError(f"--reconstruction_weight must not be negative, got {self.reconstruction_weight}.")
-        if not 0 <= self.reconstruction_anchor <= 1:
-            raise ValueError(f"--reconstruction_anchor must be from 0 to 1, got {self.reconstruction_anchor}.")
-        if self.autoencoder_learning_rate is None:
-            rate = self.learning_rate * (3 if self.reconstruction_weight > 0 else 1)
-            self.autoencoder_learning_rate = float(f"{rate:.10g}")  # 3e-05, and not 3.0000000000000004e-05
-        size = self.gradient_cache_mini_batch_size
-        if size is not None and size < 1:
-            raise ValueError(f"--gradient_cache_mini_batch_size must be at least 1, got {size}.")
-
-    @property
-    def global_batch_size(self) -> int:
-        """Sentences that one step of the optimizer needs, of all processes."""
-        return self.per_device_train_batch_size * self.world_size * self.gradient_accumulation_steps
-
-    def check_effect(self) -> None:
-        """
-        Raises:
-            ValueError: an argument that would have no effect has another value than its default.
-        """
-        for argument in fields(self):
-            default = argument.default if argument.default is not MISSING else argument.default_factory()
-            value = getattr(self, argument.name)
-            # (HfArgumentParser gives an empty list or string for what is not given.)
-            if argument.name in WITHOUT_EFFECT and value != default and (value or default):
-                raise ValueError(f"--{argument.name} has no effect: {WITHOUT_EFFECT[argument.name]}. Leave it out.")
-
-    def check_direction(self) -> None:
-        """
-        Which values of `metric_for_best_model` are better, as its name says.
-
-        Raises:
-            ValueError: `greater_is_better` says something else.
-        """
-        if self.metric_for_best_model is None:
-            return
-        greater_is_better = metric_name(self.metric_for_best_model) not in LOWER_IS_BETTER
-        if self.greater_is_better not in (None, greater_is_better):
-            better = "greater" if greater_is_better else "lower"
-            raise ValueError(
-                f"--greater_is_better {self.greater_is_better}: of {self.metric_for_best_model} {better} values are "
-                "better. Leave it out."
-            )
-        self.greater_is_better = greater_is_better
-        if self.lr_scheduler_type == "reduce_lr_on_plateau":
-            mode = {"mode": "max" if greater_is_better else "min"}
-            self.lr_scheduler_kwargs = {**mode, **(self.lr_scheduler_kwargs or {})}
-
-    def check_machine(self) -> None:
-        """
-        Raises:
-            ValueError: a way to use the machine that does not work, or that would silently not be what was asked for.
-        """
-        for name in ("FSDP", "DeepSpeed"):
-            asked_of_accelerate = os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true"
-            if getattr(self, name.lower()) or asked_of_accelerate:
-                raise ValueError(
-                    f"{name} is not supported: a text encoder fits on each GPU, and every GPU trains a copy "
-                    "(`accelerate launch --multi_gpu`). If a batch does not fit: --gradient_cache_mini_batch_size."
-                )
-        if self.use_cpu and self.fp16:
-            raise ValueError("fp16 needs a GPU. On a CPU train in bfloat16 (--bf16 true), or in float32.")
-        # With several processes but no MPI, accelerate sets their meeting point and starts one.
-        by_accelerate = "ACCELERATE_USE_CPU" in os.environ  # set to True or False
-        if self.use_cpu and by_accelerate and "MASTER_ADDR" in os.environ and not started_with_others():
-            raise ValueError(
-                "accelerate starts several processes on CPUs through MPI only: add --mpirun_hostfile FILE, or use "
-                "`torchrun --nproc-per-node N train.py ...`."
-            )
-
-
 class ArgumentParser(HfArgumentParser):
     """HfArgumentParser whose errors are one line, without the 150 options of the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"train.py: error: {message}\n")
-
-
-def started_with_others() -> bool:
-    """Whether this process was started together with others, by the variables that accelerate looks for."""
-    return any(name in os.environ for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"))
 
 
 def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, SarcseTrainingArguments]:

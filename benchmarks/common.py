@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from trainer import SarcseTrainer
+    from sarcse.trainer import SarcseTrainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, whose modules the benchmarks import
 

@@ -20,11 +20,13 @@ import torch
 from common import SHARED, arguments_for
 from sentence_transformers import SentenceTransformer
 
-from data import DataArguments, load_sentences, load_sts
-from eval_sts import Embed, encode
-from loading import load_model
 from model_card.release import write_sentence_transformers_files
-from train import ModelArguments, build_model
+from sarcse.arguments import ModelArguments
+from sarcse.embedding import Embed, encode
+from sarcse.loading import load_model
+from sarcse.sentences import DataArguments, load_sentences
+from sarcse.sts import load_sts
+from train import build_model
 
 
 def programs(encoder: str, batch_size: int, folder: str) -> dict[str, Embed]:

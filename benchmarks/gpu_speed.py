@@ -33,8 +33,8 @@ from transformers.utils import is_flash_attn_2_available
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from configuration_sarcse import SarcseConfig  # noqa: E402
 from modeling_sarcse import SarcseModel  # noqa: E402
-from train import SarcseTrainingArguments  # noqa: E402
-from trainer import SarcseTrainer  # noqa: E402
+from sarcse.arguments import SarcseTrainingArguments  # noqa: E402
+from sarcse.trainer import SarcseTrainer  # noqa: E402
 
 
 SHAPES = {

@@ -129,7 +129,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from figures import COLORS, MARKERS, STYLE, save
+    from sarcse.figures import COLORS, MARKERS, STYLE, save
 
     corpus, batch = results["corpus"], results["batch"]
     starts = {"cold": "cold_start_seconds", "cached": "cached_start_seconds"}

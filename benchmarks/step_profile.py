@@ -20,7 +20,7 @@ from common import arguments_for, trainer_for
 from transformers import TrainerCallback
 
 from modeling_sarcse import SarcseModelOutput
-from trainer import SarcseTrainer
+from sarcse.trainer import SarcseTrainer
 
 
 WARM_UP, STEPS = 5, 40

@@ -39,15 +39,15 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.modeling_outputs import BaseModelOutput
 
-from checkpoints import last_good_checkpoint
-from comparison import correlations
-from data import load_sentences
-from eval_sts import encode, measure
-from figures import gold_groups
 from modeling_sarcse import SarcseDecoder, SarcseEncoder, SarcseModel, SarcseModelOutput, masked_mean, mean_window
-from tokens import token_counts, token_weights, tokenize
+from sarcse.checkpoints import last_good_checkpoint
+from sarcse.comparison import correlations
+from sarcse.embedding import encode, measure
+from sarcse.figures import gold_groups
+from sarcse.sentences import load_sentences
+from sarcse.tokens import token_counts, token_weights, tokenize
+from sarcse.trainer import two_views
 from train import build_trainer, parse_arguments
-from trainer import two_views
 
 
 LINES = Path(__file__).parent / "results" / "study.jsonl"
@@ -376,7 +376,7 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
             replaced.enter_context(mock.patch.object(SarcseModelOutput, "reconstruction_errors", error))
         if share := configuration["token_cutoff"]:
             views = partial(views_with_cutoff, share, model.config.special_token_ids)
-            replaced.enter_context(mock.patch("trainer.two_views", views))
+            replaced.enter_context(mock.patch("sarcse.trainer.two_views", views))
         seconds = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics["train_runtime"]
     measurement = measure(partial(encode, model.eval(), tokenizer), tasks, model.config.pooler)
     held_out = corpus[-HELD_OUT:][arguments[1].text_column]

@@ -55,8 +55,8 @@ from study_configurations import (
     with_batch_size,
 )
 
-from comparison import markdown_table
-from figures import COLORS, LINE_STYLES, MARKERS, STYLE, save, similarity_densities
+from sarcse.comparison import markdown_table
+from sarcse.figures import COLORS, LINE_STYLES, MARKERS, STYLE, save, similarity_densities
 
 
 PAGE = LINES.with_name("README.md")

@@ -74,7 +74,7 @@ def simcse(settings: dict[str, Any], turns: Turns) -> None:
 
 
 def read_sentences(settings: dict[str, Any]) -> list[str]:
-    from data import DataArguments, load_sentences
+    from sarcse.sentences import DataArguments, load_sentences
 
     arguments = DataArguments(train_file=settings["train_file"], max_train_samples=SENTENCES)
     return load_sentences(arguments)["text"][:]

@@ -12,10 +12,10 @@ from typing import Any
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from transformers import PreTrainedTokenizerBase
 
-from comparison import intervals_table, markdown_table, reference_task, results_table, short_name
-from data import STS_TASKS
 from model_card.record import ARCHITECTURE, FILE_NAME
 from modeling_sarcse import SarcseModel
+from sarcse.comparison import intervals_table, markdown_table, reference_task, results_table, short_name
+from sarcse.sts import STS_TASKS
 
 
 TEMPLATE = Path(__file__).with_name("card.md")

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, TrainingArguments
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from data import DataArguments
+from sarcse.sentences import DataArguments
 
 
 FILE_NAME = "training_record.json"

@@ -28,9 +28,9 @@ from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from safetensors import SafetensorError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
-from loading import kind_of_model, load_model, needs_own_code
 from model_card.card import Facts, eval_result_entries, read_facts, write_card
 from modeling_sarcse import SarcseModel
+from sarcse.loading import kind_of_model, load_model, needs_own_code
 
 
 # transformers' own limit has changed between its versions; files of this size pass every proxy and can be resumed.

@@ -17,7 +17,7 @@ from accelerate import PartialState
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train  # noqa: E402
-from trainer import SarcseTrainer  # noqa: E402
+from sarcse.trainer import SarcseTrainer  # noqa: E402
 
 
 def record_views(name: str) -> None:

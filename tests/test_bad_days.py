@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from checkpoints import checkpoint_to_resume, checkpoints, flaw
 from modeling_sarcse import SarcseModel
+from sarcse.checkpoints import checkpoint_to_resume, checkpoints, flaw
 from train import build_trainer, parse_arguments
 
 from .conftest import DEMO, PROJECT, flags, run_python, start_python
@@ -85,7 +85,8 @@ def stopped_run(folder: Path, number: int, step: int) -> tuple[int, str]:
 
 
 WAITING_RUN = """
-import sys, time, train, trainer
+import sys, time, train
+from sarcse import trainer
 step = int(sys.argv.pop(1))
 training_step = trainer.SarcseTrainer.training_step
 def wait(self, *arguments):
@@ -159,7 +160,8 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path):
 
 
 SLOW_STEPS = """
-import time, train, trainer
+import time, train
+from sarcse import trainer
 def training_step(*arguments):
     print("slow step", flush=True)
     time.sleep(10**6)

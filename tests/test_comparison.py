@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from comparison import (
+from sarcse.comparison import (
     BOOTSTRAP_RESAMPLES,
     Measurement,
     StsCorrelation,

@@ -11,14 +11,9 @@ import zstandard
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
-from data import (
-    DataArguments,
-    SentenceStream,
-    first_part,
-    load_sentences,
-)
-from files import UnreadableDataError
-from tokens import LengthGroupedSampler, token_counts, token_lengths, token_weights, tokenize, tokenize_batch
+from sarcse.files import UnreadableDataError
+from sarcse.sentences import DataArguments, SentenceStream, first_part, load_sentences
+from sarcse.tokens import LengthGroupedSampler, token_counts, token_lengths, token_weights, tokenize, tokenize_batch
 
 from .conftest import ENCODER
 

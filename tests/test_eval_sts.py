@@ -12,20 +12,20 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from comparison import correlations
-from data import STS_TASKS, load_pairs, load_sts
-from eval_sts import (
+from eval_sts import main
+from modeling_sarcse import SarcseModel
+from sarcse.comparison import correlations
+from sarcse.embedding import (
     alignment,
     embed_pairs,
     encode,
     load_embedders,
     load_sentence_transformer,
-    main,
     measure,
     uniformity,
 )
-from loading import encoder_max_length, load_model
-from modeling_sarcse import SarcseModel
+from sarcse.loading import encoder_max_length, load_model
+from sarcse.sts import STS_TASKS, load_pairs, load_sts
 
 from .conftest import ENCODER, PROJECT, SENTENCES, run_python
 

@@ -55,22 +55,17 @@ from transformers import (
 )
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from checkpoints import check_saving, load_weights
 from configuration_sarcse import SarcseConfig
-from data import DataArguments, SentenceStream, describe_sentences, load_pairs, load_sentences
-from eval_sts import encode, load_embedders
-from files import UnreadableDataError
-from loading import load_model
 from modeling_sarcse import SarcseModel
-from tokens import unknown_share
-from train import (
-    OTHER_NAMES,
-    WITHOUT_EFFECT,
-    ModelArguments,
-    SarcseTrainingArguments,
-    build_trainer,
-    parse_arguments,
-)
+from sarcse.arguments import WITHOUT_EFFECT, ModelArguments, SarcseTrainingArguments
+from sarcse.checkpoints import check_saving, load_weights
+from sarcse.embedding import encode, load_embedders
+from sarcse.files import UnreadableDataError
+from sarcse.loading import load_model
+from sarcse.sentences import DataArguments, SentenceStream, describe_sentences, load_sentences
+from sarcse.sts import load_pairs
+from sarcse.tokens import unknown_share
+from train import OTHER_NAMES, build_trainer, parse_arguments
 
 from .conftest import DEMO, ENCODER, PROJECT, flags, run_python
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-import figures
+from sarcse import figures
 
 
 def luminance(color):

@@ -338,7 +338,7 @@ def test_an_encoder_with_code_of_its_own_comes_from_the_hub_with_it(custom_encod
 
 READ_FILES = """
 import json
-from data import DataArguments, load_sentences
+from sarcse.sentences import DataArguments, load_sentences
 read = {}
 for name in ("data[1].csv", "data?.csv", "more/*.jsonl", "bad.csv", "none.csv"):
     for streaming in (False, True):

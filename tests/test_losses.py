@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modeling_sarcse import SarcseModelOutput
-from trainer import info_nce, sentence_keys, weighted_reconstruction
+from sarcse.trainer import info_nce, sentence_keys, weighted_reconstruction
 
 from .conftest import DEMO
 

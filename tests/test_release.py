@@ -15,12 +15,12 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from data import STS_TASKS
 from model_card import release as release_module
 from model_card.__main__ import main
 from model_card.card import Facts, eval_result_entries, read_facts, seeds_table, write_card
 from model_card.release import GOLDEN_SENTENCES, ReleaseOptions, build, verify
 from modeling_sarcse import SarcseModel
+from sarcse.sts import STS_TASKS
 
 from .conftest import DEMO, PROJECT, run_python
 from .ways_to_load import EXACT, LOWER_PRECISION

@@ -3,7 +3,7 @@ import shutil
 import datasets
 import pytest
 
-from data import STS_TASKS, load_pairs, load_sts, load_tasks
+from sarcse.sts import STS_TASKS, load_pairs, load_sts, load_tasks
 
 from .conftest import PROJECT
 

@@ -17,11 +17,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from eval_sts import encode
-from loading import load_model
 from model_card.record import HYPERPARAMETERS
 from modeling_sarcse import SarcseModel
-from train import ModelArguments, SarcseTrainingArguments, build_model, build_trainer, parse_arguments
+from sarcse.arguments import ModelArguments, SarcseTrainingArguments
+from sarcse.embedding import encode
+from sarcse.loading import load_model
+from train import build_model, build_trainer, parse_arguments
 
 from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, run_python
 

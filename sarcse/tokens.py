@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from data import DataArguments
+from sarcse.sentences import DataArguments
 
 
 logger = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import parquet
@@ -272,6 +273,16 @@ def explained(name: str, error: Exception) -> UnreadableDataError:
     if isinstance(cause, UnreadableDataError):
         return cause
     return UnreadableDataError(f"{name} could not be loaded: {type(cause).__name__}: {cause}")
+
+
+def load_or_explain(
+    name: str, *arguments: Any, split: str = "train", **options: Any
+) -> datasets.Dataset | datasets.IterableDataset:
+    """`datasets.load_dataset`, its exceptions as one message that names the data set."""
+    try:
+        return datasets.load_dataset(*arguments, split=split, **options)
+    except Exception as error:  # the builders and the Hub's client have a dozen exceptions for bad input
+        raise explained(name, error) from error
 
 
 def undecodable_line(file: str) -> str:

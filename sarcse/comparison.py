@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 from tqdm.auto import tqdm
 
-from data import STS_TASKS
+from sarcse.sts import STS_TASKS
 
 
 BOOTSTRAP_RESAMPLES = 1000

@@ -25,7 +25,9 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.utils import logging
 
-from checkpoints import (
+from modeling_sarcse import SarcseModelOutput
+from sarcse.arguments import check_metric
+from sarcse.checkpoints import (
     SETTINGS_NAME,
     SaveOnSignal,
     check_settings,
@@ -33,11 +35,10 @@ from checkpoints import (
     load_weights,
     run_settings,
 )
-from comparison import correlations
-from data import SentenceStream
-from eval_sts import embed_pairs, encode
-from modeling_sarcse import SarcseModelOutput
-from tokens import LengthGroupedSampler, token_lengths
+from sarcse.comparison import correlations
+from sarcse.embedding import embed_pairs, encode
+from sarcse.sentences import SentenceStream
+from sarcse.tokens import LengthGroupedSampler, token_lengths
 
 
 logger = logging.get_logger(__name__)
@@ -45,25 +46,6 @@ logger = logging.get_logger(__name__)
 # Embeddings whose uniformity is above this have collapsed: their mean squared distance is below 0.005, a mean cosine
 # similarity above 0.9975. The encoders of the README's results are at -0.6 or below before any training.
 COLLAPSED_UNIFORMITY = -0.01
-
-
-# Metrics of an evaluation whose lower values are better.
-LOWER_IS_BETTER = ("alignment", "uniformity")
-
-
-def metric_name(name: str) -> str:
-    """A metric's name without the prefix that transformers adds."""
-    return name.removeprefix("eval_")
-
-
-def check_metric(name: str | None, eval_name: str) -> None:
-    """
-    Raises:
-        ValueError: no evaluation will have a metric of this name.
-    """
-    known = (f"{eval_name}_spearman", *LOWER_IS_BETTER)
-    if name is not None and metric_name(name) not in known:
-        raise ValueError(f"--metric_for_best_model {name}: the evaluations measure {', '.join(known)}.")
 
 
 # --- Losses ----------------------------------------------------------------------------------------------------------

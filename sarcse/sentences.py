@@ -1,9 +1,8 @@
-"""Data from files or the Hub: graded sentence pairs to score on, and sentences to train on."""
+"""Sentences to train on, from files or the Hub, in memory or read while training."""
 
 import hashlib
 import itertools
 import logging
-import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,274 +15,20 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from tqdm.auto import tqdm
 
-from files import (
+from sarcse.files import (
     MissingColumnError,
-    UnreadableDataError,
     explained,
     file_version,
+    load_or_explain,
     matching_files,
     read_rows,
     text_of,
 )
+from sarcse.sts import STS_TASKS
 
 
 logger = logging.getLogger(__name__)
 
-
-# --- Data sets of the Hub --------------------------------------------------------------------------------------------
-
-
-def load_or_explain(
-    name: str, *arguments: Any, split: str = "train", **options: Any
-) -> datasets.Dataset | datasets.IterableDataset:
-    """`datasets.load_dataset`, its exceptions as one message that names the data set."""
-    try:
-        return datasets.load_dataset(*arguments, split=split, **options)
-    except Exception as error:  # the builders and the Hub's client have a dozen exceptions for bad input
-        raise explained(name, error) from error
-
-
-# --- Graded pairs: every loader returns a data set with the columns sentence1, sentence2, score and maybe subset -----
-
-
-@dataclass(frozen=True)
-class StsTask:
-    """One task: its place in a SentEval folder, its data set on the Hub, its scored test pairs, and its subsets."""
-
-    folder: str
-    hub_id: str
-    pairs: int
-    subsets: tuple[str, ...] = ()
-
-
-# The subsets are those that SentEval evaluates on (senteval/sts.py); SMT of 2013 is not free.
-STS_TASKS = {
-    "STS12": StsTask(
-        "STS/STS12-en-test",
-        "mteb/sts12-sts",
-        3108,
-        ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
-    ),
-    "STS13": StsTask("STS/STS13-en-test", "mteb/sts13-sts", 1500, ("FNWN", "headlines", "OnWN")),
-    "STS14": StsTask(
-        "STS/STS14-en-test",
-        "mteb/sts14-sts",
-        3750,
-        ("deft-forum", "deft-news", "headlines", "images", "OnWN", "tweet-news"),
-    ),
-    "STS15": StsTask(
-        "STS/STS15-en-test",
-        "mteb/sts15-sts",
-        3000,
-        ("answers-forums", "answers-students", "belief", "headlines", "images"),
-    ),
-    "STS16": StsTask(
-        "STS/STS16-en-test",
-        "mteb/sts16-sts",
-        1186,
-        ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
-    ),
-    "STSB": StsTask("STS/STSBenchmark", "mteb/stsbenchmark-sts", 1379),
-    "SICKR": StsTask("SICK", "mteb/sickr-sts", 4927),
-}
-STSB_DEV_PAIRS = 1500
-
-# Columns of the tab-separated files of STSBenchmark (no header) and SICK (with header).
-STSB_COLUMNS = {"subset": 0, "score": 4, "sentence1": 5, "sentence2": 6}
-SICK_COLUMNS = {"score": 3, "sentence1": 1, "sentence2": 2}
-
-
-def load_sts(task_name: str, sts_dir: str | None = None, split: str = "test") -> datasets.Dataset:
-    """
-    Scored sentence pairs of one STS task, all subsets concatenated. Missing subsets are named in a warning.
-
-    Args:
-        task_name (`str`): A key of `STS_TASKS`.
-        sts_dir (`str`, *optional*): Folder in SentEval's layout. Without it the pairs come from the Hub.
-        split (`str`): `"test"`, or `"dev"` for STSB.
-
-    Returns:
-        `datasets.Dataset` with the columns `sentence1`, `sentence2`, `score` and, from a folder, `subset` (for STSB
-        the genre). Pairs without a score are left out; runs of whitespace are one space, as SentEval reads them.
-
-    Raises:
-        ValueError: a file is missing or cannot be read, or the Hub cannot be reached; the message says what to do.
-    """
-    task = STS_TASKS[task_name]
-    if sts_dir is None:
-        pairs = _load_from_hub(task, split)
-    elif task_name == "STSB":
-        pairs = _read_table(Path(sts_dir, task.folder, f"sts-{split}.csv"), STSB_COLUMNS, has_header=False)
-    elif task_name == "SICKR":
-        pairs = _read_table(Path(sts_dir, task.folder, "SICK_test_annotated.txt"), SICK_COLUMNS, has_header=True)
-    else:
-        pairs = _read_year(Path(sts_dir, task.folder), task.subsets)
-    expected = task.pairs if split == "test" else STSB_DEV_PAIRS
-    if len(pairs) != expected:
-        logger.warning(
-            f"{task_name} {split} has {len(pairs)} scored pairs here, the published task has {expected}: "
-            "the score is not comparable with published ones."
-        )
-    return with_two_scores(pairs, f"{task_name} {split}")
-
-
-def _load_from_hub(task: StsTask, split: str) -> datasets.Dataset:
-    try:
-        return load_or_explain(task.hub_id, task.hub_id, split="validation" if split == "dev" else split)
-    except ValueError as error:
-        raise ValueError(
-            f"{error} Give a folder in SentEval's layout with --sts_dir, or try again with a connection."
-        ) from error
-
-
-def _read_table(path: Path, columns: dict[str, int], has_header: bool) -> datasets.Dataset:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file. Leave the task out with --tasks, or add the file.")
-    rows = []
-    for number, line in enumerate(_read_lines(path)[has_header:], start=1 + has_header):
-        cells = _split(path, number, line, at_least=max(columns.values()) + 1)
-        row = {name: cells[column] for name, column in columns.items()}
-        if row["score"]:
-            rows.append({**row, "score": _score(path, number, row["score"])})
-    return _dataset(rows, path)
-
-
-def _read_year(folder: Path, subsets: tuple[str, ...]) -> datasets.Dataset:
-    """
-    Subsets of one year: `STS.input.NAME.txt` with two sentences a line, `STS.gs.NAME.txt` with the gold scores. Other
-    files (`STS.gs.ALL.txt` of 2012, `STS.gs.SMT.txt` of 2013) are not SentEval's business and not ours.
-    """
-    rows, missing = [], []
-    for subset in subsets:
-        # The archive of 2016 has names of its own, which SentEval's download script changes.
-        prefix = "STS2016" if (folder / f"STS2016.gs.{subset}.txt").is_file() else "STS"
-        input_file, gold_file = (folder / f"{prefix}.{kind}.{subset}.txt" for kind in ("input", "gs"))
-        found = [file.is_file() for file in (input_file, gold_file)]
-        if all(found):
-            rows += _read_subset(input_file, gold_file, subset)
-        elif any(found):
-            raise ValueError(f"{gold_file if found[0] else input_file}: no such file, but its other half is there.")
-        else:
-            missing.append(subset)
-    if len(missing) == len(subsets):
-        raise ValueError(
-            f"{folder}: no such folder, or none of STS.gs.{{{','.join(subsets)}}}.txt in it. "
-            "Leave the task out with --tasks, or add the files."
-        )
-    if missing:
-        logger.warning(f"{folder} lacks the subset{'s' * (len(missing) > 1)} {', '.join(missing)}.")
-    return _dataset(rows, folder)
-
-
-def _read_subset(input_file: Path, gold_file: Path, subset: str) -> list[dict[str, Any]]:
-    lines, golds = _read_lines(input_file), _read_lines(gold_file)
-    if len(lines) != len(golds):
-        raise ValueError(f"{input_file} has {len(lines)} lines and {gold_file} {len(golds)}: they must be as many.")
-    rows = []
-    for number, (line, gold) in enumerate(zip(lines, golds), start=1):
-        if gold.strip():  # most pairs of 2015 and 2016 were never scored
-            sentence1, sentence2 = _split(input_file, number, line, at_least=2)[:2]
-            score = _score(gold_file, number, gold)
-            rows.append({"sentence1": sentence1, "sentence2": sentence2, "score": score, "subset": subset})
-    return rows
-
-
-def _read_lines(path: Path) -> list[str]:
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}).") from error
-    # Not splitlines(), which also splits at characters that occur in sentences.
-    return text.removesuffix("\n").split("\n")
-
-
-def _split(path: Path, number: int, line: str, at_least: int) -> list[str]:
-    cells = line.split("\t")
-    if len(cells) < at_least:
-        raise ValueError(f"{path}, line {number}: {len(cells)} tab-separated fields, where a pair needs {at_least}.")
-    return [" ".join(cell.split()) for cell in cells]
-
-
-def _score(path: Path, number: int, text: str) -> float:
-    try:
-        score = float(text)
-    except ValueError:
-        score = math.nan
-    if not math.isfinite(score):
-        raise ValueError(f"{path}, line {number}: {text.strip()!r} is not a number.")
-    return score
-
-
-def _dataset(rows: list[dict[str, Any]], path: Path) -> datasets.Dataset:
-    if not rows:
-        raise ValueError(f"{path}: no scored pair in it.")
-    return datasets.Dataset.from_list(rows)
-
-
-def load_pairs(path: str) -> datasets.Dataset:
-    """
-    Scored pairs of one's own: a .tsv, .csv, .jsonl or .parquet file with the columns sentence1, sentence2 and score,
-    and, for scores by subset, maybe subset. Pairs without a score are left out, their number is logged.
-
-    Raises:
-        ValueError: the file is missing or cannot be read, lacks a column, has a score that is not a number, or not two
-            different ones.
-    """
-    rows, number = [], 0
-    for place, pair in read_rows(matching_files(path), ("sentence1", "sentence2", "score"), optional=("subset",)):
-        number += 1
-        row: dict[str, Any] = {name: text_of(place, name, pair[name]) or "" for name in ("sentence1", "sentence2")}
-        row["score"] = _own_score(place, pair["score"])
-        if pair.get("subset") is not None:
-            row["subset"] = str(pair["subset"])
-        if not math.isnan(row["score"]):
-            rows.append(row)
-    if number > len(rows):
-        logger.warning(f"{path}: {number - len(rows)} of {number} pairs have no score and are left out.")
-    if any("subset" in row for row in rows):
-        rows = [{"subset": "", **row} for row in rows]
-    return with_two_scores(_dataset(rows, Path(path)), path)
-
-
-def _own_score(place: str, value: Any) -> float:
-    """A cell of the column score; NaN for none."""
-    if value is None or isinstance(value, str) and not value.strip():
-        return math.nan
-    try:
-        score = math.inf if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        score = math.inf
-    if math.isinf(score):
-        raise UnreadableDataError(f"{place}: the score {value!r} is not a number.")
-    return score
-
-
-def with_two_scores(pairs: datasets.Dataset, name: str | Path) -> datasets.Dataset:
-    """
-    The pairs, if there is a correlation to measure.
-
-    Raises:
-        ValueError: there is one pair, or all have the same score.
-    """
-    scores = pairs["score"][:]
-    if len(set(scores)) < 2:
-        raise ValueError(
-            f"{name}: a correlation needs two pairs with different scores; "
-            + ("there is one pair." if len(scores) == 1 else f"all {len(scores)} have the score {scores[0]:g}.")
-        )
-    return pairs
-
-
-def load_tasks(task_names: list[str], sts_dir: str | None, pairs: str | None) -> dict[str, datasets.Dataset]:
-    """The test pairs to score on, by task name; those of a file of one's own go by the file's name."""
-    if pairs is not None:
-        return {Path(pairs).name.split(".")[0]: load_pairs(pairs)}
-    return {name: load_sts(name, sts_dir) for name in task_names}
-
-
-# --- Sentences to train on -------------------------------------------------------------------------------------------
 
 # `hf://` reads a data set's file from the Hub. The file is the one that SimCSE's training script downloads.
 WIKI1M = "hf://datasets/princeton-nlp/datasets-for-simcse/wiki1m_for_simcse.txt"

@@ -1,0 +1,313 @@
+"""
+From any model to sentence embeddings, and from embeddings of graded pairs to what they say: similarities, alignment
+and uniformity, and figures.
+
+Shapes: P pairs of S distinct sentences, d dimensions.
+"""
+
+import json
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from modeling_sarcse import SarcseModel
+from sarcse import figures
+from sarcse.comparison import Measurement, none_if_nan, reference_task, row_label, short_name
+from sarcse.loading import check_tokenizer, kind_of_model, load_model
+from sarcse.tokens import unknown_share
+
+
+logger = logging.get_logger(__name__)
+
+# From n sentences to their embeddings (n, d), float32 on the CPU: what every kind of model is reduced to.
+Embed = Callable[[list[str]], torch.Tensor]
+
+# Pairs with at least this score are positive, as in the SimCSE paper's figures of alignment on STS-B.
+POSITIVE_SCORE = 4
+
+
+# --- Models ----------------------------------------------------------------------------------------------------------
+
+
+def quantized(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with int8 weights in its linear layers, whose inputs become int8 as they come; for a CPU."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that torchao, a package of its own, will do this one day
+        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+
+
+def load_embedders(
+    name_or_path: str,
+    poolers: list[str],
+    revision: str,
+    device: torch.device,
+    batch_size: int,
+    int8: bool = False,
+    trust_remote_code: bool = False,
+) -> Iterator[tuple[str, str, Embed]]:
+    """
+    The rows that one model gives in a comparison, as (name of the row, pooler, embedder): a SARCSE model and a
+    sentence-transformers model bring their own pooling and are one row, a plain encoder is one for each of `poolers`.
+
+    Raises:
+        ValueError: nothing at `name_or_path` can be loaded, or it is not a text encoder.
+    """
+    kind = kind_of_model(name_or_path, revision)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if kind == "sentence-transformers":
+        yield name_or_path, kind, load_sentence_transformer(name_or_path, device, batch_size, int8, **options)
+        return
+    for pooler in [None] if kind == "sarcse" else poolers:
+        model, tokenizer = load_model(name_or_path, **options, **({"pooler": pooler} if pooler else {}))
+        row = name_or_path if pooler is None or len(poolers) == 1 else f"{name_or_path}, {pooler}"
+        model = quantized(model) if int8 else model.to(device)
+        yield row, model.config.pooler, partial(encode, model, tokenizer, batch_size=batch_size)
+
+
+def load_sentence_transformer(
+    name_or_path: str, device: torch.device, batch_size: int, int8: bool = False, **options: Any
+) -> Embed:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ValueError(
+            f"{name_or_path} is a sentence-transformers model: `pip install sentence-transformers` to score it."
+        ) from error
+    try:
+        model = SentenceTransformer(name_or_path, device=str(device), **options)
+    except Exception as error:  # transformers has a dozen exceptions for what is missing
+        raise ValueError(f"{name_or_path}: sentence-transformers cannot load it.\n{error}") from error
+    if isinstance(model.tokenizer, PreTrainedTokenizerBase) and hasattr(model[0], "auto_model"):
+        check_tokenizer(name_or_path, model.tokenizer, model[0].auto_model.config)
+    model = quantized(model) if int8 else model
+
+    def embed(sentences: list[str]) -> torch.Tensor:
+        bar = sys.stderr.isatty() and PartialState().is_main_process
+        embeddings = model.encode(sentences, batch_size=batch_size, show_progress_bar=bar, convert_to_tensor=True)
+        return embeddings.float().cpu()  # (len(sentences), d)
+
+    return embed
+
+
+# --- Embeddings ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def encode(
+    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], batch_size: int = 64
+) -> torch.Tensor:
+    """
+    Sentence embeddings, `(len(sentences), d)`, float32 on the CPU, not normalised.
+
+    Sentences of as many tokens share a batch, so that hardly any padding is computed. The model is used in evaluation
+    mode and left in the mode it came in.
+    """
+    training = model.training
+    model.eval()
+    try:
+        token_ids = tokenizer(sentences, truncation=True)["input_ids"] if sentences else []
+        if len(sentences) >= 100 and unknown_share(token_ids, tokenizer) > 0.5:  # of a few nothing follows
+            logger.warning_once("Most tokens of these sentences are unknown to the model: does it know the language?")
+        order = sorted(range(len(sentences)), key=lambda index: -len(token_ids[index]))
+        pad = DataCollatorWithPadding(tokenizer)
+        embeddings = torch.empty(len(sentences), model.config.hidden_size)
+        quiet = None if PartialState().is_main_process else True
+        for start in tqdm(range(0, len(order), batch_size), desc="Encoding", leave=False, disable=quiet):
+            indices = order[start : start + batch_size]
+            batch = pad([{"input_ids": token_ids[index]} for index in indices])
+            embeddings[indices] = model(**batch.to(model.device)).pooler_output.float().cpu()  # (batch_size, d)
+        return embeddings
+    finally:
+        model.train(training)
+
+
+@dataclass(frozen=True)
+class EmbeddedPairs:
+    """
+    Graded pairs and the normalised embeddings of their distinct sentences, float64: single precision would swap the
+    ranks of pairs that are nearly as similar.
+    """
+
+    embeddings: torch.Tensor  # (S, d)
+    first: torch.Tensor  # (P,) rows of embeddings
+    second: torch.Tensor  # (P,)
+    scores: np.ndarray  # (P,)
+
+    def similarities(self) -> np.ndarray:
+        """
+        Cosine similarities, `(P,)`, to 12 decimals: two equal sentences have exactly 1, and all such pairs share a
+        rank. Without that, rounding errors would rank the 79 of them in STS12, which moves its Spearman correlation
+        by up to 3e-5 (0.003 in the tables) in SentEval and in sentence-transformers, as the precision falls.
+        """
+        blocks = zip(self.first.split(65536), self.second.split(65536))  # so that memory does not grow with P d
+        similarities = [(self.embeddings[first] * self.embeddings[second]).sum(dim=1) for first, second in blocks]
+        return torch.cat(similarities).numpy().round(12)  # (P,)
+
+    def geometry(self) -> dict[str, float | int | None]:
+        """
+        `alignment`, over the `positive_pairs` with a score of at least `POSITIVE_SCORE`, and `uniformity`, over the
+        distinct `sentences`, as the SimCSE paper measures them on STS-B.
+        """
+        positive = torch.from_numpy(self.scores >= POSITIVE_SCORE)  # (P,)
+        return {
+            "alignment": alignment(self.embeddings[self.first[positive]], self.embeddings[self.second[positive]]),
+            "positive_pairs": int(positive.sum()),
+            "uniformity": uniformity(self.embeddings),
+            "sentences": len(self.embeddings),
+        }
+
+
+def embed_pairs(embed: Embed, pairs: datasets.Dataset) -> EmbeddedPairs:
+    """
+    Embed each distinct sentence of `pairs` once. Under several processes each embeds its share and all get all, so
+    every one of them has to call this.
+    """
+    first, second = pairs["sentence1"][:], pairs["sentence2"][:]
+    sentences = sorted({*first, *second})
+    row = {sentence: index for index, sentence in enumerate(sentences)}
+    state = PartialState()
+    shares = gather_object([embed(sentences[state.process_index :: state.num_processes])])
+    embeddings = torch.empty(len(sentences), shares[0].shape[1], dtype=torch.float64)
+    for process, share in enumerate(shares):
+        embeddings[process :: state.num_processes] = share.double()
+    return EmbeddedPairs(
+        F.normalize(embeddings, dim=1),
+        torch.tensor([row[sentence] for sentence in first]),
+        torch.tensor([row[sentence] for sentence in second]),
+        np.array(pairs["score"][:], dtype=np.float64),
+    )
+
+
+def measure(embed: Embed, tasks: dict[str, datasets.Dataset], pooler: str | None = None) -> Measurement:
+    """
+    Similarities of every task's pairs, and alignment and uniformity of the reference task. Every process has to call
+    it, and all get the same.
+    """
+    measurement = Measurement(pooler)
+    for name, pairs in tasks.items():
+        embedded = embed_pairs(embed, pairs)
+        measurement.similarities[name] = embedded.similarities()
+        if name == reference_task(tasks):
+            measurement.geometry = embedded.geometry()
+    return measurement
+
+
+# --- Alignment and uniformity ----------------------------------------------------------------------------------------
+
+
+def alignment(first: torch.Tensor, second: torch.Tensor) -> float | None:
+    """
+    Mean squared distance of positive pairs (Wang and Isola 2020, arXiv 2005.10242, section 4.1, alpha = 2); the rows
+    of `first` and `second`, both `(P, d)`, are normalised embeddings. None without a pair.
+    """
+    return none_if_nan((first - second).pow(2).sum(dim=1).mean().item())
+
+
+def uniformity(embeddings: torch.Tensor, block_size: int = 1024) -> float | None:
+    """
+    Log of the mean Gaussian potential exp(-2 d^2) over all pairs of distinct rows (Wang and Isola 2020, section 4.1,
+    t = 2); `embeddings` are normalised, `(S, d)`. None for a single row. Memory grows with S, not with its square.
+    """
+    total, number = 0.0, len(embeddings)
+    starts = range(0, number, block_size)
+    for start in tqdm(starts, desc="Uniformity", leave=False, disable=None if len(starts) > 10 else True):
+        block = embeddings[start : start + block_size]
+        squares = (2 - 2 * block @ embeddings[start:].T).clamp(min=0)  # (block_size, S - start), of unit vectors
+        # Above the diagonal, each pair once.
+        total += squares.mul(-2).exp().triu(diagonal=1).sum(dtype=torch.float64).item()
+    return none_if_nan(math.log(2 * total / (number * (number - 1)))) if number > 1 else None
+
+
+# --- Figures ---------------------------------------------------------------------------------------------------------
+
+
+def draw_figures(
+    results: dict[str, Any],
+    measurements: dict[str, Measurement],
+    tasks: dict[str, datasets.Dataset],
+    output_dir: Path,
+) -> None:
+    """
+    Densities and the alignment-uniformity plane of the reference task; and the training curves of the models whose
+    folders have a log (`trainer_state.json`).
+    """
+    models, task = results["models"], reference_task(tasks)
+    labels = {name: row_label(short_name(name), entry) for name, entry in models.items()}
+    if len(set(labels.values())) < len(labels):
+        labels = {name: row_label(name, entry) for name, entry in models.items()}
+    if task is not None:
+        figures.similarity_densities(
+            {labels[name]: measurement.similarities[task] for name, measurement in measurements.items()},
+            {labels[name]: entry["tasks"][task]["spearman"] for name, entry in models.items()},
+            np.array(tasks[task]["score"][:], dtype=np.float64),
+            output_dir / "similarity_densities",
+        )
+        figures.alignment_uniformity(
+            {
+                labels[name]: (entry["alignment"], entry["uniformity"], entry["average"])
+                for name, entry in models.items()
+            },
+            output_dir / "alignment_uniformity",
+        )
+    figures.training_curve({labels[name]: log_history(name) for name in models}, output_dir / "training_curve")
+
+
+def log_history(name_or_path: str) -> list[dict[str, float]]:
+    """The log of the training that made a folder; empty for what is no folder of train.py's or of a Trainer's."""
+    state = Path(name_or_path, "trainer_state.json")
+    return json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.is_file() else []
+
+
+def explain(
+    names: list[str], pairs: list[tuple[str, str]], device: torch.device, **options: Any
+) -> dict[str, list[figures.ExplainedPair]]:
+    """
+    Figure 1: the tokens of each pair with their reconstruction errors, and the cosine similarity, by model. `options`
+    are `load_model`'s.
+
+    Raises:
+        ValueError: a model is not a SARCSE model that can reconstruct.
+    """
+    explained: dict[str, list[figures.ExplainedPair]] = {}
+    for name in names:
+        model, tokenizer = load_model(name, **options)
+        if kind_of_model(name, options["revision"]) != "sarcse" or model.config.pooler not in ("autoencoder", "mean"):
+            raise ValueError(f"{name} cannot reconstruct tokens from a sentence: --explain needs a SARCSE model.")
+        model.to(device)
+        explained[name] = []
+        for pair in pairs:
+            first, second = model.token_importance(list(pair), tokenizer)
+            similarity = F.cosine_similarity(*encode(model, tokenizer, list(pair)), dim=0).item()
+            explained[name].append((first, second, similarity))
+    return explained
+
+
+def explanation_text(explained: dict[str, list[figures.ExplainedPair]]) -> str:
+    """The tokens of each sentence, the most important first, for the terminal."""
+    lines = []
+    for name, pairs in explained.items():
+        lines.append(f"{name}: tokens and their reconstruction errors, the most important first")
+        for *sentences, similarity in pairs:
+            for tokens in sentences:
+                ordered = sorted(tokens, key=lambda token: token[1])
+                lines.append("  " + "  ".join(f"{text.strip()} {error:.3f}" for text, error in ordered))
+            lines.append(f"  cosine similarity {similarity:.3f}")
+    return "\n".join(lines)
