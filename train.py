@@ -7,6 +7,7 @@ Train a SARCSE model on plain sentences.
 Top to bottom: flags and recipes, what can be wrong with them, the run. All that it is made of is in sarcse/.
 """
 
+import argparse
 import difflib
 import json
 import signal
@@ -68,6 +69,13 @@ DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 # --- Arguments -------------------------------------------------------------------------------------------------------
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Without "(default: None)" behind a text that says what the default is."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class ArgumentParser(HfArgumentParser):
     """HfArgumentParser whose errors are one line, without the 150 options of the usage."""
 
@@ -88,6 +96,7 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
         groups,
         description="Train a SARCSE model. The fields of RECIPE.yaml are these flags without the dashes.",
         usage="train.py [RECIPE.yaml] [--field value ...]",
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     known = [f.name for group in groups for f in fields(group) if f.init]

@@ -21,6 +21,8 @@ def _architecture(name: str, help: str) -> Any:
 class ModelArguments:
     """The encoder to start from, and the shape of the layers on top of it (fields of `SarcseConfig`)."""
 
+    _argument_group_name = "model"
+
     model_name_or_path: str = field(
         default="FacebookAI/roberta-base",
         metadata={"help": "Folder or Hub id of a text encoder, or of a SARCSE model to train further."},
@@ -118,11 +120,8 @@ WITHOUT_EFFECT = {
 
 
 @dataclass
-class SarcseTrainingArguments(TrainingArguments):
-    """
-    transformers' arguments, with SimCSE's protocol for RoBERTa-base as defaults (arXiv 2104.08821, appendix A), and
-    SARCSE's own.
-    """
+class SarcseArguments:
+    """What SARCSE adds to transformers' arguments; a class of its own, so that `--help` shows it first."""
 
     contrastive_temperature: float = field(default=0.05, metadata={"help": "Temperature of InfoNCE."})
     reconstruction_weight: float = field(
@@ -169,15 +168,24 @@ class SarcseTrainingArguments(TrainingArguments):
             "substitute: it adds no negatives."
         },
     )
-
-    push_to_hub: bool = field(
-        default=False, metadata={"help": "After training, build a release in OUTPUT_DIR/release, verify and push it."}
-    )
     hub_license: str | None = field(default=None, metadata={"help": "Licence for the model's card."})
     hub_language: list[str] = field(
         default_factory=list, metadata={"help": "Languages of the sentences for the model's card, for example en."}
     )
 
+
+@dataclass
+class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
+    """
+    transformers' arguments, with SimCSE's protocol for RoBERTa-base as defaults (arXiv 2104.08821, appendix A), and
+    SARCSE's own.
+    """
+
+    _argument_group_name = "training: SARCSE's own options, then those of transformers' TrainingArguments"
+
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "After training, build a release in OUTPUT_DIR/release, verify and push it."}
+    )
     train_sampling_strategy: Literal["group_by_length", "random"] = field(
         default="group_by_length",
         metadata={

@@ -38,6 +38,8 @@ WIKI1M = "hf://datasets/princeton-nlp/datasets-for-simcse/wiki1m_for_simcse.txt"
 class DataArguments:
     """Where the sentences and the graded pairs come from."""
 
+    _argument_group_name = "data"
+
     train_file: str | None = field(
         default=None,
         metadata={

@@ -22,11 +22,11 @@ from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from torch.nn import functional as F
 from torch.utils.checkpoint import get_device_states, set_device_states
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.utils import logging
 
 from modeling_sarcse import SarcseModelOutput
-from sarcse.arguments import check_metric
+from sarcse.arguments import SarcseTrainingArguments, check_metric
 from sarcse.checkpoints import (
     SETTINGS_NAME,
     SaveOnSignal,
@@ -120,6 +120,9 @@ class SarcseTrainer(Trainer):
         train_dataset (`datasets.Dataset` or `SentenceStream`): Column input_ids, or sentences.
         eval_dataset (`datasets.Dataset`): Columns sentence1, sentence2 and score.
     """
+
+    args: SarcseTrainingArguments
+    processing_class: PreTrainedTokenizerBase
 
     # Each loss is a mean over its batch, for the Trainer to divide by the number of accumulated batches.
     loss_is_scaled_for_ga = False
