@@ -19,8 +19,8 @@ CUSTOM_PIPELINES = {
 
 class SarcseConfig(PretrainedConfig):
     """
-    Everything that [`SarcseModel`] is built from. The paper fixes kernel sizes 3, 4 and 5 and leaves the other sizes
-    open; their defaults here are this project's choices, measured in the README.
+    Everything that [`SarcseModel`] is built from. The paper's kernel sizes are 3, 4 and 5; other sizes are not stated
+    in the parts that we had. Their defaults here are this project's choices, measured in the README.
 
     Args:
         encoder_config (`PretrainedConfig` or `dict`, *optional*):

@@ -11,6 +11,7 @@ from transformers import (
 )
 
 from configuration_sarcse import SarcseConfig
+from sarcse.tokens import FREQUENCY_WEIGHTINGS
 
 
 def _architecture(name: str, help: str) -> Any:
@@ -142,9 +143,12 @@ class SarcseArguments:
             "costs another forward pass."
         },
     )
-    frequency_weighting: Literal["smooth_inverse", "self_information", "uniform"] = field(
+    frequency_weighting: str = field(
         default="smooth_inverse",
-        metadata={"help": "Token weights: a / (a + p), -log p, or 1, where p is a token's share of the corpus."},
+        metadata={
+            "help": "Token weights: a / (a + p), -log p, or 1, where p is a token's share of the corpus.",
+            "choices": list(FREQUENCY_WEIGHTINGS),
+        },
     )
     frequency_smoothing: float = field(
         default=1e-4,

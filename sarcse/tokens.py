@@ -105,24 +105,32 @@ def unknown_share(token_ids: list[list[int]], tokenizer: PreTrainedTokenizerBase
     return content.count(tokenizer.unk_token_id) / len(content) if content else 1.0
 
 
+# From the share of each token in the corpus, `(vocabulary_size,)`, the smoothing a, and the share of a token that
+# occurs once, to the weights. The paper says that frequent tokens weigh less; the formula is not stated in the parts
+# that we had.
+FREQUENCY_WEIGHTINGS: dict[str, Callable[[torch.Tensor, float, float], torch.Tensor]] = {
+    # The smooth inverse frequency of Arora, Liang and Ma (ICLR 2017).
+    "smooth_inverse": lambda share, a, once: a / (a + share),
+    # In nats; a token that never occurs weighs as much as one that occurs once.
+    "self_information": lambda share, a, once: -share.clamp(min=once).log(),
+    # The ablation without self-adaptive weights.
+    "uniform": lambda share, a, once: torch.ones_like(share),
+}
+
+
 def token_weights(counts: np.ndarray, frequency_weighting: str, frequency_smoothing: float) -> torch.Tensor:
     """
-    Weight of each token's reconstruction error, `(vocabulary_size,)`, float32: the self-adaptive part of the loss. The
-    paper says that frequent tokens weigh less and leaves the formula open. With p a token's share of the corpus:
+    Weight of each token's reconstruction error, `(vocabulary_size,)`, float32: the self-adaptive part of the loss.
 
-    - `"smooth_inverse"`: a / (a + p), the smooth inverse frequency of Arora, Liang and Ma (ICLR 2017), a being
-      `frequency_smoothing`;
-    - `"self_information"`: -log p, in nats; a token that never occurs weighs as much as one that occurs once;
-    - `"uniform"`: 1, the ablation without self-adaptive weights.
+    Raises:
+        ValueError: `frequency_weighting` is no key of `FREQUENCY_WEIGHTINGS`.
     """
+    if frequency_weighting not in FREQUENCY_WEIGHTINGS:
+        raise ValueError(
+            f"frequency_weighting must be one of {', '.join(FREQUENCY_WEIGHTINGS)}, got {frequency_weighting!r}."
+        )
     share = torch.from_numpy(counts) / counts.sum()
-    if frequency_weighting == "smooth_inverse":
-        weights = frequency_smoothing / (frequency_smoothing + share)
-    elif frequency_weighting == "self_information":
-        weights = -share.clamp(min=1 / counts.sum()).log()
-    else:
-        weights = torch.ones_like(share)
-    return weights.float()
+    return FREQUENCY_WEIGHTINGS[frequency_weighting](share, frequency_smoothing, 1 / counts.sum()).float()
 
 
 # Batches among which sentences are sorted by length, as in transformers: more would leave less to chance.

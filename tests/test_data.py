@@ -113,6 +113,8 @@ def test_token_weights_equal_a_hand_count():
     information = token_weights(counts, "self_information", a).tolist()
     assert information[5:9] == pytest.approx([np.log(2), np.log(3), np.log(6), np.log(6)])
     assert torch.equal(token_weights(counts, "uniform", a), torch.ones(10))
+    with pytest.raises(ValueError, match="one of smooth_inverse, self_information, uniform, got 'inverse'"):
+        token_weights(counts, "inverse", a)
 
 
 def test_frequent_tokens_weigh_less(tokenizer):
