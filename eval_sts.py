@@ -7,8 +7,6 @@ models, and draw the figures of the paper.
 
 The setting is the one that SimCSE calls "all" (arXiv 2104.08821, appendix B): all subsets of a year are concatenated
 and one Spearman correlation, times 100, is taken over cosine similarities.
-
-Shapes: P pairs of S distinct sentences, d dimensions.
 """
 
 import argparse
@@ -21,17 +19,9 @@ import torch
 from accelerate import PartialState
 
 from sarcse import figures
-from sarcse.comparison import (
-    Measurement,
-    compare,
-    report,
-    write_results,
-)
+from sarcse.comparison import Measurement, compare, report, write_results
 from sarcse.embedding import draw_figures, explain, explanation_text, load_embedders, measure
 from sarcse.sts import STS_TASKS, load_tasks
-
-
-# --- The command -----------------------------------------------------------------------------------------------------
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -6,9 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
-from transformers import (
-    TrainingArguments,
-)
+from transformers import TrainingArguments
 
 from configuration_sarcse import SarcseConfig
 from sarcse.tokens import FREQUENCY_WEIGHTINGS

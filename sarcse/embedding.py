@@ -22,10 +22,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import (
-    DataCollatorWithPadding,
-    PreTrainedTokenizerBase,
-)
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from modeling_sarcse import SarcseModel

@@ -18,7 +18,6 @@ import datasets
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import distributed
-from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from torch.nn import functional as F
 from torch.utils.checkpoint import get_device_states, set_device_states
 from torch.utils.data import DataLoader
@@ -78,6 +77,29 @@ def info_nce(
         others = duplicates.scatter(1, positives.unsqueeze(1), False)  # (B, M)
         similarities = similarities.masked_fill(others, float("-inf"))
     return F.cross_entropy(similarities / temperature, positives)
+
+
+class GatherWithGradient(torch.autograd.Function):
+    """
+    The rows of all processes, `(B, d)` -> `(M, d)`, in the order of the processes; the gradient of a process' rows is
+    the sum of those that all processes have for them.
+
+    torch's own such functions are deprecated, from version to version under another name, and with its functional
+    collectives a process of four died at its end now and then.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.contiguous().clone()
+        distributed.all_reduce(gradient)
+        return gradient.chunk(distributed.get_world_size())[distributed.get_rank()]
 
 
 def sentence_keys(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -226,7 +248,7 @@ class SarcseTrainer(Trainer):
         first, second = embeddings.chunk(2)  # (2B, d) -> two of (B, d)
         keys = all_keys = sentence_keys(inputs["input_ids"], inputs["attention_mask"])  # (B,)
         if self.args.world_size > 1:
-            second = all_gather_tensor_autograd(second.contiguous(), 0, distributed.group.WORLD)  # (M, d)
+            second = GatherWithGradient.apply(second)  # (B, d) -> (M, d)
             all_keys = self.accelerator.gather(keys)  # (M,)
         return info_nce(
             first,
