@@ -210,7 +210,7 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, incomplete batch."})
     # The Trainer would go on as if such a batch had not been; SarcseTrainer stops.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Has no effect: the run stops."})
-    # Every parameter that is trained gets a gradient in every step.
+    # Every parameter that is trained gets a gradient in every step; where not (XLNet), SarcseTrainer finds out.
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "As in transformers."})
     use_cpu: bool = field(
         # Said of itself, since accelerate would take processes that find no GPU for so many runs of one process.

@@ -159,9 +159,7 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     # Another version of transformers may have other arguments; they are at their defaults.
     differences = [
         f"{name} {saved[name]!r} (now {settings[name]!r})"
-        for name in sorted(
-            {*saved} & {*settings}
-        )  # another version of transformers may have others, at their defaults
+        for name in sorted({*saved} & {*settings})
         if saved[name] != settings[name]
     ]
     if differences:
@@ -186,20 +184,30 @@ def without_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_weights(model: PreTrainedModel, folder: str | Path) -> None:
+def loaded_again(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     """
-    Every weight of a checkpoint into the model. By `from_pretrained`, since transformers renames, splits and joins the
+    The model that was saved in a folder. By `from_pretrained`, since transformers renames, splits and joins the
     weights of some encoders when it saves them (NomicBert, Mixtral); the Trainer's own loading does not undo that.
 
     Raises:
-        ValueError: the checkpoint lacks a weight, or has one of another size.
+        ValueError: the folder lacks a weight, or has one of another size.
     """
     with without_progress_bars():
         saved, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
     lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if lacking:
         raise ValueError(f"{folder} lacks weights of the model: {', '.join(lacking[:5])}.")
-    model.load_state_dict(saved.state_dict())
+    return saved
+
+
+def load_weights(model: PreTrainedModel, folder: str | Path) -> None:
+    """
+    Every weight of a checkpoint into the model.
+
+    Raises:
+        ValueError: the checkpoint lacks a weight, or has one of another size.
+    """
+    model.load_state_dict(loaded_again(model, folder).state_dict())
 
 
 def check_saving(model: PreTrainedModel, output_dir: Path) -> None:
@@ -212,16 +220,17 @@ def check_saving(model: PreTrainedModel, output_dir: Path) -> None:
     kind = f"{model.config.encoder_config.model_type!r} cannot be trained: saved and loaded again,"
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        with without_progress_bars(), tempfile.TemporaryDirectory(dir=output_dir, prefix=".saving-") as folder:
-            model.save_pretrained(folder)
-            again, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+        with tempfile.TemporaryDirectory(dir=output_dir, prefix=".saving-") as folder:
+            with without_progress_bars():
+                model.save_pretrained(folder)
+            again = loaded_again(model, folder)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"--output_dir {output_dir}: nothing can be saved there ({error}).") from error
     except Exception as error:  # of transformers' conversions
         raise ValueError(f"{kind} it fails ({type(error).__name__}: {error}).") from error
-    loaded = {**again.state_dict(), **dict(again.named_buffers())}
+    found = {**again.state_dict(), **dict(again.named_buffers())}
     for name, tensor in {**model.state_dict(), **dict(model.named_buffers())}.items():
-        if name in info["missing_keys"] or name not in loaded or not torch.equal(tensor.cpu(), loaded[name].cpu()):
+        if name not in found or not torch.equal(tensor.cpu(), found[name].cpu()):
             raise ValueError(f"{kind} {name} is another one.")
 
 
