@@ -7,8 +7,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 
 
-POOLERS = ("autoencoder", "cls", "mean", "first_last_average")
-POOLINGS = ("mean", "max")
+# The version of the code: of the package, of a release's two files, and of every configuration that they save.
+__version__ = "0.1.0"
+
 DECODER_INITIALIZATIONS = ("copy", "random")
 
 # `pipeline("feature-extraction")` then gives sentence embeddings; transformers' own class would give token vectors.
@@ -20,35 +21,29 @@ CUSTOM_PIPELINES = {
 class SarcseConfig(PretrainedConfig):
     """
     Everything that [`SarcseModel`] is built from. The paper's kernel sizes are 3, 4 and 5; other sizes are not stated
-    in the parts that we had. Their defaults here are this project's choices, measured in the README.
+    in the parts that we had, and their defaults are this project's choices.
 
     Args:
         encoder_config (`PretrainedConfig` or `dict`, *optional*):
             Configuration of the pretrained text encoder, nested. Default: RoBERTa-base's shape.
         pooler (`str`, defaults to `"autoencoder"`):
-            What makes the sentence embedding: `"autoencoder"`, the TextCNN encoder (SARCSE); `"cls"`, the first
-            token's vector, with a tanh layer during training only (SimCSE, arXiv 2104.08821, section 6.3); `"mean"`,
-            the mean over all attended tokens (as sentence-transformers pools), from which each token's vector can be
-            reconstructed without a decoder; `"first_last_average"`, the same mean of the average of the first and the
-            last layer (the "first-last avg." of SimCSE's tables).
+            What makes the sentence embedding, a key of `POOLERS` (modeling_sarcse.py), which [`SarcseModel`] checks.
         kernel_sizes (`list[int]`, defaults to `[3, 4, 5]`):
             Widths, in tokens, of the TextCNN's convolutions (paper, section on the autoencoder).
         channels (`int`, *optional*):
             Output channels of each of these convolutions. Default: as few as let a fresh TextCNN pass on all of a
             vector of the encoder, 2 d channels in all, rounded up to a multiple of 8, which GPUs are fast with: 512
-            for RoBERTa-base. Fewer pass on a part of it, and score less (benchmarks/results/README.md).
+            for RoBERTa-base. Fewer pass on a part of it, and scored less.
         integration_kernel_size (`int`, defaults to 3):
             Width, in tokens, of the convolution that integrates the scales into vectors of the encoder's hidden size.
         activation (`str`, defaults to `"gelu"`):
             Activation after every convolution of the TextCNNs, a key of transformers' `ACT2FN`.
-        pooling (`str`, defaults to `"mean"`):
-            How the integrated vectors become one: `"mean"` or `"max"` over the content tokens.
         decoder_length (`int`, defaults to 32):
             Number of tokens that are reconstructed. Tokens past it are encoded but not reconstructed.
         decoder_initialization (`str`, defaults to `"copy"`):
             What a fresh decoder reconstructs: `"copy"`, the sentence embedding at every position, so that its error
-            pulls the embedding towards the tokens' weighted mean from the first step on (this project's idea, settled
-            in benchmarks/results/README.md); `"random"`, noise, which it first has to unlearn.
+            pulls the embedding towards the tokens' weighted mean from the first step on (this project's idea);
+            `"random"`, noise, which it first has to unlearn.
         special_token_ids (`list[int]`, defaults to `[]`):
             Ids that are not content: the paper drops `<s>` and `</s>` from the sequence. They are stored here because
             not every encoder configuration carries them (BERT's has neither `[CLS]` nor `[SEP]`);
@@ -69,7 +64,6 @@ class SarcseConfig(PretrainedConfig):
         channels: int | None = None,
         integration_kernel_size: int = 3,
         activation: str = "gelu",
-        pooling: str = "mean",
         decoder_length: int = 32,
         decoder_initialization: str = "copy",
         special_token_ids: list[int] | tuple[int, ...] = (),
@@ -94,8 +88,6 @@ class SarcseConfig(PretrainedConfig):
                 f"model_type={encoder_config.model_type!r} is not a text encoder that SARCSE can wrap: its "
                 "configuration has no single `hidden_size`."
             )
-        if pooler not in POOLERS:
-            raise ValueError(f"`pooler` must be one of {', '.join(POOLERS)}, got {pooler!r}.")
         if not isinstance(kernel_sizes, list | tuple) or not kernel_sizes:
             raise ValueError(f"`kernel_sizes` must be a list of at least one size, got {kernel_sizes!r}.")
         for size in kernel_sizes:
@@ -106,8 +98,11 @@ class SarcseConfig(PretrainedConfig):
         _check_count("integration_kernel_size", integration_kernel_size)
         if activation not in ACT2FN:
             raise ValueError(f"`activation` must be one of {', '.join(sorted(ACT2FN))}, got {activation!r}.")
-        if pooling not in POOLINGS:
-            raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, got {pooling!r}.")
+        if (pooling := kwargs.pop("pooling", "mean")) != "mean":  # a field of models saved before version 0.1.0
+            raise ValueError(
+                f"`pooling` {pooling!r} no longer exists: the integrated vectors are pooled by their mean, which was "
+                "far better. A model that was trained otherwise needs the code that it was saved with."
+            )
         _check_count("decoder_length", decoder_length)
         if decoder_initialization not in DECODER_INITIALIZATIONS:
             raise ValueError(
@@ -123,10 +118,12 @@ class SarcseConfig(PretrainedConfig):
         self.channels = channels
         self.integration_kernel_size = integration_kernel_size
         self.activation = activation
-        self.pooling = pooling
         self.decoder_length = decoder_length
         self.decoder_initialization = decoder_initialization
         self.special_token_ids = sorted(special_token_ids)
+        # Of the code that runs, which is also the code that travels with what is saved.
+        self.sarcse_version = __version__
+        kwargs.pop("sarcse_version", None)
         super().__init__(**{"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES), **kwargs})
 
     @property

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from modeling_sarcse import POOLERS
 from sarcse import figures
 from sarcse.comparison import Measurement, compare, report, write_results
 from sarcse.embedding import draw_figures, explain, explanation_text, load_embedders, measure
@@ -38,7 +39,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--pooler",
         nargs="+",
-        choices=("cls", "mean", "first_last_average"),
+        choices=[name for name, pooler in POOLERS.items() if not pooler.has_layers],
         default=["mean"],
         help="For encoders that bring no pooling of their own; one row for each (mean).",
     )

@@ -108,7 +108,7 @@ class TextCNN(nn.Module):
 
 
 class SarcseEncoder(nn.Module):
-    """Packed contextual vectors -> TextCNN -> integrating convolution -> pooling: the sentence embedding h."""
+    """Packed contextual vectors -> TextCNN -> integrating convolution -> mean: the sentence embedding h."""
 
     def __init__(self, config: SarcseConfig) -> None:
         super().__init__()
@@ -116,12 +116,9 @@ class SarcseEncoder(nn.Module):
         self.integration = SameConv1d(
             config.channels * len(config.kernel_sizes), config.hidden_size, config.integration_kernel_size
         )
-        self.pooling = config.pooling
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         scales = self.textcnn(hidden_states, mask)  # (B, L, d) -> (B, L, K c)
-        if self.pooling == "max":
-            return masked_max(self.integration(scales), mask)  # (B, L, K c) -> (B, L, d) -> (B, d)
         # The mean of a convolution's outputs is its output for the mean of its windows: one window a sentence.
         window = mean_window(scales, mask, self.integration.kernel_size[0])  # (B, K c, width)
         return F.linear(window.flatten(1), self.integration.weight.flatten(1), self.integration.bias)  # (B, d)
@@ -191,10 +188,107 @@ class SarcseDecoder(nn.Module):
         self.output.weight.copy_(directions)
 
 
+class FirstToken(nn.Module):
+    """The vector of the first position that `mask` has, which is not position 0 where padding is on the left."""
+
+    def __init__(self, config: SarcseConfig) -> None:
+        super().__init__()
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        first = mask.long().argmax(dim=1)  # (B, L) -> (B,)
+        return hidden_states[torch.arange(len(first), device=first.device), first]  # (B, L, d) -> (B, d)
+
+
+class TrainingProjection(nn.Linear):
+    """SimCSE's layer that is there for training only ("MLP during training", arXiv 2104.08821, section 6.3)."""
+
+    def __init__(self, config: SarcseConfig) -> None:
+        super().__init__(config.hidden_size, config.hidden_size)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(super().forward(embeddings))  # (B, d) -> (B, d)
+
+
+class Mean(nn.Module):
+    """Mean over the positions where `mask` is True, summed in float32: `(B, L, d)` -> `(B, d)`."""
+
+    def __init__(self, config: SarcseConfig) -> None:
+        super().__init__()
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        total = (hidden_states.float() * mask.unsqueeze(-1)).sum(dim=1)
+        return (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)
+
+
+class Repetition(nn.Module):
+    """
+    The sentence embedding at every position, as a fresh decoder gives it. The reconstruction then draws the embedding
+    to the tokens' weighted mean without any new layers.
+    """
+
+    def __init__(self, config: SarcseConfig) -> None:
+        super().__init__()
+
+    def forward(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return embeddings.unsqueeze(1).expand(-1, mask.shape[1], -1)  # (B, d) -> (B, T, d)
+
+
+@dataclass(frozen=True)
+class Pooler:
+    """
+    A row of `POOLERS`, which all that depends on the pooler is read from. Modules are built from the configuration.
+
+    Args:
+        encoder (`type`): The module from vectors `(B, L, d)` and a mask `(B, L)` to embeddings `(B, d)`.
+        description (`str`): What the embedding is, for cards and messages.
+        has_layers (`bool`): These have weights: an encoder alone does not make such embeddings.
+        of_content (`bool`): Its vectors are the content tokens', packed to the left, instead of all attended ones.
+        with_first_layer (`bool`): They are the mean of the first and the last layer's, instead of the last one's.
+        decoder (`type`, *optional*): From embeddings `(B, d)` and a mask `(B, T)` to the reconstruction `(B, T, d)`.
+        projection (`type`, *optional*): A layer behind the embedding, `(B, d)` -> `(B, d)`, during training only.
+        trainable (`bool`): False for a baseline of evaluations.
+    """
+
+    encoder: type[nn.Module]
+    description: str
+    has_layers: bool = False
+    of_content: bool = False
+    with_first_layer: bool = False
+    decoder: type[nn.Module] | None = None
+    projection: type[nn.Module] | None = None
+    trainable: bool = True
+
+
+POOLERS = {
+    "autoencoder": Pooler(
+        SarcseEncoder,
+        "what a TextCNN makes of the encoder's token vectors, at several scales that are integrated and averaged",
+        has_layers=True,
+        of_content=True,
+        decoder=SarcseDecoder,
+    ),
+    "cls": Pooler(FirstToken, "the first token's vector", projection=TrainingProjection),
+    "mean": Pooler(Mean, "the mean of the token vectors", decoder=Repetition),
+    # "First-last avg." of SimCSE's tables.
+    "first_last_average": Pooler(
+        Mean, "the mean of the first and the last layer's token vectors", with_first_layer=True, trainable=False
+    ),
+}
+
+
 class SarcseModel(PreTrainedModel):
     """
-    A pretrained text encoder with the TextCNN autoencoder (`config.pooler == "autoencoder"`), or with SimCSE's, mean
-    or first-last-average pooling, so that the baselines are configurations of the same class.
+    A pretrained text encoder and what makes sentence embeddings of its vectors, a row of `POOLERS`: the TextCNN
+    autoencoder, or a baseline, which is a configuration of the same class.
+
+    Args:
+        config (`SarcseConfig`): Of the whole.
+        encoder (`PreTrainedModel`, *optional*):
+            A loaded encoder, whose configuration becomes `config.encoder_config`. The new layers then start as a
+            projection that is pooled and as its copy, where they can. Default: a new encoder with random weights.
+
+    Raises:
+        ValueError: there is no such pooler, or no such encoder, or its vectors have another size.
     """
 
     config_class = SarcseConfig
@@ -210,17 +304,38 @@ class SarcseModel(PreTrainedModel):
     # the number of gradient accumulation steps.
     accepts_loss_kwargs = False
 
-    def __init__(self, config: SarcseConfig) -> None:
+    def __init__(self, config: SarcseConfig, encoder: PreTrainedModel | None = None) -> None:
+        if config.pooler not in POOLERS:
+            raise ValueError(f"`pooler` must be one of {', '.join(POOLERS)}, got {config.pooler!r}.")
+        if encoder is not None and encoder.config.hidden_size != config.hidden_size:
+            sizes = f"{encoder.config.hidden_size}, and the configuration says {config.hidden_size}"
+            raise ValueError(f"`encoder` has vectors of size {sizes}.")
         super().__init__(config)
-        # A pooler that nothing calls would stop DistributedDataParallel, which waits for every gradient.
-        auto_class, options = _encoder_class(config.encoder_config)
-        self.encoder = auto_class.from_config(config.encoder_config, **options)
-        if config.pooler == "autoencoder":
-            self.sentence_encoder = SarcseEncoder(config)
-            self.sentence_decoder = SarcseDecoder(config)
-        elif config.pooler == "cls":
-            self.projection = nn.Linear(config.hidden_size, config.hidden_size)
+        if encoder is None:
+            auto_class, options = _encoder_class(config.encoder_config)
+            self.encoder = auto_class.from_config(config.encoder_config, **options)
+        else:
+            self.encoder = encoder
+            config.encoder_config = encoder.config
+        self.sentence_encoder = self.pooler.encoder(config)
+        self.sentence_decoder = self.pooler.decoder(config) if self.pooler.decoder else None
+        self.projection = self.pooler.projection(config) if self.pooler.projection else None
         self.post_init()
+        if encoder is not None:
+            self._initialize_new_layers(encoder)
+
+    @property
+    def pooler(self) -> Pooler:
+        """The row of `POOLERS` that `config.pooler` names."""
+        return POOLERS[self.config.pooler]
+
+    def _initialize_new_layers(self, encoder: PreTrainedModel) -> None:
+        for layers in filter(None, (self.sentence_encoder, self.sentence_decoder, self.projection)):
+            layers.to(device=encoder.device, dtype=encoder.dtype)
+        if isinstance(self.sentence_encoder, SarcseEncoder):
+            self.sentence_encoder.initialize_as_pooling()
+            if self.config.decoder_initialization == "copy":
+                self.sentence_decoder.initialize_as_copy(self.sentence_encoder.integration)
 
     @classmethod
     def from_encoder_pretrained(
@@ -264,15 +379,10 @@ class SarcseModel(PreTrainedModel):
             eos_token_id=tokenizer.eos_token_id,
             **{"special_token_ids": sorted(special_token_ids), **sarcse_fields},
         )
-        model = cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
-        if config.pooler == "autoencoder":
-            model.sentence_encoder.initialize_as_pooling()
-            if config.decoder_initialization == "copy":
-                model.sentence_decoder.initialize_as_copy(model.sentence_encoder.integration)
-        model.encoder = _load_encoder(
+        encoder = _load_encoder(
             name_or_path, encoder_config, revision=revision, dtype=dtype, attn_implementation=attn_implementation
         )
-        config.encoder_config = model.encoder.config
+        model = cls(config, encoder=encoder)
         _check_encoder(name_or_path, model.eval(), tokenizer)
         return model
 
@@ -307,60 +417,42 @@ class SarcseModel(PreTrainedModel):
             encoder_kwargs: Passed on to the encoder, for example `token_type_ids` or `output_hidden_states`.
 
         Raises:
-            ValueError: a reconstruction is asked of a model whose pooler is neither the autoencoder nor mean.
+            ValueError: a reconstruction is asked of a model whose pooler has none.
         """
-        if output_reconstruction and self.config.pooler not in ("autoencoder", "mean"):
-            raise ValueError(f"pooler={self.config.pooler!r} has no reconstruction: only autoencoder and mean do.")
+        if output_reconstruction and self.sentence_decoder is None:
+            able = " and ".join(name for name, pooler in POOLERS.items() if pooler.decoder is not None)
+            raise ValueError(f"pooler={self.config.pooler!r} has no reconstruction: only {able} do.")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        if self.config.pooler == "first_last_average":
+        if self.pooler.with_first_layer:
             encoder_kwargs["output_hidden_states"] = True
         encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **encoder_kwargs)
-        last_hidden_state, reconstruction = encoded.last_hidden_state, {}  # (B, L, d)
-        if self.config.pooler == "autoencoder" or output_reconstruction:
-            packed, packed_ids, mask = self.pack_content(last_hidden_state, input_ids, attention_mask)
-        if self.config.pooler == "cls":
-            # The first attended position, which is not position 0 where padding is on the left.
-            first = attention_mask.long().argmax(dim=1)  # (B, L) -> (B,)
-            embeddings = last_hidden_state[torch.arange(len(first), device=first.device), first]  # (B, d)
-            if self.training:
-                # SimCSE keeps this layer for training only ("MLP during training", its section 6.3).
-                embeddings = torch.tanh(self.projection(embeddings))
-        elif self.config.pooler == "mean":
-            embeddings = masked_mean(last_hidden_state, attention_mask.bool())
-        elif self.config.pooler == "first_last_average":
+        vectors, mask = encoded.last_hidden_state, attention_mask.bool()  # (B, L, d), (B, L)
+        if self.pooler.with_first_layer:
             # Index 0 holds the input embeddings: the first layer is 1 (github.com/princeton-nlp/SimCSE/issues/133).
-            average = (encoded.hidden_states[1] + last_hidden_state) / 2  # (B, L, d)
-            embeddings = masked_mean(average, attention_mask.bool())
-        else:
-            embeddings = self.sentence_encoder(packed, mask)
+            vectors = (encoded.hidden_states[1] + vectors) / 2
+        if self.pooler.of_content or output_reconstruction:
+            packed, packed_ids, content = self.pack_content(encoded.last_hidden_state, input_ids, attention_mask)
+        embeddings = self.sentence_encoder(*((packed, content) if self.pooler.of_content else (vectors, mask)))
+        if self.training and self.projection is not None:
+            embeddings = self.projection(embeddings)  # (B, d)
+        reconstruction = {}
         if output_reconstruction:
             rows, positions = slice(reconstructed_rows), slice(self.config.decoder_length)
-            mask = mask[rows, positions]  # (R, T)
+            mask = content[rows, positions]  # (R, T)
             reconstruction = {
-                "reconstruction": self.decode(embeddings[rows], mask),  # (R, T, d)
+                "reconstruction": self.sentence_decoder(embeddings[rows], mask),  # (R, T, d)
                 "reconstruction_target": packed[rows, positions].detach(),  # (R, T, d)
                 "content_mask": mask,
                 "content_input_ids": packed_ids[rows, positions],  # (R, T)
             }
         return SarcseModelOutput(
-            last_hidden_state=last_hidden_state,
+            last_hidden_state=encoded.last_hidden_state,
             pooler_output=embeddings,
             hidden_states=encoded.get("hidden_states"),
             attentions=encoded.get("attentions"),
             **reconstruction,
         )
-
-    def decode(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """
-        The reconstruction `(R, T, d)` of the content tokens, those where `mask` `(R, T)` is True, from the sentence
-        embeddings `(R, d)`: the decoder's, or under mean pooling the embedding itself at every position, as a fresh
-        decoder gives it. The loss then draws the mean to the tokens' weighted mean without any new layers, which was
-        better than with them on a small encoder (benchmarks/results/README.md).
-        """
-        if self.config.pooler == "mean":
-            return embeddings.unsqueeze(1).expand(-1, mask.shape[1], -1)
-        return self.sentence_decoder(embeddings, mask)
 
     def pack_content(
         self, hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
@@ -387,7 +479,7 @@ class SarcseModel(PreTrainedModel):
         An error is a mean square over d, in units of the encoder's vectors squared.
 
         Raises:
-            ValueError: the pooler is neither the autoencoder nor mean.
+            ValueError: the pooler has no reconstruction.
         """
         training = self.training
         self.eval()
@@ -456,7 +548,10 @@ def _load_encoder(name_or_path: str, encoder_config: Any, **options: Any) -> Pre
 
 
 def _encoder_class(encoder_config: Any) -> tuple[Any, dict[str, bool]]:
-    """The auto class that builds an encoder, and the keyword that builds it without a pooler, if it knows that."""
+    """
+    The auto class that builds an encoder, and the keyword that builds it without its own pooler, if it knows that:
+    parameters that nothing calls would stop DistributedDataParallel, which waits for every gradient.
+    """
     if type(encoder_config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
         # Of T5 and its like only the encoder; for the others the class that AutoModel takes, too.
         auto_class, model_class = AutoModelForTextEncoding, MODEL_FOR_TEXT_ENCODING_MAPPING[type(encoder_config)]
@@ -518,12 +613,6 @@ def pack_left(
     return packed, packed_ids, mask
 
 
-def masked_mean(hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the positions where `mask` is True, summed in float32: `(B, L, d)` -> `(B, d)`."""
-    total = (hidden_states.float() * mask.unsqueeze(-1)).sum(dim=1)
-    return (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)
-
-
 def mean_window(hidden_states: torch.Tensor, mask: torch.Tensor, width: int) -> torch.Tensor:
     """
     What a "same" convolution of `width` sees at a position, mean over the positions where `mask` is True, which come
@@ -535,12 +624,6 @@ def mean_window(hidden_states: torch.Tensor, mask: torch.Tensor, width: int) -> 
     counts = torch.stack([shifted[:, width - 1 - tap :][:, :length] for tap in range(width)], dim=2)  # (B, L, width)
     total = hidden_states.transpose(1, 2) @ counts  # (B, d, L) @ (B, L, width)
     return total / mask.sum(dim=1).clamp(min=1).view(-1, 1, 1)
-
-
-def masked_max(hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Maximum over the positions where `mask` is True, zero where there is none: `(B, L, d)` -> `(B, d)`."""
-    maximum = hidden_states.masked_fill(~mask.unsqueeze(-1), float("-inf")).amax(dim=1)
-    return maximum.masked_fill(~mask.any(dim=1, keepdim=True), 0.0)
 
 
 SarcseModel.register_for_auto_class("AutoModel")

@@ -12,9 +12,10 @@ from typing import Any
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from transformers import PreTrainedTokenizerBase
 
-from model_card.record import ARCHITECTURE, FILE_NAME
 from modeling_sarcse import SarcseModel
+from sarcse.arguments import ModelArguments
 from sarcse.comparison import intervals_table, markdown_table, reference_task, results_table, short_name
+from sarcse.record import FILE_NAME
 from sarcse.sts import STS_TASKS
 
 
@@ -22,21 +23,11 @@ TEMPLATE = Path(__file__).with_name("card.md")
 
 SARCSE = "[arXiv 2402.15153](https://arxiv.org/abs/2402.15153)"
 SIMCSE = "[arXiv 2104.08821](https://arxiv.org/abs/2104.08821)"
-METHODS = {
-    "autoencoder": f"""Trained without labels by SARCSE ({SARCSE}): a TextCNN autoencoder makes the
-embedding from the encoder's token vectors; InfoNCE over two dropout views of each sentence spreads the embeddings; and
-reconstructing every token's vector, with weights that fall with the token's frequency, keeps the rare, meaning-bearing
-tokens in them.""",
-    "cls": f"""Trained without labels by SimCSE ({SIMCSE}): InfoNCE over two dropout views of each
-sentence; the embedding is the first token's vector.""",
-    "mean": f"""Trained without labels by InfoNCE over two dropout views of each sentence, as SimCSE
-({SIMCSE}); the embedding is the mean of the token vectors.""",
-    "mean_reconstructed": f"""Trained without labels by InfoNCE over two dropout views of each sentence and by
-the self-adaptive reconstruction of SARCSE ({SARCSE}), without its autoencoder: the embedding is the mean of the token
-vectors, which is drawn to each of them with a weight that falls with the token's frequency.""",
-    "first_last_average": f"""Trained without labels by InfoNCE over two dropout views of each sentence, as SimCSE
-({SIMCSE}); the embedding is the mean of the first and the last layer's token vectors.""",
-}
+WITH_RECONSTRUCTION = f"""Trained without labels with the losses of SARCSE ({SARCSE}): InfoNCE over two dropout
+views of each sentence spreads the embeddings; and reconstructing every token's vector from the embedding, with weights
+that fall with the token's frequency, keeps the rare, meaning-bearing tokens in it."""
+WITHOUT_RECONSTRUCTION = f"""Trained without labels by InfoNCE over two dropout views of each sentence, as SimCSE
+({SIMCSE})."""
 
 # Drawn by eval_sts.py or train.py, with their descriptions.
 FIGURES = {
@@ -96,15 +87,19 @@ class Facts:
         """Those of `FIGURES` that are there."""
         return [file for name in FIGURES if (file := self.figure_dir / f"{name}.png").is_file()]
 
+    def reconstructs(self) -> bool:
+        """Whether the training had the reconstruction loss."""
+        return self.record.get("hyperparameters", {}).get("reconstruction_weight", 0) > 0
+
     def method(self) -> str:
-        """Key of `METHODS`."""
-        pooler = self.model.config.pooler
-        reconstructs = self.record.get("hyperparameters", {}).get("reconstruction_weight", 0) > 0
-        return "mean_reconstructed" if pooler == "mean" and reconstructs else pooler
+        """What the embedding is, and how it was trained, as far as that was recorded."""
+        training = WITH_RECONSTRUCTION if self.reconstructs() else WITHOUT_RECONSTRUCTION
+        embedding = f"The embedding is {self.model.pooler.description}."
+        return f"{embedding} {training}" if self.record else embedding
 
     def is_sarcse(self) -> bool:
         """Whether it has the paper's autoencoder, or at least its reconstruction."""
-        return self.method() in ("autoencoder", "mean_reconstructed")
+        return self.model.pooler.has_layers or self.reconstructs()
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
@@ -249,7 +244,8 @@ def card_data(facts: Facts, repo_id: str, license: str | None, language: list[st
 
 def model_facts(facts: Facts) -> dict[str, str]:
     config = facts.model.config
-    names = ARCHITECTURE if config.pooler == "autoencoder" else ("pooler",)  # the others have no autoencoder
+    # Without the autoencoder nothing but the pooler counts.
+    names = ModelArguments.architecture() if facts.model.pooler.has_layers else ["pooler"]
     return {
         "Parameters": f"{facts.model.num_parameters():,}",
         "Embedding": f"{config.hidden_size} dimensions, not normalised; compare by cosine similarity",
@@ -321,7 +317,8 @@ def training_section(facts: Facts) -> str | None:
             f"- Started from {base_text}.\n"
             f"- Data: {training_data(data)}\n"
             f"- Hardware: {record['hardware']}.\n"
-            f"- Versions: {', '.join(f'{name} {number}' for name, number in record['versions'].items())}.",
+            f"- Versions: {', '.join(f'{name} {number}' for name, number in record['versions'].items())}."
+            + (f"\n- Commit of the code: `{record['commit']}`." if record.get("commit") else ""),
             markdown_table(rows),
         ]
     )
@@ -360,7 +357,7 @@ def write_card(
         revision=revision,
         dimensions=facts.model.config.hidden_size,
         base_model=facts.base_model(),
-        method=METHODS[facts.method()],
+        method=facts.method(),
         model_facts=model_facts(facts),
         scores=scores_section(facts),
         training=training_section(facts),

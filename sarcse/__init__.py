@@ -8,7 +8,8 @@ from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import SarcseTrainingArguments
 from sarcse.embedding import encode
-from sarcse.trainer import SarcseTrainer, info_nce, weighted_reconstruction
+from sarcse.losses import info_nce, weighted_reconstruction
+from sarcse.trainer import SarcseTrainer
 
 
 __all__ = [

@@ -8,12 +8,17 @@ from typing import Any, Literal
 import torch
 from transformers import TrainingArguments
 
-from configuration_sarcse import SarcseConfig
+from configuration_sarcse import DECODER_INITIALIZATIONS, SarcseConfig
+from modeling_sarcse import POOLERS
 from sarcse.tokens import FREQUENCY_WEIGHTINGS
 
 
-def _architecture(name: str, help: str) -> Any:
-    return field(default=None, metadata={"help": f"{help} Default: {getattr(SarcseConfig(), name)}."})
+def _architecture(name: str, help: str, choices: list[str] | None = None) -> Any:
+    metadata = {"help": f"{help} Default: {getattr(SarcseConfig(), name)}."}
+    return field(default=None, metadata={**metadata, "choices": choices} if choices else metadata)
+
+
+TRAINABLE_POOLERS = {name: pooler for name, pooler in POOLERS.items() if pooler.trainable}
 
 
 @dataclass
@@ -37,10 +42,12 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "As in AutoModel.from_pretrained, for example flash_attention_2."}
     )
-    pooler: Literal["autoencoder", "cls", "mean", "first_last_average"] | None = _architecture(
+    pooler: str | None = _architecture(
         "pooler",
-        "autoencoder (SARCSE), mean (also with a reconstruction, benchmarks/results/README.md), cls (SimCSE) or "
-        "first_last_average.",
+        "What makes the sentence embedding: "
+        + "; ".join(f"{name}, {pooler.description}" for name, pooler in TRAINABLE_POOLERS.items())
+        + ".",
+        choices=list(TRAINABLE_POOLERS),
     )
     kernel_sizes: list[int] | None = _architecture("kernel_sizes", "Widths of the TextCNN's convolutions.")
     channels: int | None = field(
@@ -54,16 +61,21 @@ class ModelArguments:
         "integration_kernel_size", "Width of the convolution that integrates the scales."
     )
     activation: str | None = _architecture("activation", "Activation of the TextCNNs.")
-    pooling: Literal["mean", "max"] | None = _architecture("pooling", "Pooling over the content tokens.")
     decoder_length: int | None = _architecture("decoder_length", "Number of tokens that are reconstructed.")
-    decoder_initialization: Literal["copy", "random"] | None = _architecture(
-        "decoder_initialization", "What a fresh decoder gives: the sentence embedding at every position, or noise."
+    decoder_initialization: str | None = _architecture(
+        "decoder_initialization",
+        "What a fresh decoder gives: the sentence embedding at every position, or noise.",
+        choices=list(DECODER_INITIALIZATIONS),
     )
+
+    @classmethod
+    def architecture(cls) -> list[str]:
+        """Names of those fields that are fields of `SarcseConfig`."""
+        return [f.name for f in fields(cls) if f.name in inspect.signature(SarcseConfig).parameters]
 
     def sarcse_fields(self) -> dict[str, Any]:
         """Those fields of `SarcseConfig` that were given."""
-        names = [f.name for f in fields(self) if f.name in inspect.signature(SarcseConfig).parameters]
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in self.architecture() if getattr(self, name) is not None}
 
 
 # Metrics of an evaluation whose lower values are better.
@@ -126,18 +138,11 @@ class SarcseArguments:
     reconstruction_weight: float = field(
         default=1.0, metadata={"help": "Weight (lambda) of the reconstruction loss; 0 leaves it out."}
     )
-    reconstructed_views: Literal[1, 2] = field(
-        default=1,
-        metadata={
-            "help": "Dropout views of each sentence whose tokens are reconstructed. Two cost more and were no better "
-            "(benchmarks/results/speed.md)."
-        },
-    )
     reconstruction_anchor: float = field(
         default=0.0,
         metadata={
             "help": "Share of the encoder's vectors as they were before the training in those that are reconstructed, "
-            "from 0 to 1: against a training that goes on for too long (benchmarks/results/README.md). Above 0 it "
+            "from 0 to 1: against a training that goes on for too long (study/results/README.md). Above 0 it "
             "costs another forward pass."
         },
     )
@@ -152,14 +157,14 @@ class SarcseArguments:
         default=1e-4,
         metadata={
             "help": "The a of smooth_inverse (Arora, Liang and Ma, ICLR 2017); its value is from "
-            "benchmarks/results/README.md."
+            "study/results/README.md."
         },
     )
     autoencoder_learning_rate: float | None = field(
         default=None,
         metadata={
             "help": "Learning rate of the new layers. Default: three times learning_rate with a reconstruction "
-            "(benchmarks/results/README.md), else learning_rate."
+            "(study/results/README.md), else learning_rate."
         },
     )
     gradient_cache_mini_batch_size: int | None = field(

@@ -136,6 +136,10 @@ MAY_CHANGE = {
 }
 
 
+# Settings that are gone, and what every run has now.
+FIXED = {"pooling": "mean", "reconstructed_views": 1}
+
+
 def run_settings(args: TrainingArguments, **sources: Any) -> dict[str, Any]:
     """
     What decides the outcome of a run, as JSON has it: the arguments, but for those that may change, and `sources`, the
@@ -156,6 +160,7 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
         ValueError: the checkpoint is of a run with other settings; the message has each, as it was and as it is now.
     """
     saved = json.loads((checkpoint / SETTINGS_NAME).read_text(encoding="utf-8"))
+    settings = {**FIXED, **settings}
     # Another version of transformers may have other arguments; they are at their defaults.
     differences = [
         f"{name} {saved[name]!r} (now {settings[name]!r})"

@@ -286,7 +286,7 @@ def explain(
     explained: dict[str, list[figures.ExplainedPair]] = {}
     for name in names:
         model, tokenizer = load_model(name, **options)
-        if kind_of_model(name, options["revision"]) != "sarcse" or model.config.pooler not in ("autoencoder", "mean"):
+        if kind_of_model(name, options["revision"]) != "sarcse" or model.pooler.decoder is None:
             raise ValueError(f"{name} cannot reconstruct tokens from a sentence: --explain needs a SARCSE model.")
         model.to(device)
         explained[name] = []

@@ -1,138 +1,44 @@
 """
-SARCSE's two losses, and the Trainer that minimises them: on one process or many, with batches that fit into memory or
-not.
+The Trainer that minimises SARCSE's losses, on one process or many, with batches that fit into memory or not.
 
-Shapes: B sentences of one process, M of all processes, L positions, T positions that are reconstructed, d dimensions.
+Shapes: B sentences of one process, L positions, d dimensions.
 """
 
-import copy
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
-from torch import distributed
-from torch.nn import functional as F
-from torch.utils.checkpoint import get_device_states, set_device_states
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer
-from transformers.utils import logging
 
-from modeling_sarcse import SarcseModelOutput
+from modeling_sarcse import POOLERS, SarcseModel, SarcseModelOutput
 from sarcse.arguments import SarcseTrainingArguments, check_metric
-from sarcse.checkpoints import (
-    SETTINGS_NAME,
-    SaveOnSignal,
-    check_settings,
-    last_good_checkpoint,
-    load_weights,
-    run_settings,
-)
+from sarcse.checkpoints import SETTINGS_NAME, SaveOnSignal, check_settings, load_weights, run_settings
 from sarcse.comparison import correlations
 from sarcse.embedding import embed_pairs, encode
+from sarcse.gradient_cache import GradientCache
+from sarcse.losses import (
+    ReconstructionAnchor,
+    content_weights,
+    info_nce,
+    sentence_keys,
+    share_of_total,
+    two_views,
+    weighted_reconstruction,
+)
 from sarcse.sentences import SentenceStream
 from sarcse.tokens import LengthGroupedSampler, token_lengths
-
-
-logger = logging.get_logger(__name__)
-
-# Embeddings whose uniformity is above this have collapsed: their mean squared distance is below 0.005, a mean cosine
-# similarity above 0.9975. The encoders of the README's results are at -0.6 or below before any training.
-COLLAPSED_UNIFORMITY = -0.01
-
-
-# --- Losses ----------------------------------------------------------------------------------------------------------
-
-
-def info_nce(
-    first: torch.Tensor,
-    second: torch.Tensor,
-    temperature: float,
-    positive_offset: int = 0,
-    duplicates: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """
-    Contrastive loss of SimCSE (arXiv 2104.08821, equation 1), mean over the rows, in float32:
-
-        -log( exp(cos(first_i, second_i) / temperature) / sum_j exp(cos(first_i, second_j) / temperature) )
-
-    Args:
-        first (`torch.Tensor` of shape `(B, d)`): Embeddings of the first dropout view.
-        second (`torch.Tensor` of shape `(M, d)`, M >= B): Of the second, those of all processes.
-        temperature (`float`): Divides the cosine similarities.
-        positive_offset (`int`): Row of `second` that belongs to the first row of `first`.
-        duplicates (`torch.BoolTensor` of shape `(B, M)`, *optional*):
-            True where j is the same sentence as i. Such a j is left out of the sum, unless it is the positive itself:
-            a sentence is no negative of itself.
-    """
-    similarities = F.normalize(first.float(), dim=1) @ F.normalize(second.float(), dim=1).T  # (B, M)
-    positives = torch.arange(len(first), device=first.device) + positive_offset  # (B,)
-    if duplicates is not None:
-        others = duplicates.scatter(1, positives.unsqueeze(1), False)  # (B, M)
-        similarities = similarities.masked_fill(others, float("-inf"))
-    return F.cross_entropy(similarities / temperature, positives)
-
-
-class GatherWithGradient(torch.autograd.Function):
-    """
-    The rows of all processes, `(B, d)` -> `(M, d)`, in the order of the processes; the gradient of a process' rows is
-    the sum of those that all processes have for them.
-
-    torch's own such functions are deprecated, from version to version under another name, and with its functional
-    collectives a process of four died at its end now and then.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
-        rows = rows.contiguous()
-        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, rows)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.contiguous().clone()
-        distributed.all_reduce(gradient)
-        return gradient.chunk(distributed.get_world_size())[distributed.get_rank()]
-
-
-def sentence_keys(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """
-    A number for each sentence, `(B, L)` -> `(B,)`, that equal token ids share whatever their padding: the value of a
-    polynomial modulo 2^64, so that comparing the sentences of all processes costs M numbers instead of M L.
-    """
-    factors = torch.full((input_ids.shape[1],), 6364136223846793005, device=input_ids.device)  # Knuth's, for 64 bits
-    powers = factors.cumprod(dim=0)[attention_mask.cumsum(dim=1) - 1]  # (L,) -> (B, L), from the first token on
-    return ((input_ids + 1) * powers * attention_mask).sum(dim=1)
-
-
-def weighted_reconstruction(
-    errors: torch.Tensor, weights: torch.Tensor, total_weight: torch.Tensor | None = None
-) -> torch.Tensor:
-    """
-    Weighted mean of the tokens' reconstruction errors, sum(w e) / sum(w).
-
-    Args:
-        errors (`torch.Tensor` of shape `(B, T)`): From `SarcseModelOutput.reconstruction_errors`.
-        weights (`torch.Tensor` of shape `(B, T)`): Zero where there is no content.
-        total_weight (`torch.Tensor`, *optional*): Denominator where these are not all sentences of the batch.
-    """
-    total_weight = weights.sum() if total_weight is None else total_weight
-    return (weights * errors).sum() / total_weight.clamp(min=torch.finfo(errors.dtype).tiny)
-
-
-# --- Trainer ---------------------------------------------------------------------------------------------------------
+from sarcse.watch import LossWatch, check_collapse, describe_failure
 
 
 class SarcseTrainer(Trainer):
     """
-    transformers' Trainer with SARCSE's loss, and with graded sentence pairs as evaluation data.
+    transformers' Trainer with SARCSE's losses, and with graded sentence pairs as evaluation data.
 
     Args:
         token_weights (`torch.Tensor` of shape `(vocabulary_size,)`, *optional*):
@@ -141,6 +47,9 @@ class SarcseTrainer(Trainer):
         settings (`dict`, *optional*): From `run_settings`, for the checkpoints. Default: those of the arguments alone.
         train_dataset (`datasets.Dataset` or `SentenceStream`): Column input_ids, or sentences.
         eval_dataset (`datasets.Dataset`): Columns sentence1, sentence2 and score.
+
+    Raises:
+        ValueError: no evaluation has the metric that picks the best model, or the model's pooler cannot be trained.
     """
 
     args: SarcseTrainingArguments
@@ -159,40 +68,26 @@ class SarcseTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         check_metric(self.args.metric_for_best_model, eval_name)
+        check_trainable(self.model)
         self.eval_name = eval_name
         self.settings = run_settings(self.args) if settings is None else settings
         self.reconstruct = self.args.reconstruction_weight > 0
+        self.anchor: ReconstructionAnchor | None = None
         if self.reconstruct:
             self.token_weights = token_weights.to(self.args.device)
             if self.args.reconstruction_anchor > 0:
                 # Before a checkpoint is loaded: a run that goes on has the anchor that it began with.
-                self.initial_encoder = copy.deepcopy(self.model.encoder).requires_grad_(False).eval()
-        elif self.model.config.pooler == "autoencoder":
+                self.anchor = ReconstructionAnchor(self.model, self.args.reconstruction_anchor)
+        elif self.model.sentence_decoder is not None:
             # Parameters that get no gradient would stop DistributedDataParallel.
             self.model.sentence_decoder.requires_grad_(False)
-        if self.args.world_size > 1 and self.idle_parameters():
+        if self.args.world_size > 1 and idle_parameters(self.model, self.processing_class, self.reconstruct):
             self.accelerator.ddp_handler.find_unused_parameters = True  # costs a little time
         self.save_on_signal = SaveOnSignal()
         self.add_callback(self.save_on_signal)
-        self._losses: dict[str, torch.Tensor] = {}
-        self._loss_batches = 0
-        self._contrast: torch.Tensor | None = None  # the largest contrastive loss since the run began
-        self._told_of_contrast = False
+        self.losses = LossWatch(self)
 
-    def idle_parameters(self) -> list[str]:
-        """
-        Names of the parameters that get no gradient from two sentences, though they would be trained: XLNet's for
-        masked tokens and for segments. DistributedDataParallel would wait for them, and not average the others.
-        """
-        batch = self.processing_class(["A.", "A longer sentence."], padding=True, return_tensors="pt")
-        inputs = {name: batch[name].to(self.args.device) for name in ("input_ids", "attention_mask")}
-        outputs = self.model.train()(**inputs, output_reconstruction=self.reconstruct)
-        value = outputs.pooler_output.sum()
-        if self.reconstruct:
-            value = value + outputs.reconstruction_errors().sum()
-        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
-        return [name for name, gradient in zip(trained, gradients) if gradient is None]
+    # --- Data ---
 
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> torch.utils.data.Sampler:
         if self.args.train_sampling_strategy == "random":
@@ -217,6 +112,8 @@ class SarcseTrainer(Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
 
+    # --- Losses ---
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -224,70 +121,34 @@ class SarcseTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, SarcseModelOutput]:
-        """InfoNCE + reconstruction_weight * weighted reconstruction: two dropout views in one forward of 2B rows."""
-        rows = self.args.reconstructed_views * len(inputs["input_ids"])
+        """
+        InfoNCE + reconstruction_weight * weighted reconstruction: two dropout views in one forward pass of 2B rows, of
+        which the first B are reconstructed. (Reconstructing both cost more and was no better.)
+        """
         views = two_views(inputs)
-        outputs = model(**views, output_reconstruction=self.reconstruct, reconstructed_rows=rows)
+        options = {"output_reconstruction": self.reconstruct, "reconstructed_rows": len(inputs["input_ids"])}
+        outputs = model(**views, **options)
         loss = contrastive = self.contrastive_loss(outputs.pooler_output, inputs)
         reconstruction = None
         if self.reconstruct:
-            self.anchor_targets(outputs, views)
-            weights = self.content_weights(outputs)
-            reconstruction = weighted_reconstruction(
-                outputs.reconstruction_errors(), weights, self.share_of_total(weights.sum())
-            )
+            reconstruction = self.reconstruction_loss(outputs, views)
             loss = contrastive + self.args.reconstruction_weight * reconstruction
-        self._add_to_log(contrastive, reconstruction)
+        self.losses.add(contrastive, reconstruction)
         return (loss, outputs) if return_outputs else loss
 
     def contrastive_loss(self, embeddings: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """
-        InfoNCE of this process' sentences, whose two views are the halves of `embeddings`, `(2B, d)`, against the
-        second views of all processes; with gradient, since local rows against all columns is the exact global loss.
-        """
-        first, second = embeddings.chunk(2)  # (2B, d) -> two of (B, d)
-        keys = all_keys = sentence_keys(inputs["input_ids"], inputs["attention_mask"])  # (B,)
-        if self.args.world_size > 1:
-            second = GatherWithGradient.apply(second)  # (B, d) -> (M, d)
-            all_keys = self.accelerator.gather(keys)  # (M,)
-        return info_nce(
-            first,
-            second,
-            self.args.contrastive_temperature,
-            positive_offset=self.args.process_index * len(first),
-            duplicates=keys.unsqueeze(1) == all_keys,  # (B, M)
-        )
+        """InfoNCE of this process' sentences, whose two views are the halves of `embeddings`, `(2B, d)`."""
+        keys = sentence_keys(inputs["input_ids"], inputs["attention_mask"])  # (B,)
+        return info_nce(*embeddings.chunk(2), self.args.contrastive_temperature, keys)
 
-    def anchor_targets(self, outputs: SarcseModelOutput, views: dict[str, Any]) -> None:
-        """
-        Draw the vectors to reconstruct, `(R, T, d)`, towards those of the encoder before the training, by the share
-        that is `reconstruction_anchor`.
-
-        The loss draws the sentence embedding towards the rare tokens' vectors, and by way of the encoder these
-        towards the embedding: in the end they are the embedding, easy to reconstruct, and say nothing of the tokens
-        (benchmarks/results/README.md). Vectors that stay prevent it.
-        """
-        if self.args.reconstruction_anchor == 0:
-            return
-        rows, length = outputs.content_mask.shape
-        inputs = {name: views[name][:rows] for name in self.processing_class.model_input_names if name in views}
-        with torch.no_grad(), self.accelerator.autocast():
-            vectors = self.initial_encoder(**inputs).last_hidden_state  # (R, L, d)
-        model = self.accelerator.unwrap_model(self.model)
-        packed, _, _ = model.pack_content(vectors, inputs["input_ids"], inputs["attention_mask"])
-        target, anchor = outputs.reconstruction_target, packed[:, :length]
-        outputs.reconstruction_target = target.lerp(anchor.to(target.dtype), self.args.reconstruction_anchor)
-
-    def content_weights(self, outputs: SarcseModelOutput) -> torch.Tensor:
-        """The weight of each token's reconstruction error, `(rows, T)`, zero behind the last content token."""
-        return self.token_weights[outputs.content_input_ids] * outputs.content_mask
-
-    def share_of_total(self, weight: torch.Tensor) -> torch.Tensor:
-        """
-        The denominator of the weighted mean over all processes, from this process' sum of weights; divided by their
-        number, since gradients are averaged over processes.
-        """
-        return self.accelerator.reduce(weight, "sum") / self.args.world_size
+    def reconstruction_loss(
+        self, outputs: SarcseModelOutput, views: dict[str, torch.Tensor], total_weight: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`weighted_reconstruction` of the whole batch or, with its `total_weight`, of some of its rows."""
+        if self.anchor is not None:
+            with self.accelerator.autocast():
+                self.anchor.move_target(outputs, views)
+        return weighted_reconstruction(outputs, self.token_weights, total_weight)
 
     def training_step(
         self,
@@ -307,120 +168,50 @@ class SarcseTrainer(Trainer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
             loss = self.cached_training_step(model, inputs)
-        self._agree(loss, inputs)
-        return loss
-
-    def cached_training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """
-        The same gradients, while the activations of no more than `gradient_cache_mini_batch_size` rows are alive:
-        gradient caching (Gao et al. 2021, arXiv 2101.06983).
-
-        InfoNCE needs the whole batch, but only its embeddings. A first pass without a graph makes them; InfoNCE gives
-        their gradients; a second pass, with the same dropout masks, takes these back through the model, a mini-batch
-        at a time. The reconstruction loss is a sum over the sentences and takes the second pass only.
-        """
-        model.train()
-        size = self.args.gradient_cache_mini_batch_size
-        mini_batches = self.mini_batches(inputs)
-        replays, embeddings, weight = [], [], 0.0
-        with torch.no_grad():
-            for mini_batch in mini_batches:
-                replays.append(replay_randomness(mini_batch["input_ids"]))
-                outputs = model(**mini_batch)
-                embeddings.append(outputs.pooler_output)  # (size, d)
-                if mini_batch["output_reconstruction"]:
-                    weight = weight + self.content_weights(outputs).sum()
-        embeddings = torch.cat(embeddings).requires_grad_()  # (2B, d)
-        loss = contrastive = self.contrastive_loss(embeddings, inputs)
-        contrastive.backward()
-        total_weight = self.share_of_total(weight) if self.reconstruct else None
-        reconstruction = torch.zeros_like(contrastive) if self.reconstruct else None
-        for index in reversed(range(len(mini_batches))):
-            # Processes exchange gradients once (unless batches are accumulated beyond it), with the first mini-batch,
-            # whose turn is last: it has rows to reconstruct, so that every parameter has a gradient.
-            is_last = index == 0
-            with replays[index](), nullcontext() if is_last else self.accelerator.no_sync(model):
-                outputs = model(**mini_batches[index])
-                # Its gradient is the cached one, by the chain rule.
-                surrogate = (outputs.pooler_output * embeddings.grad[index * size : (index + 1) * size]).sum()
-                if mini_batches[index]["output_reconstruction"]:
-                    self.anchor_targets(outputs, mini_batches[index])
-                    part = weighted_reconstruction(
-                        outputs.reconstruction_errors(), self.content_weights(outputs), total_weight
-                    )
-                    surrogate = surrogate + self.args.reconstruction_weight * part
-                    reconstruction += part.detach()
-                self.accelerator.backward(surrogate / self.current_gradient_accumulation_steps)
-        if self.reconstruct:
-            loss = contrastive + self.args.reconstruction_weight * reconstruction
-        self._add_to_log(contrastive, reconstruction)
-        return loss.detach() / self.current_gradient_accumulation_steps
-
-    def mini_batches(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-        """The model's arguments for `gradient_cache_mini_batch_size` rows of the two views after the other."""
-        size = self.args.gradient_cache_mini_batch_size
-        names, tensors = zip(*two_views(inputs).items())
-        mini_batches = [dict(zip(names, rows)) for rows in zip(*(tensor.split(size) for tensor in tensors))]
-        to_reconstruct = self.args.reconstructed_views * len(inputs["input_ids"]) if self.reconstruct else 0
-        for index, mini_batch in enumerate(mini_batches):
-            rows = max(to_reconstruct - index * size, 0)
-            mini_batch.update(output_reconstruction=rows > 0, reconstructed_rows=rows)
-        return mini_batches
-
-    def _agree(self, loss: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
-        """All processes stop for what one of them found: a loss that is not finite, or a signal."""
+        # All processes stop for what one of them found: a loss that is not finite, or a signal.
         found = torch.stack([~loss.isfinite(), torch.tensor(self.save_on_signal.received is not None).to(loss.device)])
         not_finite, signalled = self.accelerator.reduce(found.float(), "sum").tolist()
         self.save_on_signal.agreed = signalled > 0
         if not_finite:
-            raise FloatingPointError(self._describe_failure(inputs))
+            raise FloatingPointError(describe_failure(self, inputs))
+        return loss
 
-    def _describe_failure(self, inputs: dict[str, torch.Tensor]) -> str:
-        """Which step, which sentences and what to go back to; the batch is written to a file."""
-        mine = self.processing_class.batch_decode(inputs["input_ids"], skip_special_tokens=True)
-        sentences = gather_object(mine)
-        path = Path(self.args.output_dir, "non_finite_batch.txt")
-        if self.is_world_process_zero():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(f"{sentence}\n" for sentence in sentences), encoding="utf-8")
-        checkpoint = last_good_checkpoint(self.args.output_dir)
-        rate = self.args.learning_rate
-        return (
-            f"step {self.state.global_step + 1}: the loss is not finite. Its {len(sentences)} sentences, from "
-            f"{sentences[0][:60]!r} on, are in {path}. "
-            + (f"The last good checkpoint is {checkpoint}. " if checkpoint else "There is no good checkpoint yet. ")
-            + f"A learning rate that is too high is the usual cause; it was {rate:g} (--learning_rate)."
-        )
+    def cached_training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The same gradients, with the activations of no more than `gradient_cache_mini_batch_size` rows alive."""
+        model.train()
+        rows = len(inputs["input_ids"]) if self.reconstruct else 0
+        cache = GradientCache(model, two_views(inputs), self.args.gradient_cache_mini_batch_size, rows)
+        weights: list[torch.Tensor] = []
 
-    def _add_to_log(self, contrastive: torch.Tensor, reconstruction: torch.Tensor | None) -> None:
-        losses = {"contrastive_loss": contrastive.detach()}
-        self._contrast = losses["contrastive_loss"].clamp(min=0.0 if self._contrast is None else self._contrast)
-        if reconstruction is not None:
-            losses["reconstruction_loss"] = reconstruction.detach()
-        self._losses = {name: value + self._losses.get(name, 0.0) for name, value in losses.items()}
-        self._loss_batches += 1
+        def weigh(outputs: SarcseModelOutput) -> None:
+            if outputs.reconstruction is not None:
+                weights.append(content_weights(outputs, self.token_weights).sum())
+
+        embeddings = cache.embed(see=weigh)  # (2B, d)
+        loss = contrastive = self.contrastive_loss(embeddings, inputs)
+        contrastive.backward()
+        total_weight = share_of_total(torch.stack(weights).sum()) if self.reconstruct else None
+        reconstruction = torch.zeros_like(contrastive) if self.reconstruct else None
+        for outputs, views, value in cache.replay(embeddings.grad, partial(self.accelerator.no_sync, model)):
+            if outputs.reconstruction is not None:
+                part = self.reconstruction_loss(outputs, views, total_weight)
+                value = value + self.args.reconstruction_weight * part
+                reconstruction += part.detach()
+            self.accelerator.backward(value / self.current_gradient_accumulation_steps)
+        if self.reconstruct:
+            loss = contrastive + self.args.reconstruction_weight * reconstruction
+        self.losses.add(contrastive, reconstruction)
+        return loss.detach() / self.current_gradient_accumulation_steps
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Puts both losses, as means since the last line, beside the total."""
-        if "loss" in logs and self._loss_batches > 0:
-            for name, total in self._losses.items():
-                logs[name] = self.accelerator.gather(total / self._loss_batches).mean().item()
-            self._losses, self._loss_batches = {}, 0
-        if "train_loss" in logs or ("loss" in logs and not self._told_of_contrast):  # at the end, and once before it
-            self._check_contrast()
+        if "loss" in logs:
+            logs.update(self.losses.means())
+        if "loss" in logs or "train_loss" in logs:  # which is at the end
+            self.losses.check_contrast(last="train_loss" in logs)
         super().log(logs, start_time)
 
-    def _check_contrast(self) -> None:
-        """Says so, if InfoNCE has had nothing to learn from since the run began."""
-        if self._contrast is None or self.accelerator.gather(self._contrast).max() > 0:
-            return
-        self._told_of_contrast = True
-        if self.is_world_process_zero():
-            logger.warning(
-                f"Step {self.state.global_step}: the contrastive loss has been exactly 0 since the run began, and has "
-                "taught nothing. All sentences of a batch are equal, perhaps cut at --max_seq_length, or "
-                f"--contrastive_temperature, now {self.args.contrastive_temperature:g}, is far too low."
-            )
+    # --- Evaluation, checkpoints, optimizer ---
 
     def evaluate(
         self,
@@ -441,12 +232,7 @@ class SarcseTrainer(Trainer):
         # The log has no missing values: what does not exist is not a number.
         metrics = {f"{metric_key_prefix}_{name}": math.nan if v is None else v for name, v in metrics.items()}
         metrics = broadcast_object_list([metrics])[0]
-        if metrics[f"{metric_key_prefix}_uniformity"] > COLLAPSED_UNIFORMITY and self.is_world_process_zero():
-            logger.warning(
-                f"Step {self.state.global_step}: the embeddings have collapsed, all sentences are nearly the same "
-                f"(uniformity {metrics[f'{metric_key_prefix}_uniformity']:.4f}, near 0). Lower --learning_rate, now "
-                f"{self.args.learning_rate:g}, or --reconstruction_weight, now {self.args.reconstruction_weight:g}."
-            )
+        check_collapse(self, metrics[f"{metric_key_prefix}_uniformity"])
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -480,20 +266,27 @@ class SarcseTrainer(Trainer):
         return optimizer
 
 
-def two_views(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Every sentence twice, the second views behind the first: dropout gives each row a mask of its own."""
-    return {name: tensor.repeat(2, 1) for name, tensor in inputs.items()}  # (B, L) -> (2B, L)
+def check_trainable(model: SarcseModel) -> None:
+    """
+    Raises:
+        ValueError: the pooler is a baseline of evaluations.
+    """
+    if not model.pooler.trainable:
+        able = ", ".join(name for name, pooler in POOLERS.items() if pooler.trainable)
+        raise ValueError(f"pooler={model.config.pooler!r} is for evaluations only; to be trained: {able}.")
 
 
-def replay_randomness(*tensors: torch.Tensor) -> Any:
-    """A context in which the random numbers of now, on the CPU and on the tensors' devices, are drawn again."""
-    cpu_state, (devices, device_states) = torch.get_rng_state(), get_device_states(*tensors)
-
-    @contextmanager
-    def replay() -> Iterator[None]:
-        with torch.random.fork_rng(devices=devices):
-            torch.set_rng_state(cpu_state)
-            set_device_states(devices, device_states)
-            yield
-
-    return replay
+def idle_parameters(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, reconstruct: bool) -> list[str]:
+    """
+    Names of the parameters that get no gradient from two sentences, though they would be trained: XLNet's for masked
+    tokens and for segments. DistributedDataParallel would wait for them, and not average the others.
+    """
+    batch = tokenizer(["A.", "A longer sentence."], padding=True, return_tensors="pt")
+    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    outputs = model.train()(**inputs, output_reconstruction=reconstruct)
+    value = outputs.pooler_output.sum()
+    if reconstruct:
+        value = value + outputs.reconstruction_errors().sum()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+    return [name for name, gradient in zip(trained, gradients) if gradient is None]

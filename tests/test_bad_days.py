@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from modeling_sarcse import SarcseModel
 from sarcse.checkpoints import checkpoint_to_resume, checkpoints, flaw
-from train import build_trainer, parse_arguments
+from sarcse.parsing import parse_arguments
+from sarcse.training import build_trainer
 
 from .conftest import DEMO, PROJECT, flags, run_python, start_python
 

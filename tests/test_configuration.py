@@ -1,7 +1,12 @@
+import json
+import re
+
 import pytest
 from transformers import AutoConfig, BertConfig
 
-from configuration_sarcse import SarcseConfig
+from configuration_sarcse import SarcseConfig, __version__
+
+from .conftest import PROJECT
 
 
 def test_every_field_survives_saving_and_loading(tmp_path):
@@ -12,7 +17,6 @@ def test_every_field_survives_saving_and_loading(tmp_path):
         "channels": 7,
         "integration_kernel_size": 4,
         "activation": "relu",
-        "pooling": "max",
         "decoder_length": 11,
         "decoder_initialization": "random",
         "special_token_ids": [9, 3],
@@ -36,7 +40,6 @@ def test_default_channels_follow_the_encoder(hidden_size, channels, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("pooler", "first"),
         ("kernel_sizes", []),
         ("kernel_sizes", 3),
         ("kernel_sizes", [3, 0]),
@@ -47,7 +50,7 @@ def test_default_channels_follow_the_encoder(hidden_size, channels, tmp_path):
         ("channels", True),
         ("integration_kernel_size", 0),
         ("activation", "gelo"),
-        ("pooling", "median"),
+        ("pooling", "max"),  # of before
         ("decoder_length", 0),
         ("decoder_initialization", "zero"),
         ("special_token_ids", [-1]),
@@ -63,3 +66,22 @@ def test_impossible_value_is_an_error_that_names_the_field(field, value):
 def test_default_encoder_is_roberta_base_in_shape():
     """`SarcseConfig()` must exist without arguments: transformers compares with it when saving."""
     assert SarcseConfig().encoder_config.to_dict() == AutoConfig.for_model("roberta").to_dict()
+
+
+def test_the_version_stands_once_and_travels_with_what_is_saved(tmp_path):
+    """A configuration of before has none, or that of the code that saved it; saved again, that of this code."""
+    SarcseConfig(sarcse_version="0.0.1").save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["sarcse_version"] == SarcseConfig().sarcse_version == __version__
+    citation = (PROJECT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (.*)$", citation, re.MULTILINE)[1] == __version__
+    assert re.search(r"^date-released: \d{4}-\d\d-\d\d$", citation, re.MULTILINE)
+    assert f"## {__version__}" in (PROJECT / "CHANGELOG.md").read_text()
+
+
+def test_the_extras_of_the_package_have_the_ranges_of_the_requirements():
+    lines = (PROJECT / "requirements-dev.txt").read_text().splitlines()
+    wanted = {line for line in lines if line[:1].isalpha()}
+    extras = (PROJECT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n\n")[0]
+    given = set(re.findall(r'"([^"]+)"', extras)) - {"sarcse[onnx,sentence-transformers]"}
+    assert given == wanted

@@ -62,10 +62,11 @@ from sarcse.checkpoints import check_saving, load_weights
 from sarcse.embedding import encode, load_embedders
 from sarcse.files import UnreadableDataError
 from sarcse.loading import load_model
+from sarcse.parsing import OTHER_NAMES, parse_arguments
 from sarcse.sentences import DataArguments, SentenceStream, describe_sentences, load_sentences
 from sarcse.sts import load_pairs
 from sarcse.tokens import unknown_share
-from train import OTHER_NAMES, build_trainer, parse_arguments
+from sarcse.training import build_trainer
 
 from .conftest import DEMO, ENCODER, PROJECT, flags, run_python
 

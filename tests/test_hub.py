@@ -22,7 +22,7 @@ from huggingface_hub.errors import HTTPError
 
 from model_card import release as release_module
 from model_card.release import ReleaseOptions
-from train import parse_arguments
+from sarcse.parsing import parse_arguments
 
 from .conftest import DEMO, ENCODER, PROJECT, flags, run_python, start_python
 from .loopback_hub import LoopbackHub

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modeling_sarcse import SarcseModelOutput
-from sarcse.trainer import info_nce, sentence_keys, weighted_reconstruction
+from sarcse.losses import info_nce, sentence_keys, weighted_reconstruction
 
 from .conftest import DEMO
 
@@ -35,15 +35,14 @@ def test_info_nce_leaves_duplicates_out_of_the_sum():
         kept = [j for j in range(4) if j == i or groups[j] != groups[i]]
         scores = {j: math.exp(cosine(x, second[j].tolist()) / 0.1) for j in kept}
         total -= math.log(scores[i] / sum(scores.values()))
-    groups = torch.tensor(groups)
-    loss = info_nce(first, second, 0.1, duplicates=groups.unsqueeze(1) == groups)
+    loss = info_nce(first, second, 0.1, keys=torch.tensor(groups))
     assert loss.item() == pytest.approx(total / 4, rel=1e-5)
 
 
 def test_nothing_but_duplicates_gives_a_loss_of_zero_and_a_gradient_that_is_finite():
     first, second = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
     first.retain_grad()
-    loss = info_nce(first, second, 0.05, duplicates=torch.ones(3, 3).bool())
+    loss = info_nce(first, second, 0.05, keys=torch.ones(3))
     loss.backward()
     assert loss.item() == 0 and first.grad.isfinite().all()
 
@@ -67,13 +66,6 @@ def test_a_prefix_has_another_key_than_the_whole():
     assert len(sentence_keys(ids, torch.tensor([[1, 1, 1], [1, 1, 0]])).unique()) == 2
 
 
-def test_info_nce_of_each_share_averages_to_that_of_the_whole():
-    """As on several processes: local rows against all columns, the positives' offset being the process' share."""
-    first, second = torch.randn(2, 8, 5, generator=torch.Generator().manual_seed(0))
-    shares = [info_nce(first[start : start + 2], second, 0.1, positive_offset=start) for start in range(0, 8, 2)]
-    torch.testing.assert_close(torch.stack(shares).mean(), info_nce(first, second, 0.1))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_losses_are_computed_in_float32(dtype):
     first, second = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -90,9 +82,9 @@ def test_weighted_reconstruction_equals_its_formula():
     reconstruction, target = torch.randn(2, 3, 4, 5, generator=generator)
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]]).bool()
     token_weights, ids = torch.rand(10, generator=generator), torch.randint(10, (3, 4), generator=generator)
-    errors = SarcseModelOutput(
-        reconstruction=reconstruction, reconstruction_target=target, content_mask=mask
-    ).reconstruction_errors()
+    output = SarcseModelOutput(
+        reconstruction=reconstruction, reconstruction_target=target, content_mask=mask, content_input_ids=ids
+    )
     numerator = denominator = 0.0
     for i in range(3):
         for j in range(4):
@@ -100,11 +92,15 @@ def test_weighted_reconstruction_equals_its_formula():
                 squares = [(a - b) ** 2 for a, b in zip(reconstruction[i, j].tolist(), target[i, j].tolist())]
                 numerator += token_weights[ids[i, j]].item() * sum(squares) / 5
                 denominator += token_weights[ids[i, j]].item()
-    weights = token_weights[ids] * mask
-    assert weighted_reconstruction(errors, weights).item() == pytest.approx(numerator / denominator, rel=1e-5)
-    doubled = weighted_reconstruction(errors, weights, total_weight=2 * weights.sum())
-    assert doubled.item() == pytest.approx(numerator / denominator / 2, rel=1e-5)
+    loss = weighted_reconstruction(output, token_weights)
+    assert loss.item() == pytest.approx(numerator / denominator, rel=1e-5)
+    part = weighted_reconstruction(output, token_weights, total_weight=torch.tensor(2 * denominator))
+    assert part.item() == pytest.approx(numerator / denominator / 2, rel=1e-5)
 
 
 def test_a_batch_without_weight_has_no_reconstruction_loss():
-    assert weighted_reconstruction(torch.ones(2, 3), torch.zeros(2, 3)).item() == 0.0
+    vectors, ids = torch.ones(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)
+    output = SarcseModelOutput(
+        reconstruction=vectors, reconstruction_target=-vectors, content_mask=ids == 0, content_input_ids=ids
+    )
+    assert weighted_reconstruction(output, torch.zeros(1)).item() == 0.0

@@ -16,7 +16,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from modeling_sarcse import SameConv1d, SarcseModel, masked_max, masked_mean, mean_window, pack_left
+from configuration_sarcse import SarcseConfig
+from modeling_sarcse import POOLERS, Mean, SameConv1d, SarcseModel, mean_window, pack_left
 
 from .conftest import ENCODER, PROJECT, SENTENCES, run_python
 
@@ -86,7 +87,7 @@ def test_embedding_does_not_depend_on_padding_or_batch_mates(wrapped):
     torch.testing.assert_close(together[2:], padded, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("pooler", ["autoencoder", "cls", "mean", "first_last_average"])
+@pytest.mark.parametrize("pooler", POOLERS)
 def test_embedding_does_not_depend_on_the_padding_side(tokenizer, pooler):
     """Where the encoder's own positions do not: RoBERTa counts them from the first token that is not padding."""
     torch.manual_seed(0)
@@ -106,13 +107,12 @@ def test_content_is_packed_in_order_without_specials_and_padding():
     assert mask.sum(dim=1).tolist() == [2, 2]
 
 
-def test_masked_pooling_sees_only_the_masked_positions():
+def test_the_mean_sees_only_the_masked_positions():
     values = torch.tensor([[[1.0], [-5.0], [9.0]], [[-2.0], [-3.0], [7.0]]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 0]]).bool()
-    assert masked_mean(values, mask).tolist() == [[-2.0], [-2.5]]
-    assert masked_max(values, mask).tolist() == [[1.0], [-2.0]]
-    nothing = torch.zeros_like(mask)
-    assert masked_max(values, nothing).tolist() == masked_mean(values, nothing).tolist() == [[0.0], [0.0]]
+    mean = Mean(SarcseConfig())
+    assert mean(values, mask).tolist() == [[-2.0], [-2.5]]
+    assert mean(values, torch.zeros_like(mask)).tolist() == [[0.0], [0.0]]
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 7])
@@ -132,11 +132,10 @@ def test_a_convolution_of_the_mean_window_is_the_mean_of_the_convolution(width):
     torch.testing.assert_close(of_window[3], convolution.bias.detach())  # no position at all: nothing but the bias
 
 
-@pytest.mark.parametrize("pooling", ["mean", "max"])
-def test_sentence_encoder_equals_its_formula_written_out(tokenizer, pooling):
+def test_sentence_encoder_equals_its_formula_written_out(tokenizer):
     """H_k = gelu(conv_k(X)), h = pool(conv(concat H_k)), over the content tokens of one sentence alone, in a loop."""
     torch.manual_seed(0)
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=3, kernel_sizes=[2, 3], pooling=pooling)
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=3, kernel_sizes=[2, 3])
     for parameter in model.sentence_encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.1)  # not the mostly empty taps of a fresh model
     batch = tokenizer(SENTENCES[:1], return_tensors="pt")
@@ -159,7 +158,7 @@ def test_sentence_encoder_equals_its_formula_written_out(tokenizer, pooling):
         encoder = model.sentence_encoder
         scales = torch.cat([F.gelu(convolve(tokens, conv)) for conv in encoder.textcnn.convolutions], dim=1)
         integrated = convolve(scales, encoder.integration)
-        expected = integrated.mean(dim=0) if pooling == "mean" else integrated.amax(dim=0)
+        expected = integrated.mean(dim=0)
     torch.testing.assert_close(output.pooler_output[0].double(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -263,7 +262,7 @@ def test_under_mean_pooling_each_token_is_reconstructed_as_the_embedding(tokeniz
     assert [error for _, error in tokens] == pytest.approx(errors.tolist(), rel=1e-5)
 
 
-@pytest.mark.parametrize("pooler", ["cls", "first_last_average"])
+@pytest.mark.parametrize("pooler", [name for name, pooler in POOLERS.items() if pooler.decoder is None])
 def test_the_other_poolers_do_not_reconstruct(pooler, tokenizer):
     model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler)
     with pytest.raises(ValueError, match="has no reconstruction"):
@@ -426,3 +425,50 @@ def test_what_is_no_text_encoder_is_refused(tmp_path, tokenizer):
     BartConfig(d_model=8, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not a text encoder"):
         SarcseModel.from_encoder_pretrained(str(tmp_path), tokenizer=tokenizer)
+
+
+# --- A loaded encoder, and models of before --------------------------------------------------------------------------
+
+
+def test_a_loaded_encoder_is_taken_as_it_is():
+    """... without a random one that is built and thrown away, in the encoder's type."""
+    encoder = AutoModel.from_pretrained(ENCODER, add_pooling_layer=False, dtype=torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    model = SarcseModel(SarcseConfig(encoder_config=encoder.config), encoder=encoder)
+    assert model.encoder is encoder and model.config.encoder_config is encoder.config
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_loaded_encoder_of_another_size_is_refused():
+    encoder = AutoModel.from_pretrained(ENCODER)
+    with pytest.raises(ValueError, match="vectors of size 128, and the configuration says 768"):
+        SarcseModel(SarcseConfig(), encoder=encoder)
+
+
+def test_an_unknown_pooler_is_refused():
+    with pytest.raises(ValueError, match="`pooler` must be one of autoencoder, cls, .*got 'first'"):
+        SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="first")
+
+
+@pytest.mark.parametrize("pooler", POOLERS)
+def test_a_model_that_was_saved_before_still_loads(pooler, tmp_path):
+    """Its configuration had `pooling`; the weights' names have stayed."""
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler, channels=4, kernel_sizes=[2, 3])
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["sarcse_version"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pooling": "mean"}))
+    loaded, info = SarcseModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not hasattr(loaded.config, "pooling")
+    layers = {
+        "autoencoder": (
+            "sentence_encoder.textcnn.convolutions.0 sentence_encoder.textcnn.convolutions.1 "
+            "sentence_encoder.integration sentence_decoder.expansion sentence_decoder.textcnn.convolutions.0 "
+            "sentence_decoder.textcnn.convolutions.1 sentence_decoder.output"
+        ),
+        "cls": "projection",
+    }
+    names = {f"{layer}.{kind}" for layer in layers.get(pooler, "").split() for kind in ("weight", "bias")}
+    assert {name for name in loaded.state_dict() if not name.startswith("encoder.")} == names
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())

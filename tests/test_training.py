@@ -16,12 +16,14 @@ from transformers import (
     RobertaModel,
 )
 
-from model_card.record import HYPERPARAMETERS
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import ModelArguments, SarcseArguments
 from sarcse.embedding import encode
 from sarcse.loading import load_model
-from train import build_model, build_trainer, parse_arguments
+from sarcse.parsing import parse_arguments
+from sarcse.record import HYPERPARAMETERS
+from sarcse.training import build_model, build_trainer
+from train import DEMO_RECIPE
 
 from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, run_python
 
@@ -166,7 +168,7 @@ def test_one_forward_sees_two_views_of_every_sentence(tmp_path):
 
 def test_reconstruction_weight_scales_its_loss_alone(tmp_path):
     trainer, batch, (loss, _) = first_step(tmp_path, reconstruction_weight=1.0)
-    parts = {name: value.item() for name, value in trainer._losses.items()}
+    parts = {name: value.item() for name, value in trainer.losses.totals.items()}
     assert loss.item() == pytest.approx(parts["contrastive_loss"] + parts["reconstruction_loss"], rel=1e-6)
     trainer.args.reconstruction_weight = 3.0
     heavier = trainer.compute_loss(trainer.model, batch).item()
@@ -218,7 +220,7 @@ def test_an_anchor_draws_the_targets_towards_the_encoder_before_the_training(tmp
         content = slice(1, 1 + int(mask.sum()))  # behind <s>
         expected = 0.75 * now[row, content] + 0.25 * before[row, content]
         torch.testing.assert_close(outputs.reconstruction_target[row, mask], expected)
-    assert not any(parameter.requires_grad for parameter in trainer.initial_encoder.parameters())
+    assert not any(parameter.requires_grad for parameter in trainer.anchor.encoder.parameters())
 
 
 @pytest.mark.parametrize(
@@ -247,7 +249,7 @@ def random_state_and_gradients(trainer, step) -> tuple[torch.Tensor, dict[str, t
     "fields",
     [
         {},
-        {"reconstructed_views": 2, "reconstruction_anchor": 0.5},
+        {"reconstruction_anchor": 0.5},
         {"reconstruction_weight": 0},
         {"pooler": "cls", "reconstruction_weight": 0},
         {"pooler": "mean"},
@@ -271,9 +273,11 @@ def test_the_gradient_cache_gives_the_gradients_of_the_whole_graph_under_dropout
         loss = trainer.contrastive_loss(torch.cat([output.pooler_output for output in outputs]), batch)
         if trainer.reconstruct:
             for output, row in zip(outputs, rows):
-                trainer.anchor_targets(output, row)
-            reconstructed = trainer.args.reconstructed_views * len(batch["input_ids"])
-            weights = torch.cat([trainer.content_weights(output) for output in outputs])[:reconstructed]
+                if trainer.anchor is not None:
+                    trainer.anchor.move_target(output, row)
+            reconstructed = len(batch["input_ids"])
+            weights = torch.cat([trainer.token_weights[o.content_input_ids] * o.content_mask for o in outputs])
+            weights = weights[:reconstructed]
             errors = torch.cat([output.reconstruction_errors() for output in outputs])[:reconstructed]
             loss = loss + trainer.args.reconstruction_weight * (weights * errors).sum() / weights.sum()
         loss.backward()
@@ -302,7 +306,7 @@ def test_equal_sentences_are_no_negatives_of_each_other(tmp_path):
     similarity = torch.cosine_similarity(a, b, dim=0).item()
     losses = [math.log(1 + negatives * math.exp(similarity - 1)) for negatives in (3, 5)]
     expected = (5 * losses[0] + 3 * losses[1]) / 8
-    assert trainer._losses["contrastive_loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert trainer.losses.totals["contrastive_loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_full_disk_ends_in_a_message(tmp_path):
@@ -319,8 +323,8 @@ def test_a_full_disk_ends_in_a_message(tmp_path):
 # --- Arguments -------------------------------------------------------------------------------------------------------
 
 
-def test_without_arguments_the_demo_recipe_is_run():
-    model, data, training = parse_arguments([])
+def test_the_recipe_that_is_run_without_arguments_is_the_demo():
+    model, data, training = parse_arguments([str(DEMO_RECIPE)])
     demo = yaml.safe_load((PROJECT / "recipes" / "demo.yaml").read_text())
     assert (model.model_name_or_path, data.train_file) == (demo["model_name_or_path"], demo["train_file"])
     assert training.output_dir == demo["output_dir"]

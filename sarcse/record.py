@@ -5,6 +5,9 @@ Nothing in it names this machine: of local files and folders only the last part 
 """
 
 import platform
+import subprocess
+from dataclasses import fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,15 @@ from transformers import PretrainedConfig, TrainingArguments
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from configuration_sarcse import __version__
+from sarcse.arguments import ModelArguments, SarcseArguments
 from sarcse.sentences import DataArguments
 
 
 FILE_NAME = "training_record.json"
 
-# What decides, with the data and the model's configuration, which weights come out.
+# What decides, with the data and the model's configuration, which weights come out: of transformers' arguments these,
+# and all of SARCSE's but those of the Hub.
 HYPERPARAMETERS = (
     "max_seq_length",
     "num_train_epochs",
@@ -27,9 +33,7 @@ HYPERPARAMETERS = (
     "per_device_train_batch_size",
     "train_sampling_strategy",
     "gradient_accumulation_steps",
-    "gradient_cache_mini_batch_size",
     "learning_rate",
-    "autoencoder_learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
     "optim",
@@ -38,12 +42,7 @@ HYPERPARAMETERS = (
     "adam_beta2",
     "adam_epsilon",
     "max_grad_norm",
-    "contrastive_temperature",
-    "reconstruction_weight",
-    "reconstructed_views",
-    "reconstruction_anchor",
-    "frequency_weighting",
-    "frequency_smoothing",
+    *(field.name for field in fields(SarcseArguments) if not field.name.startswith("hub_")),
     "bf16",
     "fp16",
     "load_best_model_at_end",
@@ -51,16 +50,6 @@ HYPERPARAMETERS = (
     "eval_strategy",
     "eval_steps",
     "seed",
-)
-ARCHITECTURE = (
-    "pooler",
-    "kernel_sizes",
-    "channels",
-    "integration_kernel_size",
-    "activation",
-    "pooling",
-    "decoder_length",
-    "decoder_initialization",
 )
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers")
 
@@ -76,12 +65,26 @@ def describe_base_model(name_or_path: str, revision: str) -> dict[str, str | Non
     }
 
 
+def code_commit() -> str | None:
+    """The commit of this code, with `-dirty` where it has been changed since; None for an installed package."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():  # git would go on to a repository that the environment may lie in
+        return None
+    git = partial(subprocess.run, capture_output=True, text=True, check=True, cwd=root, stdin=subprocess.DEVNULL)
+    try:
+        changed = git(["git", "status", "--porcelain", "--", "*.py"]).stdout.strip()
+        return git(["git", "rev-parse", "HEAD"]).stdout.strip() + "-dirty" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no commit yet
+        return None
+
+
 def training_record(
     base_model: dict[str, str | None],
     config: PretrainedConfig,
     data: DataArguments,
     sentences: dict[str, Any],
     args: TrainingArguments,
+    commit: str | None,
 ) -> dict[str, Any]:
     """
     Args:
@@ -90,17 +93,23 @@ def training_record(
         data (`DataArguments`): Of the training.
         sentences (`dict`): From `describe_sentences`.
         args (`SarcseTrainingArguments`): Of the training.
+        commit (`str`, *optional*): From `code_commit`, as the training began.
     """
     values = {"max_seq_length": data.max_seq_length, **args.to_dict()}
     if values["eval_strategy"] != "steps":
         values["eval_steps"] = None
     return {
         "base_model": base_model,
-        "architecture": {name: getattr(config, name) for name in ARCHITECTURE},
+        "architecture": {name: getattr(config, name) for name in ModelArguments.architecture()},
         "train_data": sentences,
         "hyperparameters": {name: values[name] for name in HYPERPARAMETERS},
         "hardware": hardware(args),
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "versions": {
+            "sarcse": __version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+        },
+        "commit": commit,
     }
 
 

@@ -1,0 +1,82 @@
+"""
+Gradients of a whole batch with the activations of a few rows in memory: gradient caching (Gao et al. 2021, arXiv
+2101.06983).
+
+InfoNCE needs the whole batch, but only its embeddings. A first pass without a graph makes them; InfoNCE gives their
+gradients; a second pass, with the same dropout masks, takes these back through the model, a mini-batch at a time. The
+reconstruction loss is a sum over the sentences and takes the second pass only.
+
+Shapes: B sentences of one process in two views, L positions, d dimensions.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from modeling_sarcse import SarcseModelOutput
+
+
+class GradientCache:
+    """
+    The two passes over one batch: `embed`, then `replay`.
+
+    Args:
+        model (`SarcseModel`): The model, possibly wrapped.
+        views (`dict`): Its inputs, both views of all sentences, each `(2B, L)`.
+        size (`int`): Rows of a mini-batch.
+        reconstructed_rows (`int`): How many rows, the first ones, are reconstructed.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, views: dict[str, torch.Tensor], size: int, reconstructed_rows: int
+    ) -> None:
+        self.model = model
+        parts = zip(*(tensor.split(size) for tensor in views.values()))
+        self.mini_batches = [dict(zip(views, rows)) for rows in parts]
+        left = range(reconstructed_rows, reconstructed_rows - len(self.mini_batches) * size, -size)
+        self.options = [{"output_reconstruction": rows > 0, "reconstructed_rows": max(rows, 0)} for rows in left]
+        self.contexts: list[Callable[[], AbstractContextManager[None]]] = []
+
+    @torch.no_grad()
+    def embed(self, see: Callable[[SarcseModelOutput], None]) -> torch.Tensor:
+        """The embeddings, `(2B, d)`, a leaf that takes a gradient; `see` is called with each mini-batch's outputs."""
+        embeddings = []
+        for inputs, options in zip(self.mini_batches, self.options):
+            self.contexts.append(replay_randomness(inputs["input_ids"]))
+            outputs = self.model(**inputs, **options)
+            see(outputs)
+            embeddings.append(outputs.pooler_output)  # (size, d)
+        return torch.cat(embeddings).requires_grad_()
+
+    def replay(
+        self, gradient: torch.Tensor, no_sync: Callable[[], AbstractContextManager[None]]
+    ) -> Iterator[tuple[SarcseModelOutput, dict[str, torch.Tensor], torch.Tensor]]:
+        """
+        Each mini-batch's outputs, with a graph, its inputs, and the value whose gradient is that of the embeddings,
+        `(2B, d)`, by the chain rule. The caller goes back through it, and through its own losses, before the next.
+
+        Processes exchange gradients once, with the first mini-batch, whose turn is last: it has rows to reconstruct,
+        so that every parameter has a gradient. The others run within `no_sync`.
+        """
+        gradients = gradient.split(len(self.mini_batches[0]["input_ids"]))
+        for index in reversed(range(len(self.mini_batches))):
+            with self.contexts[index](), no_sync() if index > 0 else nullcontext():
+                inputs = self.mini_batches[index]
+                outputs = self.model(**inputs, **self.options[index])
+                yield outputs, inputs, (outputs.pooler_output * gradients[index]).sum()
+
+
+def replay_randomness(*tensors: torch.Tensor) -> Callable[[], AbstractContextManager[None]]:
+    """A context in which the random numbers of now, on the CPU and on the tensors' devices, are drawn again."""
+    cpu_state, (devices, device_states) = torch.get_rng_state(), get_device_states(*tensors)
+
+    @contextmanager
+    def replay() -> Iterator[None]:
+        with torch.random.fork_rng(devices=devices):
+            torch.set_rng_state(cpu_state)
+            set_device_states(devices, device_states)
+            yield
+
+    return replay

@@ -1,0 +1,122 @@
+"""train.py's arguments: a recipe, the flags that override it, and what to say of those that do not exist."""
+
+import argparse
+import difflib
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from sarcse.arguments import ModelArguments, SarcseTrainingArguments
+from sarcse.sentences import DataArguments
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Without "(default: None)" behind a text that says what the default is."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+class ArgumentParser(HfArgumentParser):
+    """HfArgumentParser whose errors are one line, without the 150 options of the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"train.py: error: {message}\n")
+
+
+def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, SarcseTrainingArguments]:
+    """
+    The three argument groups from a recipe, if the first argument is one, and the flags after it, which win.
+
+    Raises:
+        ValueError: the recipe cannot be read, or a field is unknown or has an impossible value.
+        SystemExit: `--help`, or a value of the wrong type (exit code 2).
+    """
+    groups = (ModelArguments, DataArguments, SarcseTrainingArguments)
+    parser = ArgumentParser(
+        groups,
+        description="Train a SARCSE model. The fields of RECIPE.yaml are these flags without the dashes.",
+        usage="train.py [RECIPE.yaml] [--field value ...]",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    known = [f.name for group in groups for f in fields(group) if f.init]
+    recipe = []
+    if arguments and not arguments[0].startswith("-"):
+        recipe = read_recipe(Path(arguments[0]), known)
+        arguments = arguments[1:]
+    *parsed, unknown = parser.parse_args_into_dataclasses(recipe + arguments, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(unknown_field(unknown[0], known))
+    return tuple(parsed)
+
+
+def read_recipe(path: Path, known: list[str]) -> list[str]:
+    """The recipe's fields as flags, so that argparse checks both alike; a field that is null keeps its default."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such recipe. A recipe is a YAML file; flags begin with --.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text) or {}
+        # As they stand in the file: YAML takes `no` for false and 1e-5, which has no point, for a word.
+        texts = yaml.load(text, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML file: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a recipe is made of lines `field: value`.")
+    flags = []
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{path}: {unknown_field(name, known)}")
+        if isinstance(value, list):
+            flags += [f"--{name}", *texts[name]]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else texts[name]}")
+    return flags
+
+
+# What other programs, and transformers of before, call what is meant.
+OTHER_NAMES = {
+    # transformers
+    "group_by_length": "train_sampling_strategy group_by_length",
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps, a share of the steps if it is below 1",
+    "no_cuda": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "overwrite_output_dir": "output_dir with the name of a new folder",
+    "validation_file": "eval_pairs",
+    # The SimCSE repository
+    "temp": "contrastive_temperature",
+    "pooler_type": "pooler",
+    "mlp_only_train": "pooler cls, whose layer is for training only",
+    # sentence-transformers and common sense
+    "temperature": "contrastive_temperature",
+    "max_length": "max_seq_length",
+    "batch_size": "per_device_train_batch_size",
+    "mini_batch_size": "gradient_cache_mini_batch_size",
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+}
+
+
+# What this program had once.
+GONE = {
+    "pooling": "The integrated vectors are pooled by their mean, which was far better than their maximum",
+    "reconstructed_views": "One view is reconstructed: two cost more and were no better",
+}
+
+
+def unknown_field(name: str, known: list[str]) -> str:
+    name = str(name).split("=")[0]
+    bare = name.lstrip("-")
+    dashes = name[: len(name) - len(bare)]
+    if bare in GONE:
+        return f"{name} no longer exists. {GONE[bare]}. Leave it out."
+    nearest = [OTHER_NAMES[bare]] if bare in OTHER_NAMES else difflib.get_close_matches(bare, known, n=1)
+    return f"unknown field {name}." + (
+        f" Did you mean {dashes}{nearest[0]}?" if nearest else " --help lists all fields."
+    )

@@ -1,0 +1,92 @@
+"""What a training says of itself, and what it warns of: its losses, a collapse, a contrast that teaches nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from transformers import Trainer
+from transformers.utils import logging
+
+from sarcse.checkpoints import last_good_checkpoint
+
+
+logger = logging.get_logger(__name__)
+
+# Embeddings whose uniformity is above this have collapsed: their mean squared distance is below 0.005, a mean cosine
+# similarity above 0.9975. The encoders of the README's results are at -0.6 or below before any training.
+COLLAPSED_UNIFORMITY = -0.01
+
+
+class LossWatch:
+    """
+    The two losses of every batch: their means for the log, and the largest contrastive one since the run began.
+
+    Args:
+        trainer (`SarcseTrainer`): Whose losses they are.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.totals: dict[str, torch.Tensor] = {}
+        self.batches = 0
+        self.largest_contrast: torch.Tensor | None = None
+        self.told = False
+
+    def add(self, contrastive: torch.Tensor, reconstruction: torch.Tensor | None) -> None:
+        losses = {"contrastive_loss": contrastive.detach()}
+        if reconstruction is not None:
+            losses["reconstruction_loss"] = reconstruction.detach()
+        largest = 0.0 if self.largest_contrast is None else self.largest_contrast
+        self.largest_contrast = losses["contrastive_loss"].clamp(min=largest)
+        self.totals = {name: value + self.totals.get(name, 0.0) for name, value in losses.items()}
+        self.batches += 1
+
+    def means(self) -> dict[str, float]:
+        """Of each loss over the batches of all processes since this was asked last."""
+        gather, batches = self.trainer.accelerator.gather, self.batches
+        means = {name: gather(total / batches).mean().item() for name, total in self.totals.items()}
+        self.totals, self.batches = {}, 0
+        return means
+
+    def check_contrast(self, last: bool) -> None:
+        """Says so, once before the end and at the `last` line, if InfoNCE has had nothing to learn from."""
+        if self.largest_contrast is None or (self.told and not last):
+            return
+        if self.trainer.accelerator.gather(self.largest_contrast).max() > 0:
+            return
+        self.told = True
+        if self.trainer.is_world_process_zero():
+            logger.warning(
+                f"Step {self.trainer.state.global_step}: the contrastive loss has been exactly 0 since the run began, "
+                "and has taught nothing. All sentences of a batch are equal, perhaps cut at --max_seq_length, or "
+                f"--contrastive_temperature, now {self.trainer.args.contrastive_temperature:g}, is far too low."
+            )
+
+
+def check_collapse(trainer: Trainer, uniformity: float) -> None:
+    """Says so, if an evaluation finds all sentences nearly the same."""
+    if uniformity > COLLAPSED_UNIFORMITY and trainer.is_world_process_zero():
+        logger.warning(
+            f"Step {trainer.state.global_step}: the embeddings have collapsed, all sentences are nearly the same "
+            f"(uniformity {uniformity:.4f}, near 0). Lower --learning_rate, now {trainer.args.learning_rate:g}, or "
+            f"--reconstruction_weight, now {trainer.args.reconstruction_weight:g}."
+        )
+
+
+def describe_failure(trainer: Trainer, inputs: dict[str, Any]) -> str:
+    """Of a loss that is not finite: which step and sentences, what to go back to. The batch is written to a file."""
+    mine = trainer.processing_class.batch_decode(inputs["input_ids"], skip_special_tokens=True)
+    sentences = gather_object(mine)
+    path = Path(trainer.args.output_dir, "non_finite_batch.txt")
+    if trainer.is_world_process_zero():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{sentence}\n" for sentence in sentences), encoding="utf-8")
+    checkpoint = last_good_checkpoint(trainer.args.output_dir)
+    return (
+        f"step {trainer.state.global_step + 1}: the loss is not finite. Its {len(sentences)} sentences, from "
+        f"{sentences[0][:60]!r} on, are in {path}. "
+        + (f"The last good checkpoint is {checkpoint}. " if checkpoint else "There is no good checkpoint yet. ")
+        + "A learning rate that is too high is the usual cause; it was "
+        f"{trainer.args.learning_rate:g} (--learning_rate)."
+    )
