@@ -69,31 +69,13 @@ class SarcseConfig(PretrainedConfig):
         special_token_ids: list[int] | tuple[int, ...] = (),
         **kwargs: Any,
     ) -> None:
-        if encoder_config is None:
-            encoder_config = AutoConfig.for_model("roberta")
-        elif isinstance(encoder_config, dict):
-            if "model_type" not in encoder_config:
-                raise ValueError("`encoder_config` must name its `model_type`, for example 'roberta'.")
-            if encoder_config["model_type"] not in CONFIG_MAPPING:
-                raise ValueError(
-                    f"`encoder_config` is of model_type={encoder_config['model_type']!r}, which this version of "
-                    "transformers does not know. Code that an encoder brings has to be registered with AutoConfig and "
-                    "AutoModel first."
-                )
-            encoder_config = AutoConfig.for_model(**encoder_config)
-        elif not isinstance(encoder_config, PretrainedConfig):
-            raise ValueError(f"`encoder_config` must be a configuration or a dict, got {encoder_config!r}.")
-        if not hasattr(encoder_config, "hidden_size") or not isinstance(encoder_config.hidden_size, int):
-            raise ValueError(
-                f"model_type={encoder_config.model_type!r} is not a text encoder that SARCSE can wrap: its "
-                "configuration has no single `hidden_size`."
-            )
+        self.encoder_config = _as_config(encoder_config)
         if not isinstance(kernel_sizes, list | tuple) or not kernel_sizes:
             raise ValueError(f"`kernel_sizes` must be a list of at least one size, got {kernel_sizes!r}.")
         for size in kernel_sizes:
             _check_count("kernel_sizes", size)
         if channels is None:
-            channels = 8 * -(-2 * encoder_config.hidden_size // (8 * len(kernel_sizes)))  # rounded up
+            channels = 8 * -(-2 * self.encoder_config.hidden_size // (8 * len(kernel_sizes)))  # rounded up
         _check_count("channels", channels)
         _check_count("integration_kernel_size", integration_kernel_size)
         if activation not in ACT2FN:
@@ -112,7 +94,6 @@ class SarcseConfig(PretrainedConfig):
         for token_id in special_token_ids:
             _check_count("special_token_ids", token_id, minimum=0)
 
-        self.encoder_config = encoder_config
         self.pooler = pooler
         self.kernel_sizes = list(kernel_sizes)
         self.channels = channels
@@ -130,6 +111,29 @@ class SarcseConfig(PretrainedConfig):
     def hidden_size(self) -> int:
         """Size of a sentence embedding: the encoder's hidden size, under the name that other libraries look for."""
         return self.encoder_config.hidden_size
+
+
+def _as_config(encoder_config: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig:
+    if encoder_config is None:
+        return AutoConfig.for_model("roberta")
+    if isinstance(encoder_config, dict):
+        if "model_type" not in encoder_config:
+            raise ValueError("`encoder_config` must name its `model_type`, for example 'roberta'.")
+        if encoder_config["model_type"] not in CONFIG_MAPPING:
+            raise ValueError(
+                f"`encoder_config` is of model_type={encoder_config['model_type']!r}, which this version of "
+                "transformers does not know. Code that an encoder brings has to be registered with AutoConfig and "
+                "AutoModel first."
+            )
+        encoder_config = AutoConfig.for_model(**encoder_config)
+    if not isinstance(encoder_config, PretrainedConfig):
+        raise ValueError(f"`encoder_config` must be a configuration or a dict, got {encoder_config!r}.")
+    if not hasattr(encoder_config, "hidden_size") or not isinstance(encoder_config.hidden_size, int):
+        raise ValueError(
+            f"model_type={encoder_config.model_type!r} is not a text encoder that SARCSE can wrap: its configuration "
+            "has no single `hidden_size`."
+        )
+    return encoder_config
 
 
 def _check_count(name: str, value: int, minimum: int = 1) -> None:

@@ -58,22 +58,38 @@ class SarcseModelOutput(ModelOutput):
             The content tokens' ids, by which the training loss weighs their errors.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    reconstruction: torch.FloatTensor | None = None
-    reconstruction_target: torch.FloatTensor | None = None
-    content_mask: torch.BoolTensor | None = None
-    content_input_ids: torch.LongTensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    reconstruction: torch.Tensor | None = None
+    reconstruction_target: torch.Tensor | None = None
+    content_mask: torch.Tensor | None = None
+    content_input_ids: torch.Tensor | None = None
+
+    def reconstructed(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        The last four of these fields, together.
+
+        Raises:
+            ValueError: the model was not asked for them.
+        """
+        parts = self.reconstruction, self.reconstruction_target, self.content_mask, self.content_input_ids
+        if any(part is None for part in parts):
+            raise ValueError("nothing was reconstructed here: call the model with `output_reconstruction=True`.")
+        return parts  # type: ignore[return-value]  # none is None
 
     def reconstruction_errors(self) -> torch.Tensor:
         """
         Squared error of each content token's reconstruction, mean over d, in float32: `(R, T)`, zero behind the last
         content token.
+
+        Raises:
+            ValueError: nothing was reconstructed.
         """
-        difference = self.reconstruction.float() - self.reconstruction_target.float()
-        return difference.pow(2).mean(dim=-1) * self.content_mask  # (R, T, d) -> (R, T)
+        reconstruction, target, mask, _ = self.reconstructed()
+        difference = reconstruction.float() - target.float()
+        return difference.pow(2).mean(dim=-1) * mask  # (R, T, d) -> (R, T)
 
 
 class SameConv1d(nn.Conv1d):
@@ -144,8 +160,7 @@ class SarcseEncoder(nn.Module):
         mirrored[1 : 2 * len(directions) : 2] = -directions
         taps = mirrored.chunk(len(self.textcnn.convolutions))  # K x (c, d)
         for convolution, tap in zip([*self.textcnn.convolutions, self.integration], [*taps, mirrored.T]):
-            convolution.weight.zero_()
-            convolution.weight[:, :, (convolution.kernel_size[0] - 1) // 2] = tap.to(convolution.weight)
+            _set_middle_tap(convolution, tap)
 
 
 class SarcseDecoder(nn.Module):
@@ -183,9 +198,15 @@ class SarcseDecoder(nn.Module):
             pass_on[first : first + 2, first : first + 2] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
         taps = pass_on.chunk(len(self.textcnn.convolutions))  # K x (c, K c)
         for convolution, tap in zip(self.textcnn.convolutions, taps):
-            convolution.weight.zero_()
-            convolution.weight[:, :, (convolution.kernel_size[0] - 1) // 2] = tap
+            _set_middle_tap(convolution, tap)
         self.output.weight.copy_(directions)
+
+
+def _set_middle_tap(convolution: nn.Module, tap: torch.Tensor) -> None:
+    """Weights `(out, in, width)` that are `tap`, `(out, in)`, in the middle and zero elsewhere."""
+    weight = convolution.get_parameter("weight")
+    weight.zero_()
+    weight[:, :, (weight.shape[2] - 1) // 2] = tap.to(weight)
 
 
 class FirstToken(nn.Module):
@@ -334,7 +355,7 @@ class SarcseModel(PreTrainedModel):
             layers.to(device=encoder.device, dtype=encoder.dtype)
         if isinstance(self.sentence_encoder, SarcseEncoder):
             self.sentence_encoder.initialize_as_pooling()
-            if self.config.decoder_initialization == "copy":
+            if self.config.decoder_initialization == "copy" and isinstance(self.sentence_decoder, SarcseDecoder):
                 self.sentence_decoder.initialize_as_copy(self.sentence_encoder.integration)
 
     @classmethod
@@ -391,7 +412,8 @@ class SarcseModel(PreTrainedModel):
         """Variance-preserving weights for the new layers, zero biases; the encoder initialises its own."""
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.get_input_embeddings()
@@ -419,9 +441,7 @@ class SarcseModel(PreTrainedModel):
         Raises:
             ValueError: a reconstruction is asked of a model whose pooler has none.
         """
-        if output_reconstruction and self.sentence_decoder is None:
-            able = " and ".join(name for name, pooler in POOLERS.items() if pooler.decoder is not None)
-            raise ValueError(f"pooler={self.config.pooler!r} has no reconstruction: only {able} do.")
+        decoder = self._decoder() if output_reconstruction else None
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if self.pooler.with_first_layer:
@@ -431,17 +451,17 @@ class SarcseModel(PreTrainedModel):
         if self.pooler.with_first_layer:
             # Index 0 holds the input embeddings: the first layer is 1 (github.com/princeton-nlp/SimCSE/issues/133).
             vectors = (encoded.hidden_states[1] + vectors) / 2
-        if self.pooler.of_content or output_reconstruction:
+        if self.pooler.of_content or decoder is not None:
             packed, packed_ids, content = self.pack_content(encoded.last_hidden_state, input_ids, attention_mask)
         embeddings = self.sentence_encoder(*((packed, content) if self.pooler.of_content else (vectors, mask)))
         if self.training and self.projection is not None:
             embeddings = self.projection(embeddings)  # (B, d)
         reconstruction = {}
-        if output_reconstruction:
+        if decoder is not None:
             rows, positions = slice(reconstructed_rows), slice(self.config.decoder_length)
             mask = content[rows, positions]  # (R, T)
             reconstruction = {
-                "reconstruction": self.sentence_decoder(embeddings[rows], mask),  # (R, T, d)
+                "reconstruction": decoder(embeddings[rows], mask),  # (R, T, d)
                 "reconstruction_target": packed[rows, positions].detach(),  # (R, T, d)
                 "content_mask": mask,
                 "content_input_ids": packed_ids[rows, positions],  # (R, T)
@@ -453,6 +473,12 @@ class SarcseModel(PreTrainedModel):
             attentions=encoded.get("attentions"),
             **reconstruction,
         )
+
+    def _decoder(self) -> nn.Module:
+        if self.sentence_decoder is None:
+            able = " and ".join(name for name, pooler in POOLERS.items() if pooler.decoder is not None)
+            raise ValueError(f"pooler={self.config.pooler!r} has no reconstruction: only {able} do.")
+        return self.sentence_decoder
 
     def pack_content(
         self, hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor

@@ -432,14 +432,14 @@ def explain(error: Exception, repo_id: str) -> str:
         return "no access token: log in with `hf auth login`, or set HF_TOKEN."
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it."
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if not isinstance(error, HfHubHTTPError):
+        return f"the connection to the Hub failed ({type(error).__name__})."
+    status = error.response.status_code
     if status == 401:
         return "the Hub does not know this access token: log in with `hf auth login`, or set HF_TOKEN to a valid one."
     if status == 403:
         return explain_refusal(repo_id)
-    if status is not None:
-        return f"the Hub answered {status} for {repo_id}: {error.server_message or 'no reason given'}."
-    return f"the connection to the Hub failed ({type(error).__name__})."
+    return f"the Hub answered {status} for {repo_id}: {error.server_message or 'no reason given'}."
 
 
 def explain_refusal(repo_id: str) -> str:

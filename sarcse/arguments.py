@@ -287,7 +287,8 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
             ValueError: an argument that would have no effect has another value than its default.
         """
         for argument in fields(self):
-            default = argument.default if argument.default is not MISSING else argument.default_factory()
+            factory = argument.default_factory
+            default = argument.default if factory is MISSING else factory()
             value = getattr(self, argument.name)
             # (HfArgumentParser gives an empty list or string for what is not given.)
             if argument.name in WITHOUT_EFFECT and value != default and (value or default):

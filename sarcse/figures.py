@@ -97,7 +97,7 @@ def similarity_densities(
         panel.spines["left"].set_visible(False)
     for panel in list(panels):
         panel.set_visible(False)
-    figure.get_layout_engine().set(w_pad=0.1)  # inches, between the panels' tick labels
+    figure.set_layout_engine("constrained", w_pad=0.1)  # inches, between the panels' tick labels
     figure.supxlabel("cosine similarity", fontsize=9)
     figure.supylabel("gold rating", fontsize=9)
     save(figure, path)
@@ -282,7 +282,8 @@ def _ramp() -> str:
 @matplotlib.rc_context(STYLE)
 def draw_importance(explained: dict[str, list[ExplainedPair]], path: Path) -> None:
     """The same as a picture: a text layout of our own, since matplotlib has none for runs of several colours."""
-    figure = Figure(layout="none")
+    figure = Figure()
+    figure.set_layout_engine("none")
     renderer = FigureCanvasAgg(figure).get_renderer()
 
     def text_width(text: str, points: float) -> float:

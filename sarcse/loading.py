@@ -72,6 +72,7 @@ def load_config_and_tokenizer(
         ValueError: nothing at `name_or_path` can be loaded, it needs code that is not trusted, or its tokenizer cannot
             be that of its encoder.
     """
+    fields: dict[str, Any] = {}
     try:
         fields, _ = PretrainedConfig.get_config_dict(name_or_path, revision=revision)
         register_code(name_or_path, fields.get("encoder_config", fields), revision, trust_remote_code)
@@ -79,6 +80,8 @@ def load_config_and_tokenizer(
     except UntrustedCodeError:
         raise
     except Exception as error:
+        if fields.get("model_type") == SarcseConfig.model_type:  # a field has an impossible value
+            raise ValueError(f"{name_or_path}: {error}") from error
         raise ValueError(f"{name_or_path}: neither a model folder nor a model on a reachable Hub.\n{error}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)

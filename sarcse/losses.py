@@ -91,14 +91,13 @@ def info_nce(
             negative of itself.
     """
     own = torch.arange(len(first), device=first.device)  # (B,), the rows of `second` that belong to those of `first`
-    all_keys = keys
     if number_of_processes() > 1:
         own = own + distributed.get_rank() * len(first)
         second = GatherWithGradient.apply(second)  # (B, d) -> (M, d)
-        all_keys = None if keys is None else GatherWithGradient.apply(keys)  # (B,) -> (M,)
     similarities = F.normalize(first.float(), dim=1) @ F.normalize(second.float(), dim=1).T  # (B, M)
     if keys is not None:
-        repeated = (keys.unsqueeze(1) == all_keys).scatter(1, own.unsqueeze(1), False)  # (B, M)
+        all_keys: torch.Tensor = GatherWithGradient.apply(keys) if number_of_processes() > 1 else keys  # (M,)
+        repeated = keys.unsqueeze(1).eq(all_keys).scatter(1, own.unsqueeze(1), False)  # (B, M)
         similarities = similarities.masked_fill(repeated, float("-inf"))
     return F.cross_entropy(similarities / temperature, own)
 
@@ -108,7 +107,8 @@ def info_nce(
 
 def content_weights(outputs: SarcseModelOutput, token_weights: torch.Tensor) -> torch.Tensor:
     """The weight of each token's reconstruction error, `(R, T)`, zero behind the last content token."""
-    return token_weights[outputs.content_input_ids] * outputs.content_mask
+    _, _, mask, ids = outputs.reconstructed()
+    return token_weights[ids] * mask
 
 
 def share_of_total(weight: torch.Tensor) -> torch.Tensor:
@@ -133,6 +133,9 @@ def weighted_reconstruction(
         token_weights (`torch.Tensor` of shape `(vocabulary_size,)`): The weight of a token's error, by its id.
         total_weight (`torch.Tensor`, *optional*):
             From `share_of_total`, where these are some rows of the batch: the losses of the parts add up to the whole.
+
+    Raises:
+        ValueError: nothing was reconstructed.
     """
     weights = content_weights(outputs, token_weights)  # (R, T)
     total_weight = share_of_total(weights.sum()) if total_weight is None else total_weight
@@ -160,9 +163,9 @@ class ReconstructionAnchor:
     @torch.no_grad()
     def move_target(self, outputs: SarcseModelOutput, inputs: dict[str, torch.Tensor]) -> None:
         """Change the target, `(R, T, d)`, of outputs whose rows begin with those of `inputs`, each `(B, L)`."""
-        rows, length = outputs.content_mask.shape
+        _, target, mask, _ = outputs.reconstructed()
+        rows, length = mask.shape
         inputs = {name: tensor[:rows] for name, tensor in inputs.items()}
         vectors = self.encoder(**inputs).last_hidden_state  # (R, L, d)
         packed, _, _ = self.pack_content(vectors, inputs["input_ids"], inputs["attention_mask"])
-        target, anchor = outputs.reconstruction_target, packed[:, :length]
-        outputs.reconstruction_target = target.lerp(anchor.to(target.dtype), self.share)
+        outputs.reconstruction_target = target.lerp(packed[:, :length].to(target.dtype), self.share)

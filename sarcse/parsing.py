@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
@@ -25,7 +26,8 @@ class ArgumentParser(HfArgumentParser):
     """HfArgumentParser whose errors are one line, without the 150 options of the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"train.py: error: {message}\n")
+        print(f"train.py: error: {message}", file=sys.stderr)
+        sys.exit(2)
 
 
 def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, SarcseTrainingArguments]:

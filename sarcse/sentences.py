@@ -94,7 +94,10 @@ def load_sentences(arguments: DataArguments) -> datasets.Dataset | datasets.Iter
         raise ValueError("give either --train_file or --dataset_name, not both.")
     name, column = name_of_sentences(arguments), arguments.text_column
     try:
-        sentences = (sentences_of_files if arguments.dataset_name is None else sentences_of_dataset)(arguments)
+        if arguments.dataset_name is None:
+            sentences = sentences_of_files(arguments)
+        else:
+            sentences = sentences_of_dataset(arguments.dataset_name, arguments)
     except MissingColumnError as error:
         raise ValueError(f"{error} --text_column names the one with the sentences.") from error
     if arguments.streaming:
@@ -135,9 +138,9 @@ def text_cells(files: list[str], column: str, versions: list[str] | None = None)
         yield {column: text_of(place, column, row[column])}
 
 
-def sentences_of_dataset(arguments: DataArguments) -> datasets.Dataset | datasets.IterableDataset:
+def sentences_of_dataset(name: str, arguments: DataArguments) -> datasets.Dataset | datasets.IterableDataset:
     """The column of a data set of the Hub. Its types are known or, of a stream of plain files, checked row by row."""
-    name, column = arguments.dataset_name, arguments.text_column
+    column = arguments.text_column
     sentences = load_or_explain(name, name, arguments.dataset_config_name, streaming=arguments.streaming)
     features = sentences.features
     if features is None:

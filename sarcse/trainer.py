@@ -14,7 +14,7 @@ import datasets
 import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl
 
 from modeling_sarcse import POOLERS, SarcseModel, SarcseModelOutput
 from sarcse.arguments import SarcseTrainingArguments, check_metric
@@ -49,10 +49,12 @@ class SarcseTrainer(Trainer):
         eval_dataset (`datasets.Dataset`): Columns sentence1, sentence2 and score.
 
     Raises:
-        ValueError: no evaluation has the metric that picks the best model, or the model's pooler cannot be trained.
+        ValueError: no evaluation has the metric that picks the best model, the model's pooler cannot be trained, or
+            there are no token weights.
     """
 
     args: SarcseTrainingArguments
+    control: TrainerControl
     processing_class: PreTrainedTokenizerBase
 
     # Each loss is a mean over its batch, for the Trainer to divide by the number of accumulated batches.
@@ -74,6 +76,8 @@ class SarcseTrainer(Trainer):
         self.reconstruct = self.args.reconstruction_weight > 0
         self.anchor: ReconstructionAnchor | None = None
         if self.reconstruct:
+            if token_weights is None:
+                raise ValueError("`token_weights` are needed where `reconstruction_weight` is above 0.")
             self.token_weights = token_weights.to(self.args.device)
             if self.args.reconstruction_anchor > 0:
                 # Before a checkpoint is loaded: a run that goes on has the anchor that it began with.
@@ -139,7 +143,8 @@ class SarcseTrainer(Trainer):
     def contrastive_loss(self, embeddings: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """InfoNCE of this process' sentences, whose two views are the halves of `embeddings`, `(2B, d)`."""
         keys = sentence_keys(inputs["input_ids"], inputs["attention_mask"])  # (B,)
-        return info_nce(*embeddings.chunk(2), self.args.contrastive_temperature, keys)
+        first, second = embeddings.chunk(2)  # (2B, d) -> two of (B, d)
+        return info_nce(first, second, self.args.contrastive_temperature, keys)
 
     def reconstruction_loss(
         self, outputs: SarcseModelOutput, views: dict[str, torch.Tensor], total_weight: torch.Tensor | None = None
@@ -164,10 +169,10 @@ class SarcseTrainer(Trainer):
                 that gave this loss.
         """
         inputs = self._prepare_inputs(inputs)
-        if self.args.gradient_cache_mini_batch_size is None:
+        if (size := self.args.gradient_cache_mini_batch_size) is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
-            loss = self.cached_training_step(model, inputs)
+            loss = self.cached_training_step(model, inputs, size)
         # All processes stop for what one of them found: a loss that is not finite, or a signal.
         found = torch.stack([~loss.isfinite(), torch.tensor(self.save_on_signal.received is not None).to(loss.device)])
         not_finite, signalled = self.accelerator.reduce(found.float(), "sum").tolist()
@@ -176,11 +181,11 @@ class SarcseTrainer(Trainer):
             raise FloatingPointError(describe_failure(self, inputs))
         return loss
 
-    def cached_training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The same gradients, with the activations of no more than `gradient_cache_mini_batch_size` rows alive."""
+    def cached_training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], size: int) -> torch.Tensor:
+        """The same gradients, while the activations of no more than `size` rows are alive."""
         model.train()
         rows = len(inputs["input_ids"]) if self.reconstruct else 0
-        cache = GradientCache(model, two_views(inputs), self.args.gradient_cache_mini_batch_size, rows)
+        cache = GradientCache(model, two_views(inputs), size, rows)
         weights: list[torch.Tensor] = []
 
         def weigh(outputs: SarcseModelOutput) -> None:
@@ -189,16 +194,16 @@ class SarcseTrainer(Trainer):
 
         embeddings = cache.embed(see=weigh)  # (2B, d)
         loss = contrastive = self.contrastive_loss(embeddings, inputs)
-        contrastive.backward()
-        total_weight = share_of_total(torch.stack(weights).sum()) if self.reconstruct else None
-        reconstruction = torch.zeros_like(contrastive) if self.reconstruct else None
-        for outputs, views, value in cache.replay(embeddings.grad, partial(self.accelerator.no_sync, model)):
+        (gradient,) = torch.autograd.grad(contrastive, embeddings)
+        total_weight = share_of_total(torch.stack(weights).sum()) if weights else None
+        reconstruction = None
+        for outputs, views, value in cache.replay(gradient, partial(self.accelerator.no_sync, model)):
             if outputs.reconstruction is not None:
                 part = self.reconstruction_loss(outputs, views, total_weight)
                 value = value + self.args.reconstruction_weight * part
-                reconstruction += part.detach()
+                reconstruction = part.detach() if reconstruction is None else reconstruction + part.detach()
             self.accelerator.backward(value / self.current_gradient_accumulation_steps)
-        if self.reconstruct:
+        if reconstruction is not None:
             loss = contrastive + self.args.reconstruction_weight * reconstruction
         self.losses.add(contrastive, reconstruction)
         return loss.detach() / self.current_gradient_accumulation_steps
