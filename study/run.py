@@ -1,14 +1,14 @@
 """
 The study: which choices make SARCSE good, and are the paper's claims against SimCSE true here?
 
-    python benchmarks/study.py choices --seeds 5          # part one: each choice from one start, STS-B dev decides
-    python benchmarks/study.py longer --seeds 3           # the best of them in longer trainings
-    python benchmarks/study.py claims --seeds 10          # part two: the settled model beside its baselines
-    python benchmarks/study.py batch_sizes --seeds 10     # ... and in batches of other sizes
-    python benchmarks/study.py second_encoder --seeds 10  # ... and on all-MiniLM-L6-v2
-    python benchmarks/study_report.py                     # the tables and figures of benchmarks/results/README.md
+    python -m study.run choices --seeds 5          # part one: each choice from one start, STS-B dev decides
+    python -m study.run longer --seeds 3           # the best of them in longer trainings
+    python -m study.run claims --seeds 10          # part two: the settled model beside its baselines
+    python -m study.run batch_sizes --seeds 10     # ... and in batches of other sizes
+    python -m study.run second_encoder --seeds 10  # ... and on all-MiniLM-L6-v2
+    python -m study.report                         # the tables and figures of study/results/README.md
 
-Each run is a process, and a line of benchmarks/results/study.jsonl. A run whose line is there is not made again, one
+Each run is a process, and a line of study/results/study.jsonl. A run whose line is there is not made again, one
 that was interrupted goes on from its checkpoint, so the same command ends what Ctrl-C stopped.
 """
 
@@ -32,8 +32,6 @@ from unittest import mock
 import numpy as np
 import torch
 from accelerate.utils import set_seed
-from common import MAX_SEQ_LENGTH, SHARED
-from study_configurations import ENCODER, PARTS, SECOND_ENCODER, START
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -47,10 +45,14 @@ from sarcse.figures import gold_groups
 from sarcse.sentences import load_sentences
 from sarcse.tokens import token_counts, token_weights, tokenize
 from sarcse.trainer import two_views
+from study.configurations import ENCODER, PARTS, SECOND_ENCODER, START
 from train import build_trainer, parse_arguments
 
 
-LINES = Path(__file__).parent / "results" / "study.jsonl"
+PROJECT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("SARCSE_DATA") or PROJECT.parent / "shared")
+LINES = PROJECT / "study" / "results" / "study.jsonl"
+MAX_SEQ_LENGTH = 32
 TASKS = ["STS12", "STS14", "STS15", "STSB"]
 WRITING = Lock()
 NO_FLAGS = (
@@ -426,7 +428,7 @@ def runs_of(part: str, seeds: int) -> list[dict[str, Any]]:
 
 def commit() -> str:
     """The commit that runs, with `-dirty` where the code differs from it."""
-    options = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parent.parent}
+    options = {"capture_output": True, "text": True, "check": True, "cwd": PROJECT}
     changed = subprocess.run(["git", "status", "--porcelain", "--", "*.py"], **options).stdout.strip()
     return subprocess.run(["git", "rev-parse", "--short", "HEAD"], **options).stdout.strip() + "-dirty" * bool(changed)
 
@@ -434,11 +436,11 @@ def commit() -> str:
 def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
     """`one_run` in a process of its own, since threads and replaced losses are a matter of the whole process."""
     folder = arguments.output_dir / key_of(run)
-    command = [sys.executable, __file__, "one", "--run", json.dumps(run), "--output_dir", str(folder)]
+    command = [sys.executable, "-m", "study.run", "one", "--run", json.dumps(run), "--output_dir", str(folder)]
     command += ["--data", arguments.data]
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TOKENIZERS_PARALLELISM": "false"}
     started = time.time()
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=PROJECT)
     if process.returncode != 0:
         raise RuntimeError(f"{key_of(run)} ended with {process.returncode}:\n{process.stderr[-3000:]}")
     shutil.rmtree(folder)
@@ -483,7 +485,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, RuntimeError) as error:
-        print(f"study.py: error: {error}", file=sys.stderr)
+        print(f"study.run: error: {error}", file=sys.stderr)
         sys.exit(2)
 
 

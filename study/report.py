@@ -1,7 +1,7 @@
 """
-The tables and figures of benchmarks/results/README.md, from the lines of study.jsonl.
+The tables and figures of study/results/README.md, from the lines of study.jsonl.
 
-    python benchmarks/study_report.py [--check]
+    python -m study.report [--check]
 
 Everything between `<!-- NAME -->` and `<!-- /NAME -->` in that page is written here; --check says whether it is what
 the lines give, and changes nothing. Intervals are Student's 95% intervals of paired differences: of runs with the same
@@ -21,8 +21,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
-from study import BINS, EVALUATIONS, LINES, SHARES, TASKS, read_lines
-from study_configurations import (
+
+from sarcse.comparison import markdown_table
+from sarcse.figures import COLORS, LINE_STYLES, MARKERS, STYLE, save, similarity_densities
+from study.configurations import (
     APART,
     BASELINES,
     BATCH_SIZES,
@@ -54,9 +56,7 @@ from study_configurations import (
     WIDE,
     with_batch_size,
 )
-
-from sarcse.comparison import markdown_table
-from sarcse.figures import COLORS, LINE_STYLES, MARKERS, STYLE, save, similarity_densities
+from study.run import BINS, EVALUATIONS, LINES, SHARES, TASKS, read_lines
 
 
 PAGE = LINES.with_name("README.md")
@@ -443,9 +443,9 @@ def draw_densities(lines: list[dict[str, Any]], path: Path) -> None:
 
 
 FIGURES = {
-    "study_choices": draw_choices,
-    "study_batch_sizes": draw_batch_sizes,
-    "study_densities": draw_densities,
+    "choices": draw_choices,
+    "batch_sizes": draw_batch_sizes,
+    "densities": draw_densities,
 }
 
 
@@ -476,7 +476,7 @@ def main() -> None:
     page = PAGE.read_text(encoding="utf-8")
     made = with_tables(page, lines)
     if arguments.check:
-        sys.exit(f"{PAGE} is not what {LINES.name} gives: run benchmarks/study_report.py." if made != page else 0)
+        sys.exit(f"{PAGE} is not what {LINES.name} gives: run `python -m study.report`." if made != page else 0)
     PAGE.write_text(made, encoding="utf-8")
     for name, draw in FIGURES.items():
         draw(lines, PAGE.with_name(name))
