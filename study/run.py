@@ -18,34 +18,31 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from accelerate.utils import set_seed
+from datasets import Dataset
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import PreTrainedTokenizerBase
 
-from modeling_sarcse import SarcseDecoder, SarcseEncoder, SarcseModel, SarcseModelOutput, masked_mean, mean_window
+from modeling_sarcse import SarcseModel, SarcseModelOutput
 from sarcse.checkpoints import last_good_checkpoint
 from sarcse.comparison import correlations
 from sarcse.embedding import encode, measure
 from sarcse.figures import gold_groups
-from sarcse.sentences import load_sentences
-from sarcse.tokens import token_counts, token_weights, tokenize
-from sarcse.trainer import two_views
-from study.configurations import ENCODER, PARTS, SECOND_ENCODER, START
+from sarcse.sentences import DataArguments, load_sentences
+from sarcse.tokens import token_counts, tokenize
+from study.configurations import ENCODER, PARTS, REMOVED, SECOND_ENCODER, START, can_run
 from train import build_trainer, parse_arguments
 
 
@@ -55,154 +52,7 @@ LINES = PROJECT / "study" / "results" / "study.jsonl"
 MAX_SEQ_LENGTH = 32
 TASKS = ["STS12", "STS14", "STS15", "STSB"]
 WRITING = Lock()
-NO_FLAGS = (
-    "decoder_shape",
-    "dropout",
-    "encoder_shape",
-    "error",
-    "layers",
-    "shielded_encoder",
-    "target_decay",
-    "token_cutoff",
-    "token_pooling",
-)
 EVALUATIONS = 4  # of STS-B dev in a run; the best one picks the checkpoint, as in SimCSE's protocol
-
-
-# --- Losses that only the study knows --------------------------------------------------------------------------------
-
-
-def cosine_errors(output: SarcseModelOutput) -> torch.Tensor:
-    """1 - cosine of each token's reconstruction and its vector, `(R, T)`."""
-    similarity = F.cosine_similarity(output.reconstruction.float(), output.reconstruction_target.float(), dim=-1)
-    return (1 - similarity) * output.content_mask
-
-
-def squared_errors(output: SarcseModelOutput, target: torch.Tensor) -> torch.Tensor:
-    """Those of the model, to another target: `(R, T)`."""
-    return (output.reconstruction.float() - target.float()).pow(2).mean(dim=-1) * output.content_mask
-
-
-def attached_errors(output: SarcseModelOutput) -> torch.Tensor:
-    """Squared errors whose gradient reaches the encoder through the target, too: `(R, T)`."""
-    rows, length = output.content_mask.shape
-    # Where padding is on the right and one special token on the left, content token t has position t + 1.
-    target = F.pad(output.last_hidden_state[:rows, 1:], (0, 0, 0, 1))[:, :length]  # (R, T, d)
-    return squared_errors(output, target)
-
-
-def crosswise_errors(output: SarcseModelOutput) -> torch.Tensor:
-    """Squared errors of each view's reconstruction from the other view's vectors, `(R, T)`, R being two views."""
-    return squared_errors(output, output.reconstruction_target.roll(len(output.reconstruction_target) // 2, dims=0))
-
-
-def standardised_errors(output: SarcseModelOutput) -> torch.Tensor:
-    """
-    Squared errors in which no dimension counts more than another, as few would otherwise where a few vary most (Timkey
-    and van Schijndel, arXiv 2109.04404): divided by the dimension's share of the variance in the batch, `(R, T)`.
-    """
-    variance = output.reconstruction_target[output.content_mask].float().var(dim=0)  # (tokens, d) -> (d,)
-    scale = (variance.mean() / variance).sqrt()
-    difference = (output.reconstruction.float() - output.reconstruction_target.float()) * scale  # (R, T, d)
-    return difference.pow(2).mean(dim=-1) * output.content_mask
-
-
-ERRORS = {
-    "cosine": cosine_errors,
-    "attached": attached_errors,
-    "crosswise": crosswise_errors,
-    "standardised": standardised_errors,
-}
-
-
-class MovingAnchor(TrainerCallback):
-    """The anchor follows the encoder as a moving average of its weights (as the teacher in BYOL, arXiv 2006.07733)."""
-
-    def __init__(self, anchor: torch.nn.Module, decay: float) -> None:
-        self.anchor, self.decay = anchor, decay
-
-    @torch.no_grad()
-    def on_step_end(self, *_: Any, model: SarcseModel, **__: Any) -> None:
-        for mean, now in zip(self.anchor.parameters(), model.encoder.parameters()):
-            mean.lerp_(now, 1 - self.decay)
-
-
-def shield_encoder(model: SarcseModel, _: tuple, inputs: dict[str, Any], output: SarcseModelOutput) -> None:
-    """A forward hook: the reconstruction has a gradient to the new layers only, and none to the encoder."""
-    if output.reconstruction is not None:
-        rows, length = output.content_mask.shape
-        ids, mask = inputs["input_ids"][:rows], inputs["attention_mask"][:rows]
-        packed, _, content = model.pack_content(output.last_hidden_state[:rows].detach(), ids, mask)
-        output.reconstruction = model.sentence_decoder(model.sentence_encoder(packed, content), content[:, :length])
-
-
-def simplify_decoder(decoder: SarcseDecoder, shape: str) -> None:
-    """From now on it has no TextCNN ("shallow"), or gives the embedding itself at every position ("none")."""
-    if shape == "shallow":
-        decoder.textcnn.register_forward_hook(lambda _, inputs, __: inputs[0])
-    elif shape == "none":
-        decoder.register_forward_hook(lambda _, inputs, __: inputs[0].unsqueeze(1).expand(-1, inputs[1].shape[1], -1))
-
-
-def skip_textcnn(encoder: SarcseEncoder) -> None:
-    """From now on the sentence embedding is the plain mean of the content tokens' vectors."""
-    encoder.register_forward_hook(lambda _, inputs, __: masked_mean(*inputs))  # (B, L, d), (B, L) -> (B, d)
-
-
-def average_first_last(encoder: PreTrainedModel) -> None:
-    """From now on its vectors are the mean of those of its first and of its last layer, as the pooler of that name."""
-
-    def average(_: torch.nn.Module, __: tuple, output: BaseModelOutput) -> None:
-        output.last_hidden_state = (output.hidden_states[1] + output.last_hidden_state) / 2  # (B, L, d)
-
-    ask = {"output_hidden_states": True}
-    encoder.register_forward_pre_hook(lambda _, inputs, options: (inputs, {**options, **ask}), with_kwargs=True)
-    encoder.register_forward_hook(average)
-
-
-def views_with_cutoff(
-    share: float, special_token_ids: list[int], inputs: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """The trainer's two views, each without a `share` of its content tokens (ConSERT, arXiv 2105.11741)."""
-    views = two_views(inputs)
-    ids = views["input_ids"]
-    content = torch.isin(ids, torch.tensor(special_token_ids, device=ids.device), invert=True)
-    cut = content & (torch.rand(ids.shape, device=ids.device) < share)  # (2B, L)
-    return {**views, "attention_mask": views["attention_mask"] * ~cut}
-
-
-def weigh_tokens(model: SarcseModel, weights: torch.Tensor) -> None:
-    """From now on, the mean that is the model's embedding weighs tokens by their ids' `weights`."""
-    if model.config.pooler == "mean":
-        model.register_forward_hook(partial(pool_by_weight, weights), with_kwargs=True)
-        return
-    packed: dict[str, torch.Tensor] = {}
-
-    def keep_weights(model: SarcseModel, _: tuple, inputs: dict[str, torch.Tensor]) -> None:
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        packed["weight"] = model.pack_content(weights[ids].unsqueeze(-1), ids, mask)[0].squeeze(-1)
-
-    def pool_windows(encoder: SarcseEncoder, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> torch.Tensor:
-        vectors, mask = inputs  # (B, L, d), (B, L)
-        weight, integration = packed["weight"], encoder.integration
-        weight = weight * mask.sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)  # adds up to as much as mask
-        window = mean_window(encoder.textcnn(vectors, mask), weight, integration.kernel_size[0])  # (B, K c, width)
-        return F.linear(window.flatten(1), integration.weight.flatten(1), integration.bias)  # (B, d)
-
-    model.register_forward_pre_hook(keep_weights, with_kwargs=True)
-    model.sentence_encoder.register_forward_hook(pool_windows)
-
-
-def pool_by_weight(
-    weights: torch.Tensor,
-    model: torch.nn.Module,
-    _: tuple,
-    inputs: dict[str, torch.Tensor],
-    output: SarcseModelOutput,
-) -> None:
-    """A forward hook: the embedding is the mean of the tokens' vectors, weighted by their ids' `weights`."""
-    weight = (weights[inputs["input_ids"]] * inputs["attention_mask"]).unsqueeze(-1)  # (B, L, 1)
-    output.pooler_output = (output.last_hidden_state * weight).sum(dim=1) / weight.sum(dim=1)  # (B, d)
 
 
 # --- What else is measured -------------------------------------------------------------------------------------------
@@ -317,84 +167,63 @@ def encoder_folder(name: str, data: str) -> Path:
     return folder
 
 
-@contextmanager
-def with_dropout(encoder: Path, dropout: float) -> Iterator[str]:
-    """The encoder's folder, or one like it with another dropout in its configuration."""
-    config = json.loads((encoder / "config.json").read_text())
-    wanted = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    if wanted.items() <= config.items():
-        yield str(encoder)  # whose tokens are in the cache of the runs before
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for file in encoder.iterdir():
-            Path(folder, file.name).symlink_to(file.resolve())
-        config |= wanted
-        Path(folder, "config.json").unlink()
-        Path(folder, "config.json").write_text(json.dumps(config))
-        yield folder
+def flags_of(run: dict[str, Any], data: str, folder: str) -> list[str]:
+    """
+    train.py's flags for a run.
+
+    Raises:
+        ValueError: the program no longer has what the configuration asks for, or there is no such encoder.
+    """
+    configuration = run["configuration"]
+    if not can_run(configuration):
+        raise ValueError(f"{key_of(run)}: the program no longer has all of these (REMOVED, study/configurations.py).")
+    fields = {name: value for name, value in configuration.items() if name not in REMOVED}
+    # Not train.py's default, which this study found: None is the learning rate of the rest.
+    fields["autoencoder_learning_rate"] = fields["autoencoder_learning_rate"] or fields["learning_rate"]
+    fields |= {"model_name_or_path": encoder_folder(run["encoder"], data), "seed": run["seed"], "output_dir": folder}
+    fields |= {"train_file": f"{data}/data/wiki500k.txt.xz", "max_seq_length": MAX_SEQ_LENGTH}
+    fields |= {"sts_dir": f"{data}/data/senteval", "eval_steps": 1 / EVALUATIONS, "save_steps": 1 / EVALUATIONS}
+    fields |= {"bf16": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 5}
+    if last_good_checkpoint(folder):
+        fields["resume_from_checkpoint"] = "last"
+    return [*(f"--{name}={value}" for name, value in fields.items()), "--sts_tasks", *TASKS]
 
 
 def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
     """Train a configuration with a seed, and measure the result: what a line holds beside `run` itself."""
-    configuration, seed = run["configuration"], run["seed"]
-    fields = {name: value for name, value in configuration.items() if name not in NO_FLAGS}
-    # Not train.py's default, which this study found: None is the learning rate of the rest.
-    fields["autoencoder_learning_rate"] = fields["autoencoder_learning_rate"] or fields["learning_rate"]
-    fields |= {"train_file": f"{data}/data/wiki500k.txt.xz", "max_seq_length": MAX_SEQ_LENGTH, "seed": seed}
-    fields |= {"sts_dir": f"{data}/data/senteval", "eval_steps": 1 / EVALUATIONS, "save_steps": 1 / EVALUATIONS}
-    fields |= {"output_dir": folder, "bf16": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 5}
-    if last_good_checkpoint(folder):
-        fields["resume_from_checkpoint"] = "last"
-    elif Path(folder).exists():
+    model_arguments, data_arguments, training = parse_arguments(flags_of(run, data, folder))
+    if not training.resume_from_checkpoint and Path(folder).exists():
         shutil.rmtree(folder)  # it was killed while it wrote its first checkpoint
-    with with_dropout(encoder_folder(run["encoder"], data), configuration["dropout"]) as source:
-        fields["model_name_or_path"] = source
-        flags = [f"--{name}={value}" for name, value in fields.items() if value is not None]
-        arguments = parse_arguments([*flags, "--sts_tasks", *TASKS])
-        trainer, tasks, record = build_trainer(*arguments)
-    model, tokenizer = trainer.model, trainer.processing_class
-    arguments[1].max_train_samples = None
-    corpus = load_sentences(arguments[1])
-    tokens = tokenize(corpus.select(range(COUNTED)), tokenizer, arguments[1])
-    counts = token_counts(tokens, model.config.encoder_config.vocab_size, model.config.special_token_ids)
-    if configuration["token_pooling"] != "uniform":
-        weights = token_weights(counts, configuration["token_pooling"], configuration["frequency_smoothing"])
-        weights[model.config.special_token_ids] = 0.0
-        weigh_tokens(model, weights)
-    if configuration["target_decay"]:
-        trainer.add_callback(MovingAnchor(trainer.initial_encoder, configuration["target_decay"]))
-    if configuration["layers"] == "first_last":
-        average_first_last(model.encoder)
-    if configuration["encoder_shape"] == "none":
-        skip_textcnn(model.sentence_encoder)
-    if configuration["decoder_shape"] != "full":
-        simplify_decoder(model.sentence_decoder, configuration["decoder_shape"])
-    if configuration["shielded_encoder"]:
-        model.register_forward_hook(shield_encoder, with_kwargs=True)
+    trainer, tasks, record = build_trainer(model_arguments, data_arguments, training)
     made = record()
-    set_seed(seed, device_specific=True)  # as train.py does
-    with ExitStack() as replaced:
-        if error := ERRORS.get(configuration["error"]):
-            replaced.enter_context(mock.patch.object(SarcseModelOutput, "reconstruction_errors", error))
-        if share := configuration["token_cutoff"]:
-            views = partial(views_with_cutoff, share, model.config.special_token_ids)
-            replaced.enter_context(mock.patch("sarcse.trainer.two_views", views))
-        seconds = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics["train_runtime"]
-    measurement = measure(partial(encode, model.eval(), tokenizer), tasks, model.config.pooler)
-    held_out = corpus[-HELD_OUT:][arguments[1].text_column]
+    set_seed(run["seed"], device_specific=True)  # as train.py does
+    seconds = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics["train_runtime"]
     history = [line for line in trainer.state.log_history if "eval_stsb_spearman" in line]
     return {
         "dev": [[line["step"], line["eval_stsb_spearman"]] for line in history],
-        "sts": {
-            task: correlations(values, np.array(tasks[task]["score"][:]))["spearman"]
-            for task, values in measurement.similarities.items()
-        },
-        **measurement.geometry,
-        "densities": densities(measurement.similarities["STSB"], np.array(tasks["STSB"]["score"][:])),
-        "bias": token_bias(model, tokenizer, held_out, counts),
+        **measured(trainer.model.eval(), trainer.processing_class, tasks, data_arguments),
         "seconds": round(seconds, 1),
         "hardware": made["hardware"],
         "versions": made["versions"],
+    }
+
+
+def measured(
+    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, tasks: dict[str, Dataset], arguments: DataArguments
+) -> dict[str, Any]:
+    """The trained model's scores, geometry and token bias."""
+    measurement = measure(partial(encode, model, tokenizer), tasks, model.config.pooler)
+    gold = {task: np.array(pairs["score"][:]) for task, pairs in tasks.items()}
+    corpus = load_sentences(replace(arguments, max_train_samples=None))
+    tokens = tokenize(corpus.select(range(min(COUNTED, len(corpus)))), tokenizer, arguments)
+    counts = token_counts(tokens, model.config.encoder_config.vocab_size, model.config.special_token_ids)
+    return {
+        "sts": {
+            task: correlations(values, gold[task])["spearman"] for task, values in measurement.similarities.items()
+        },
+        **measurement.geometry,
+        "densities": densities(measurement.similarities["STSB"], gold["STSB"]),
+        "bias": token_bias(model, tokenizer, corpus[-HELD_OUT:][arguments.text_column], counts),
     }
 
 
@@ -413,17 +242,20 @@ def key_of(run: dict[str, Any]) -> str:
     return ",".join([run["encoder"], *different, f"seed={run['seed']}"])
 
 
-def runs_of(part: str, seeds: int) -> list[dict[str, Any]]:
+def runs_of(part: str, seeds: int) -> tuple[list[dict[str, Any]], int]:
     """
-    The runs of a part, a configuration after the other, so that what is stopped early has few, but whole ones. What
-    does not train has one seed.
+    The runs of a part that can be made, and how many others need switches that the program no longer has. They go
+    configuration by configuration, so that what is stopped early has few, but whole ones. What does not train has one
+    seed.
     """
     encoder = SECOND_ENCODER if part == "second_encoder" else ENCODER
-    return [
+    runs = [
         {"encoder": encoder, "configuration": configuration, "seed": seed}
         for configuration in ({**START, **choice} for choice in PARTS[part])
         for seed in range(1, 1 + (seeds if configuration["learning_rate"] > 0 else 1))
     ]
+    possible = [run for run in runs if can_run(run["configuration"])]
+    return possible, len(runs) - len(possible)
 
 
 def commit() -> str:
@@ -434,13 +266,13 @@ def commit() -> str:
 
 
 def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """`one_run` in a process of its own, since threads and replaced losses are a matter of the whole process."""
+    """`one_run` in a process of its own, which alone can have its own number of threads."""
     folder = arguments.output_dir / key_of(run)
     command = [sys.executable, "-m", "study.run", "one", "--run", json.dumps(run), "--output_dir", str(folder)]
     command += ["--data", arguments.data]
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TOKENIZERS_PARALLELISM": "false"}
     started = time.time()
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=PROJECT)
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
     if process.returncode != 0:
         raise RuntimeError(f"{key_of(run)} ended with {process.returncode}:\n{process.stderr[-3000:]}")
     shutil.rmtree(folder)
@@ -454,10 +286,14 @@ def study(arguments: argparse.Namespace) -> None:
     """Make the runs that are missing, several at a time."""
     arguments.commit = commit()
     done = {key_of(line) for line in read_lines()}
-    runs = runs_of(arguments.part, arguments.seeds)
+    runs, skipped = runs_of(arguments.part, arguments.seeds)
     encoder_folder(runs[0]["encoder"], arguments.data)
     missing = [run for run in runs if key_of(run) not in done]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {LINES.name}.")
+    if skipped:
+        print(
+            f"{skipped} more need switches that are gone: skipped. Lines of such runs name the commit that has them."
+        )
     with ThreadPoolExecutor(arguments.processes) as pool:
         futures = [pool.submit(make_line, run, arguments) for run in missing]
         try:

@@ -1,143 +1,23 @@
-"""The study: its page says what its lines say, and what the program can still do is a run of it."""
+"""The study: its page says what its lines say, and a run is what the program does by its own flags."""
 
+import lzma
 import re
 from math import sqrt
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from torch.nn import functional as F
 
 from modeling_sarcse import SarcseModel
-from study import report, run
+from sarcse.sts import STS_TASKS
+from study import report, run, tables
 
-from .conftest import ENCODER, PROJECT, SENTENCES
+from .conftest import DEMO, ENCODER, PROJECT, SENTENCES
 
 
 @pytest.fixture(scope="module")
 def model():
     return SarcseModel.from_encoder_pretrained(str(ENCODER), channels=8)
-
-
-def test_the_errors_of_the_study_equal_their_formulas(model, tokenizer):
-    """Of both views of two sentences, which differ in dropout alone, token by token."""
-    batch = tokenizer(SENTENCES[:2] * 2, padding=True, return_tensors="pt")
-    torch.manual_seed(0)
-    output = model.train()(**batch, output_reconstruction=True)
-    model.eval()
-    errors = {name: error(output) for name, error in run.ERRORS.items()}
-    torch.testing.assert_close(errors["attached"], output.reconstruction_errors())
-    (gradient,) = torch.autograd.grad(errors["attached"].sum(), output.last_hidden_state, retain_graph=True)
-    (detached,) = torch.autograd.grad(output.reconstruction_errors().sum(), output.last_hidden_state)
-    assert not torch.equal(gradient, detached)
-    variance = output.reconstruction_target[output.content_mask].var(dim=0)
-    for row in range(4):
-        for position in range(int(output.content_mask[row].sum())):
-            reconstruction, vectors = output.reconstruction[row, position], output.last_hidden_state
-            other = vectors[(row + 2) % 4, position + 1]  # behind <s>, in the other view
-            torch.testing.assert_close(errors["crosswise"][row, position], F.mse_loss(reconstruction, other))
-            cosine = F.cosine_similarity(reconstruction, vectors[row, position + 1], dim=0)
-            torch.testing.assert_close(errors["cosine"][row, position], 1 - cosine)
-            squares = (reconstruction - vectors[row, position + 1]) ** 2
-            standardised = variance.mean() * (squares / variance).mean()
-            torch.testing.assert_close(errors["standardised"][row, position], standardised)
-    for error in errors.values():
-        assert torch.equal(error != 0, output.content_mask)
-
-
-def test_a_shielded_encoder_has_no_gradient_from_the_reconstruction(tokenizer):
-    """... whose value stays, without dropout; the new layers have one."""
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=8).eval()
-    batch = tokenizer(SENTENCES[:2], padding=True, return_tensors="pt")
-    plain = model(**batch, output_reconstruction=True, reconstructed_rows=1)
-    model.register_forward_hook(run.shield_encoder, with_kwargs=True)
-    shielded = model(**batch, output_reconstruction=True, reconstructed_rows=1)
-    torch.testing.assert_close(shielded.reconstruction, plain.reconstruction)
-    shielded.reconstruction_errors().sum().backward()
-    assert all(parameter.grad is None for parameter in model.encoder.parameters())
-    assert model.sentence_encoder.integration.weight.grad.abs().sum() > 0
-
-
-def test_a_simple_decoder_gives_what_its_layers_left_would(tokenizer):
-    """Without its TextCNN the expansion's product alone; without anything the embedding."""
-    batch = tokenizer(SENTENCES[:2], padding=True, return_tensors="pt")
-    outputs = {}
-    for shape in ("shallow", "none"):
-        model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=8).eval()
-        run.simplify_decoder(model.sentence_decoder, shape)
-        outputs[shape] = model(**batch, output_reconstruction=True), model.sentence_decoder
-    for row in range(2):
-        for position in range(int(outputs["none"][0].content_mask[row].sum())):
-            output, _ = outputs["none"]
-            assert torch.equal(output.reconstruction[row, position], output.pooler_output[row])
-            output, decoder = outputs["shallow"]
-            product = output.pooler_output[row] @ decoder.expansion.weight[:, :, position] + decoder.expansion.bias
-            torch.testing.assert_close(output.reconstruction[row, position], decoder.output(F.gelu(product)))
-
-
-def test_without_its_textcnn_the_embedding_is_the_mean_of_the_content(tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=8).eval()
-    run.skip_textcnn(model.sentence_encoder)
-    for sentence in SENTENCES[:2]:
-        output = model(**tokenizer(sentence, return_tensors="pt"))
-        torch.testing.assert_close(output.pooler_output[0], output.last_hidden_state[0, 1:-1].mean(dim=0))
-
-
-def test_layers_averaged_under_mean_pooling_are_the_pooler_of_that_name(tokenizer):
-    batch = tokenizer(SENTENCES[:2], padding=True, return_tensors="pt")
-    embeddings = {}
-    for pooler in ("mean", "first_last_average"):
-        model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler).eval()
-        if pooler == "mean":
-            run.average_first_last(model.encoder)
-        embeddings[pooler] = model(**batch).pooler_output
-    torch.testing.assert_close(embeddings["mean"], embeddings["first_last_average"])
-
-
-def test_a_moving_anchor_averages_the_weights_of_the_encoder():
-    encoder, anchor = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
-    anchor.weight.data.fill_(1.0)
-    average = run.MovingAnchor(anchor, decay=0.75)
-    for value in (3.0, 7.5):
-        encoder.weight.data.fill_(value)
-        average.on_step_end(model=SimpleNamespace(encoder=encoder))
-    assert anchor.weight.item() == 3.0  # 1 -> 1.5 -> 3
-
-
-def test_a_cutoff_takes_other_content_tokens_from_each_view(model, tokenizer):
-    batch = dict(tokenizer([" ".join(SENTENCES[:2]), SENTENCES[0]] * 50, padding=True, return_tensors="pt"))
-    torch.manual_seed(0)
-    views = run.views_with_cutoff(0.2, model.config.special_token_ids, batch)
-    assert torch.equal(views["input_ids"], batch["input_ids"].repeat(2, 1))
-    whole = batch["attention_mask"].repeat(2, 1)
-    content = whole.bool() & ~torch.isin(views["input_ids"], torch.tensor(tokenizer.all_special_ids))
-    cut = whole != views["attention_mask"]
-    assert not cut[~content].any()
-    assert 0.17 < cut[content].float().mean() < 0.23
-    first, second = cut.chunk(2)
-    assert (first != second).any(dim=1).float().mean() > 0.9
-
-
-@pytest.mark.parametrize("pooler", ["mean", "autoencoder"])
-def test_weighted_tokens_move_the_mean_as_their_formula_says(pooler, tokenizer):
-    """Position by position: of the encoder's vectors, or of what the integrating convolution makes of them."""
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=8, pooler=pooler)
-    batch = tokenizer(SENTENCES[:2], padding=True, return_tensors="pt")
-    weights = torch.rand(len(tokenizer), generator=torch.Generator().manual_seed(0))
-    weights[tokenizer.all_special_ids] = 0.0
-    with torch.no_grad():
-        plain = model(**batch)
-        run.weigh_tokens(model, weights)
-        weighted = model(**batch).pooler_output
-        for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"])):
-            content = slice(1, int(mask.sum()) - 1)
-            vectors, ones = plain.last_hidden_state[row : row + 1, content], mask[None, content].bool()
-            if pooler == "autoencoder":
-                vectors = model.sentence_encoder.integration(model.sentence_encoder.textcnn(vectors, ones))
-            wanted = np.average(vectors[0], axis=0, weights=weights[ids[content]])
-            np.testing.assert_allclose(weighted[row], wanted, rtol=0, atol=1e-5)
-    assert (weighted - plain.pooler_output).abs().max() > 1e-3
 
 
 def test_token_bias_groups_by_frequency(model, tokenizer):
@@ -174,8 +54,66 @@ def test_the_densities_count_each_pair_in_its_group():
 
 def test_no_part_of_the_study_makes_a_run_twice():
     for part in run.PARTS:
-        keys = [run.key_of(each) for each in run.runs_of(part, seeds=2)]
-        assert len(keys) == len(set(keys)), part
+        keys = [run.key_of(each) for each in run.runs_of(part, seeds=2)[0]]
+        assert len(keys) == len(set(keys)) > 0, part
+
+
+@pytest.mark.parametrize("part", run.PARTS)
+def test_runs_that_need_a_removed_switch_are_skipped_and_counted(part):
+    possible, skipped = run.runs_of(part, seeds=1)
+    assert skipped == sum(not run.REMOVED.keys().isdisjoint(choice) for choice in run.PARTS[part])
+    assert len(possible) + skipped == len(run.PARTS[part])
+
+
+def test_a_run_that_needs_a_removed_switch_is_not_made_without_it(tmp_path):
+    impossible = {"encoder": run.ENCODER, "configuration": {**run.START, "error": "cosine"}, "seed": 1}
+    with pytest.raises(ValueError, match="error=cosine"):
+        run.one_run(impossible, data=str(tmp_path), folder=str(tmp_path))
+
+
+@pytest.fixture
+def small_data(tmp_path):
+    """A folder like that of the real data, with the demo's encoder and sentences, and its pairs for every task."""
+    folder = tmp_path / "shared"
+    sentences = folder / "data" / "wiki500k.txt.xz"
+    sentences.parent.mkdir(parents=True)
+    sentences.write_bytes(lzma.compress((DEMO / "sentences.txt").read_bytes()))
+    encoder = folder / "encoders" / run.ENCODER
+    encoder.parent.mkdir()
+    encoder.symlink_to(ENCODER)
+    pairs = [line.split("\t") for line in (DEMO / "sts.tsv").read_text().splitlines()[1:]]
+    files = {f"sts-{split}.csv": [["", "", "", "", *pair] for pair in pairs] for split in ("dev", "test")}
+    tasks = {"STSB": files}
+    for year in ("STS12", "STS14", "STS15"):
+        subset = STS_TASKS[year].subsets[0]
+        golds, inputs = [pair[:1] for pair in pairs], [pair[1:] for pair in pairs]
+        tasks[year] = {f"STS.gs.{subset}.txt": golds, f"STS.input.{subset}.txt": inputs}
+    for task, files in tasks.items():
+        place = folder / "data" / "senteval" / STS_TASKS[task].folder
+        place.mkdir(parents=True)
+        for name, rows in files.items():
+            (place / name).write_text("\n".join("\t".join(row) for row in rows))
+    return folder
+
+
+def test_a_run_is_trained_and_measured_by_the_program_and_leaves_one_line(small_data, tmp_path, monkeypatch):
+    """All pairs here are the same, so each test set scores what STS-B dev says of the best checkpoint."""
+    like_a_line = run.read_lines()[-1].keys()
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setattr(run, "LINES", tmp_path / "study.jsonl")
+    small = {"max_train_samples": 32, "per_device_train_batch_size": 8, "channels": 4}
+    tiny = {"encoder": run.ENCODER, "configuration": {**run.START, **small}, "seed": 1}
+    options = {"output_dir": tmp_path / "runs", "data": str(small_data), "threads": 1, "commit": "1234567"}
+    run.make_line(tiny, SimpleNamespace(**options))
+    (line,) = run.read_lines()
+    assert line.keys() == like_a_line
+    assert tiny.items() <= line.items()
+    assert [step for step, _ in line["dev"]] == [1, 2, 3, 4]
+    assert list(line["sts"].values()) == pytest.approx([tables.dev(line)] * 4)
+    pairs = len((DEMO / "sts.tsv").read_text().splitlines()) - 1
+    assert sum(sum(counts) for counts in line["densities"].values()) == pairs
+    assert {name: len(groups) for name, groups in line["bias"].items()} == {"change": 5, "error": 5, "variance": 5}
+    assert not any(options["output_dir"].iterdir()), "the checkpoints of a finished run are of no use"
 
 
 def test_each_run_of_the_study_has_one_line():
@@ -188,11 +126,11 @@ def test_the_table_of_choices_has_each_once_beside_what_it_differs_least_from():
         {"encoder": run.ENCODER, "configuration": {**run.START, **choice}, "seed": 1, "dev": [[1, 60.0]]}
         for choice in run.PARTS["choices"]
     ]
-    rows = [[cell.strip(" *") for cell in row.split("|")[1:3]] for row in report.choices_table(lines).splitlines()]
+    rows = [[cell.strip(" *") for cell in row.split("|")[1:3]] for row in tables.choices_table(lines).splitlines()]
     starts = [start for start, change in rows[2:] if not change]
-    assert starts == list(report.STARTS)
+    assert starts == list(tables.STARTS)
     changes = [(start, change) for start, change in rows[2:] if change]
-    firsts = ({}, report.SIMCSE, report.MEAN)
+    firsts = ({}, tables.SIMCSE, tables.MEAN)
     assert len(set(changes)) == len(changes) == sum(choice not in firsts for choice in run.PARTS["choices"])
     assert ("COPY", "learning_rate 0.0001") in changes  # which is FAST
     assert ("STEEP", "contrastive_temperature 0.1") in changes
@@ -204,7 +142,7 @@ def test_differences_are_paired_and_their_interval_is_students():
     one = {seed: {"dev": [[1, 0.0], [2, value]]} for seed, value in enumerate([5.0, 7.0, 6.0, 9.0, 8.0, 100.0])}
     other = {seed: {"dev": [[1, value]]} for seed, value in enumerate([4.0, 5.0, 3.0, 5.0, 3.0])}
     half = 2.776 * sqrt(2.5 / 5)  # the differences are 1 to 5
-    assert report.difference(one, other, report.dev) == pytest.approx((3, 3 - half, 3 + half), rel=1e-3)
+    assert tables.difference(one, other, tables.dev) == pytest.approx((3, 3 - half, 3 + half), rel=1e-3)
 
 
 def test_the_tables_of_the_study_are_those_of_its_lines():
