@@ -1,15 +1,26 @@
-"""What the study runs: configurations, each by what it has otherwise than `START`, and the parts that they make up."""
+"""What the study runs: configurations, each by what it has otherwise than `START`, and the parts they make up."""
 
 from typing import Any
 
 
-# The defaults that this project began with. All fields are train.py's flags but these: `dropout`, of the encoder;
-# `error`, what takes the place of the squared error to the detached target; `shielded_encoder`, whether the
-# reconstruction has no gradient to the encoder; `target_decay`, of an anchor that is a moving average of the encoder;
-# `token_pooling`, by which a mean of tokens weighs them; `token_cutoff`, the share of the tokens that each view goes
-# without; `layers`, whose vectors are taken, those of the last one or the mean of the first's and the last's;
-# `decoder_shape`, whether the decoder is whole, without its TextCNN (shallow) or not there at all (none); and
-# `encoder_shape`, whether the sentence embedding is the TextCNN encoder's or a plain mean (none).
+# What was tried, not kept and taken out of the code again: of each field, the one value that can still be run, which
+# is what the program does. Lines with another value name the commit that has the switch.
+REMOVED: dict[str, Any] = {
+    "pooling": "mean",  # of the TextCNN encoder's integrated vectors; or max
+    "reconstructed_views": 1,  # or both views of a sentence
+    # Of a token's reconstruction. Or 1 - cosine; or a squared error whose target has a gradient, too (attached), is of
+    # the other view (crosswise), or has its dimensions divided by their deviations in the batch (standardised).
+    "error": "squared",
+    "shielded_encoder": False,  # whether the reconstruction has no gradient to the encoder
+    "target_decay": None,  # of an anchor that is a moving average of the encoder
+    "token_pooling": "uniform",  # by which a mean of tokens weighs them; or a frequency weighting
+    "dropout": 0.1,  # of the encoder; both encoders come with this one
+    "token_cutoff": 0.0,  # the share of the tokens that each view goes without
+    "layers": "last",  # whose vectors are taken; or the mean of the first's and the last's
+    "decoder_shape": "full",  # or without its TextCNN (shallow), or no decoder at all (none)
+    "encoder_shape": "full",  # of the TextCNN encoder; or a plain mean (none)
+}
+# The defaults that this project began with. All other fields are train.py's flags.
 START: dict[str, Any] = {
     "max_train_samples": 5120,
     "per_device_train_batch_size": 64,
@@ -18,27 +29,24 @@ START: dict[str, Any] = {
     "train_sampling_strategy": "group_by_length",
     "contrastive_temperature": 0.05,
     "pooler": "autoencoder",
-    "pooling": "mean",
     "activation": "gelu",
     "channels": 128,
     "integration_kernel_size": 3,
     "decoder_length": 32,
     "reconstruction_weight": 1.0,
-    "reconstructed_views": 1,
     "reconstruction_anchor": 0.0,
     "frequency_weighting": "smooth_inverse",
     "frequency_smoothing": 1e-3,
-    "error": "squared",
-    "shielded_encoder": False,
-    "target_decay": None,
-    "token_pooling": "uniform",
     "decoder_initialization": "random",
-    "dropout": 0.1,
-    "token_cutoff": 0.0,
-    "layers": "last",
-    "decoder_shape": "full",
-    "encoder_shape": "full",
+    **REMOVED,
 }
+
+
+def can_run(configuration: dict[str, Any]) -> bool:
+    """Whether the program still has all that a whole configuration asks for."""
+    return all(configuration[name] == value for name, value in REMOVED.items())
+
+
 SIMCSE = {"pooler": "cls", "reconstruction_weight": 0.0}
 MEAN = {"pooler": "mean", "reconstruction_weight": 0.0}
 

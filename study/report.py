@@ -1,0 +1,149 @@
+"""
+The tables and figures of study/results/README.md, from the lines of study.jsonl.
+
+    python -m study.report [--check]
+
+Everything between `<!-- NAME -->` and `<!-- /NAME -->` in that page is written here; --check says whether it is what
+the lines give, and changes nothing. Intervals are Student's 95% intervals of paired differences: of runs with the same
+seed, which means the same order of the sentences and the same first weights.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from sarcse.figures import COLORS, LINE_STYLES, MARKERS, STYLE, save, similarity_densities
+from study.configurations import BATCH_SIZES, CHOICES, METHODS, SETTLED, with_batch_size
+from study.run import LINES, read_lines
+from study.tables import STARTS, TABLES, added, average, cosines, dev, difference, runs, start_of, with_densities
+
+
+PAGE = LINES.with_name("README.md")
+
+
+# --- Figures ---------------------------------------------------------------------------------------------------------
+
+
+@matplotlib.rc_context(STYLE)
+def draw_choices(lines: list[dict[str, Any]], path: Path) -> None:
+    """SARCSE's choices as points with their intervals, the best on top, a panel for each of their starting points."""
+    found = {}
+    for name, start in STARTS.items():
+        if start.get("reconstruction_weight") == 0:
+            continue  # a baseline
+        choices = [choice for choice in CHOICES if start_of(choice) == name]
+        values = [
+            (added(choice, start), difference(runs(lines, choice), runs(lines, start), dev)) for choice in choices
+        ]
+        rows = sorted((row for row in values if row[1] is not None), key=lambda row: row[1][0])
+        if rows:
+            found[name] = rows
+    heights = [len(rows) + 1 for rows in found.values()]
+    figure = Figure(figsize=(8.5, 1.2 + 0.22 * sum(heights)))
+    panels = figure.subplots(len(found), 1, sharex=True, height_ratios=heights)
+    for panel, (name, rows) in zip(panels, found.items()):
+        for row, (_, (mean, low, high)) in enumerate(rows):
+            fill = "full" if low > 0 or high < 0 else "none"
+            panel.errorbar(mean, row, xerr=[[mean - low], [high - mean]], fmt="o", color=COLORS[0], fillstyle=fill)
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.set_yticks(range(len(rows)), [change for change, _ in rows])
+        panel.set_title(f"from {name}")
+        panel.set_ylim(-0.6, len(rows) - 0.4)
+    panels[-1].set_xlabel("difference on STS-B dev, 95% interval")
+    save(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
+def draw_batch_sizes(lines: list[dict[str, Any]], path: Path) -> None:
+    """Average over batch size, with standard deviations over seeds."""
+    if sum(len(runs(lines, with_batch_size(SETTLED, size))) > 0 for size in BATCH_SIZES) < 2:
+        return
+    figure = Figure(figsize=(5, 2.8))
+    panel = figure.subplots()
+    for index, (name, choice) in enumerate(METHODS.items()):
+        found = {size: runs(lines, with_batch_size(choice, size)).values() for size in BATCH_SIZES}
+        points = {size: [average(line) for line in of] for size, of in found.items() if len(of) > 1}
+        panel.errorbar(
+            list(points),
+            [np.mean(values) for values in points.values()],
+            [np.std(values, ddof=1) for values in points.values()],
+            marker=MARKERS[index],
+            linestyle=LINE_STYLES[index],
+            color=COLORS[index],
+            capsize=3,
+            label=name,
+        )
+    panel.set(xscale="log", xlabel="batch size", ylabel="average Spearman x 100")
+    panel.set_xticks(BATCH_SIZES, [str(size) for size in BATCH_SIZES])
+    panel.minorticks_off()
+    figure.legend(loc="outside right upper")
+    save(figure, path)
+
+
+def draw_densities(lines: list[dict[str, Any]], path: Path) -> None:
+    """Figure 3 of the paper, of all seeds together whose lines have the densities."""
+    found = with_densities(lines)
+    if not found["SARCSE"]:
+        return
+    # Of the ratings only the groups are left: a number in the middle stands for each.
+    ratings = [
+        np.full(sum(group), float(label.split(" to ")[0]) + 0.5)
+        for line in found["SARCSE"]
+        for label, group in line["densities"].items()
+    ]
+    similarities = {
+        name: np.concatenate([cosines(group) for line in of for group in line["densities"].values()])
+        for name, of in found.items()
+    }
+    spearman = {name: float(np.mean([line["sts"]["STSB"] for line in of])) for name, of in found.items()}
+    similarity_densities(similarities, spearman, np.concatenate(ratings), path)
+
+
+FIGURES = {
+    "choices": draw_choices,
+    "batch_sizes": draw_batch_sizes,
+    "densities": draw_densities,
+}
+
+
+# --- The page --------------------------------------------------------------------------------------------------------
+
+
+def with_tables(page: str, lines: list[dict[str, Any]]) -> str:
+    """
+    The page with its tables made anew.
+
+    Raises:
+        ValueError: the page has no place for a table.
+    """
+    for name, table in TABLES.items():
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not place.search(page):
+            raise ValueError(f"{PAGE}: no place for a table between <!-- {name} --> and <!-- /{name} -->.")
+        text = f"\n{table(lines)}\n\n"
+        page = place.sub(lambda match, text=text: match[1] + text + match[2], page)
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--check", action="store_true", help="Exit with 1 if the page is not what the lines give.")
+    arguments = parser.parse_args()
+    lines = read_lines()
+    page = PAGE.read_text(encoding="utf-8")
+    made = with_tables(page, lines)
+    if arguments.check:
+        sys.exit(f"{PAGE} is not what {LINES.name} gives: run `python -m study.report`." if made != page else 0)
+    PAGE.write_text(made, encoding="utf-8")
+    for name, draw in FIGURES.items():
+        draw(lines, PAGE.with_name(name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The study: its page says what its lines say, and a run is what the program does by its own flags."""
+
+import lzma
+import re
+from math import sqrt
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from modeling_sarcse import SarcseModel
+from sarcse.sts import STS_TASKS
+from study import report, run, tables
+
+from .conftest import DEMO, ENCODER, PROJECT, SENTENCES
+
+
+@pytest.fixture(scope="module")
+def model():
+    return SarcseModel.from_encoder_pretrained(str(ENCODER), channels=8)
+
+
+def test_token_bias_groups_by_frequency(model, tokenizer):
+    """The errors are those that token_importance tells; a group that no token is in has none."""
+    rows = tokenizer(SENTENCES[:2], add_special_tokens=False)["input_ids"]
+    frequent = rows[0][0]
+    counts = np.ones(model.config.encoder_config.vocab_size, dtype=np.int64)  # a share of 1e-5 to 1e-4 each ...
+    counts[frequent] = len(counts)  # ... but one of a half
+    bias = run.token_bias(model, tokenizer, SENTENCES[:2], counts)
+    told = [error for tokens in model.token_importance(SENTENCES[:2], tokenizer) for _, error in tokens]
+    ids = [token for row in rows for token in row]
+    assert len(told) == len(ids)
+    few = [error for error, token in zip(told, ids) if token == frequent]
+    many = [error for error, token in zip(told, ids) if token != frequent]
+    assert [bias["error"][1], bias["error"][4]] == pytest.approx([np.mean(many), np.mean(few)], rel=1e-4)
+    assert [value is None for value in bias["error"]] == [True, False, True, True, False]
+    assert [value is None for value in bias["change"]] == [True, False, True, True, True], (
+        "nothing like it to put there"
+    )
+    assert bias["change"][1] > 0
+
+
+def test_the_densities_count_each_pair_in_its_group():
+    counts = run.densities(np.array([0.99, -0.99, 0.01, 0.03, 0.01]), np.array([5.0, 0.0, 4.5, 4.0, 0.5]))
+    found = {label: {place: n for place, n in enumerate(group) if n > 0} for label, group in counts.items()}
+    assert found == {
+        "4 to 5": {99: 1, 50: 1, 51: 1},
+        "3 to 4": {},
+        "2 to 3": {},
+        "1 to 2": {},
+        "0 to 1": {0: 1, 50: 1},
+    }
+
+
+def test_no_part_of_the_study_makes_a_run_twice():
+    for part in run.PARTS:
+        keys = [run.key_of(each) for each in run.runs_of(part, seeds=2)[0]]
+        assert len(keys) == len(set(keys)) > 0, part
+
+
+@pytest.mark.parametrize("part", run.PARTS)
+def test_runs_that_need_a_removed_switch_are_skipped_and_counted(part):
+    possible, skipped = run.runs_of(part, seeds=1)
+    assert skipped == sum(not run.REMOVED.keys().isdisjoint(choice) for choice in run.PARTS[part])
+    assert len(possible) + skipped == len(run.PARTS[part])
+
+
+def test_a_run_that_needs_a_removed_switch_is_not_made_without_it(tmp_path):
+    impossible = {"encoder": run.ENCODER, "configuration": {**run.START, "error": "cosine"}, "seed": 1}
+    with pytest.raises(ValueError, match="error=cosine"):
+        run.one_run(impossible, data=str(tmp_path), folder=str(tmp_path))
+
+
+@pytest.fixture
+def small_data(tmp_path):
+    """A folder like that of the real data, with the demo's encoder and sentences, and its pairs for every task."""
+    folder = tmp_path / "shared"
+    sentences = folder / "data" / "wiki500k.txt.xz"
+    sentences.parent.mkdir(parents=True)
+    sentences.write_bytes(lzma.compress((DEMO / "sentences.txt").read_bytes()))
+    encoder = folder / "encoders" / run.ENCODER
+    encoder.parent.mkdir()
+    encoder.symlink_to(ENCODER)
+    pairs = [line.split("\t") for line in (DEMO / "sts.tsv").read_text().splitlines()[1:]]
+    files = {f"sts-{split}.csv": [["", "", "", "", *pair] for pair in pairs] for split in ("dev", "test")}
+    tasks = {"STSB": files}
+    for year in ("STS12", "STS14", "STS15"):
+        subset = STS_TASKS[year].subsets[0]
+        golds, inputs = [pair[:1] for pair in pairs], [pair[1:] for pair in pairs]
+        tasks[year] = {f"STS.gs.{subset}.txt": golds, f"STS.input.{subset}.txt": inputs}
+    for task, files in tasks.items():
+        place = folder / "data" / "senteval" / STS_TASKS[task].folder
+        place.mkdir(parents=True)
+        for name, rows in files.items():
+            (place / name).write_text("\n".join("\t".join(row) for row in rows))
+    return folder
+
+
+def test_a_run_is_trained_and_measured_by_the_program_and_leaves_one_line(small_data, tmp_path, monkeypatch):
+    """All pairs here are the same, so each test set scores what STS-B dev says of the best checkpoint."""
+    like_a_line = run.read_lines()[-1].keys()
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setattr(run, "LINES", tmp_path / "study.jsonl")
+    small = {"max_train_samples": 32, "per_device_train_batch_size": 8, "channels": 4}
+    tiny = {"encoder": run.ENCODER, "configuration": {**run.START, **small}, "seed": 1}
+    options = {"output_dir": tmp_path / "runs", "data": str(small_data), "threads": 1, "commit": "1234567"}
+    run.make_line(tiny, SimpleNamespace(**options))
+    (line,) = run.read_lines()
+    assert line.keys() == like_a_line
+    assert tiny.items() <= line.items()
+    assert [step for step, _ in line["dev"]] == [1, 2, 3, 4]
+    assert list(line["sts"].values()) == pytest.approx([tables.dev(line)] * 4)
+    pairs = len((DEMO / "sts.tsv").read_text().splitlines()) - 1
+    assert sum(sum(counts) for counts in line["densities"].values()) == pairs
+    assert {name: len(groups) for name, groups in line["bias"].items()} == {"change": 5, "error": 5, "variance": 5}
+    assert not any(options["output_dir"].iterdir()), "the checkpoints of a finished run are of no use"
+
+
+def test_each_run_of_the_study_has_one_line():
+    keys = [run.key_of(line) for line in run.read_lines()]
+    assert len(keys) == len(set(keys)) > 0
+
+
+def test_the_table_of_choices_has_each_once_beside_what_it_differs_least_from():
+    lines = [
+        {"encoder": run.ENCODER, "configuration": {**run.START, **choice}, "seed": 1, "dev": [[1, 60.0]]}
+        for choice in run.PARTS["choices"]
+    ]
+    rows = [[cell.strip(" *") for cell in row.split("|")[1:3]] for row in tables.choices_table(lines).splitlines()]
+    starts = [start for start, change in rows[2:] if not change]
+    assert starts == list(tables.STARTS)
+    changes = [(start, change) for start, change in rows[2:] if change]
+    firsts = ({}, tables.SIMCSE, tables.MEAN)
+    assert len(set(changes)) == len(changes) == sum(choice not in firsts for choice in run.PARTS["choices"])
+    assert ("COPY", "learning_rate 0.0001") in changes  # which is FAST
+    assert ("STEEP", "contrastive_temperature 0.1") in changes
+    assert ("SimCSE", "learning_rate 1e-05, contrastive_temperature 0.02") in changes
+
+
+def test_differences_are_paired_and_their_interval_is_students():
+    """2.776 is the 97.5% point of Student's distribution with 4 degrees of freedom, from a printed table."""
+    one = {seed: {"dev": [[1, 0.0], [2, value]]} for seed, value in enumerate([5.0, 7.0, 6.0, 9.0, 8.0, 100.0])}
+    other = {seed: {"dev": [[1, value]]} for seed, value in enumerate([4.0, 5.0, 3.0, 5.0, 3.0])}
+    half = 2.776 * sqrt(2.5 / 5)  # the differences are 1 to 5
+    assert tables.difference(one, other, tables.dev) == pytest.approx((3, 3 - half, 3 + half), rel=1e-3)
+
+
+def test_the_tables_of_the_study_are_those_of_its_lines():
+    page = report.PAGE.read_text(encoding="utf-8")
+    assert report.with_tables(page, run.read_lines()) == page
+
+
+@pytest.mark.parametrize("path", [report.PAGE, PROJECT / "README.md"], ids=["page", "README"])
+def test_each_interval_that_is_quoted_is_in_a_table_of_the_study(path):
+    """Or the same difference the other way round: what more seeds have moved is not quoted as it was."""
+    interval = re.compile(r"\[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\]")
+    page = report.PAGE.read_text(encoding="utf-8")
+    known = {
+        (float(low), float(high)) for row in page.splitlines() if row[:1] == "|" for low, high in interval.findall(row)
+    }
+    known |= {(-high, -low) for low, high in known}
+    prose = " ".join(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] != "|")
+    quoted = {(float(low), float(high)) for low, high in interval.findall(prose)}
+    assert quoted and quoted <= known
