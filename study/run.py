@@ -40,10 +40,12 @@ from sarcse.checkpoints import last_good_checkpoint
 from sarcse.comparison import correlations
 from sarcse.embedding import encode, measure
 from sarcse.figures import gold_groups
+from sarcse.parsing import parse_arguments
+from sarcse.record import code_commit
 from sarcse.sentences import DataArguments, load_sentences
 from sarcse.tokens import token_counts, tokenize
+from sarcse.training import build_trainer
 from study.configurations import ENCODER, PARTS, REMOVED, SECOND_ENCODER, START, can_run
-from train import build_trainer, parse_arguments
 
 
 PROJECT = Path(__file__).parent.parent
@@ -258,13 +260,6 @@ def runs_of(part: str, seeds: int) -> tuple[list[dict[str, Any]], int]:
     return possible, len(runs) - len(possible)
 
 
-def commit() -> str:
-    """The commit that runs, with `-dirty` where the code differs from it."""
-    options = {"capture_output": True, "text": True, "check": True, "cwd": PROJECT}
-    changed = subprocess.run(["git", "status", "--porcelain", "--", "*.py"], **options).stdout.strip()
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], **options).stdout.strip() + "-dirty" * bool(changed)
-
-
 def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
     """`one_run` in a process of its own, which alone can have its own number of threads."""
     folder = arguments.output_dir / key_of(run)
@@ -284,7 +279,7 @@ def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
 
 def study(arguments: argparse.Namespace) -> None:
     """Make the runs that are missing, several at a time."""
-    arguments.commit = commit()
+    arguments.commit = code_commit()
     done = {key_of(line) for line in read_lines()}
     runs, skipped = runs_of(arguments.part, arguments.seeds)
     encoder_folder(runs[0]["encoder"], arguments.data)
