@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from modeling_sarcse import SarcseModel
 from sarcse import figures
-from sarcse.comparison import Measurement, none_if_nan, reference_task, row_label, short_name
+from sarcse.comparison import Geometry, Measurement, Results, none_if_nan, reference_task, row_label, short_name
 from sarcse.loading import check_tokenizer, kind_of_model, load_model
 from sarcse.tokens import unknown_share
 
@@ -158,18 +158,18 @@ class EmbeddedPairs:
         similarities = [(self.embeddings[first] * self.embeddings[second]).sum(dim=1) for first, second in blocks]
         return torch.cat(similarities).numpy().round(12)  # (P,)
 
-    def geometry(self) -> dict[str, float | int | None]:
+    def geometry(self) -> Geometry:
         """
-        `alignment`, over the `positive_pairs` with a score of at least `POSITIVE_SCORE`, and `uniformity`, over the
-        distinct `sentences`, as the SimCSE paper measures them on STS-B.
+        Alignment of the pairs with a score of at least `POSITIVE_SCORE`, and uniformity of the distinct sentences, as
+        the SimCSE paper measures them on STS-B.
         """
         positive = torch.from_numpy(self.scores >= POSITIVE_SCORE)  # (P,)
-        return {
-            "alignment": alignment(self.embeddings[self.first[positive]], self.embeddings[self.second[positive]]),
-            "positive_pairs": int(positive.sum()),
-            "uniformity": uniformity(self.embeddings),
-            "sentences": len(self.embeddings),
-        }
+        return Geometry(
+            alignment=alignment(self.embeddings[self.first[positive]], self.embeddings[self.second[positive]]),
+            positive_pairs=int(positive.sum()),
+            uniformity=uniformity(self.embeddings),
+            sentences=len(self.embeddings),
+        )
 
 
 def embed_pairs(embed: Embed, pairs: datasets.Dataset) -> EmbeddedPairs:
@@ -237,30 +237,27 @@ def uniformity(embeddings: torch.Tensor, block_size: int = 1024) -> float | None
 
 
 def draw_figures(
-    results: dict[str, Any],
-    measurements: dict[str, Measurement],
-    tasks: dict[str, datasets.Dataset],
-    output_dir: Path,
+    results: Results, measurements: dict[str, Measurement], tasks: dict[str, datasets.Dataset], output_dir: Path
 ) -> None:
     """
     Densities and the alignment-uniformity plane of the reference task; and the training curves of the models whose
     folders have a log (`trainer_state.json`).
     """
-    models, task = results["models"], reference_task(tasks)
-    labels = {name: row_label(short_name(name), entry) for name, entry in models.items()}
+    models, task = results.models, reference_task(tasks)
+    labels = {name: row_label(short_name(name), scores) for name, scores in models.items()}
     if len(set(labels.values())) < len(labels):
-        labels = {name: row_label(name, entry) for name, entry in models.items()}
+        labels = {name: row_label(name, scores) for name, scores in models.items()}
     if task is not None:
         figures.similarity_densities(
             {labels[name]: measurement.similarities[task] for name, measurement in measurements.items()},
-            {labels[name]: entry["tasks"][task]["spearman"] for name, entry in models.items()},
+            {labels[name]: scores.tasks[task].spearman for name, scores in models.items()},
             np.array(tasks[task]["score"][:], dtype=np.float64),
             output_dir / "similarity_densities",
         )
         figures.alignment_uniformity(
             {
-                labels[name]: (entry["alignment"], entry["uniformity"], entry["average"])
-                for name, entry in models.items()
+                labels[name]: (scores.geometry.alignment, scores.geometry.uniformity, scores.average)
+                for name, scores in models.items()
             },
             output_dir / "alignment_uniformity",
         )
