@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedTokenizerBase
 
 from model_card.record import ARCHITECTURE, FILE_NAME
@@ -141,14 +142,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_scores(path: Path, model_dir: Path) -> tuple[dict[str, ModelScores], str]:
     """All rows, and the name of the model's own: train.py says `after: FOLDER`, eval_sts.py the folder as given."""
-    rows = read_json(path).get("models", {})
-    own = [name for name in rows if name.startswith("after: ") or Path(name).resolve() == model_dir.resolve()]
-    if len(own) != 1:
-        raise ValueError(
-            f"{path}: no scores of {model_dir} among {', '.join(rows) or 'no models'}. Make them with "
-            f"`python eval_sts.py {model_dir} --output_dir OUT`, and give --results OUT/results.json."
-        )
-    return {name: ModelScores.from_json(row) for name, row in rows.items()}, own[0]
+    try:
+        rows = read_json(path).get("models", {})
+        own = [name for name in rows if name.startswith("after: ") or Path(name).resolve() == model_dir.resolve()]
+        if len(own) != 1:
+            raise ValueError(
+                f"{path}: no scores of {model_dir} among {', '.join(rows) or 'no models'}. Make them with "
+                f"`python eval_sts.py {model_dir} --output_dir OUT`, and give --results OUT/results.json."
+            )
+        models = {name: ModelScores.from_json(row) for name, row in rows.items()}
+    except (AttributeError, KeyError, TypeError, StrictDataclassFieldValidationError) as error:
+        found = repr(error.__cause__ or error)  # strict's own message has two lines
+        raise ValueError(f"{path}: no scores as eval_sts.py and train.py write them: {found}") from error
+    if len({tuple(scores.tasks) for scores in models.values()}) > 1:
+        raise ValueError(f"{path}: its rows have different tasks.")
+    return models, own[0]
 
 
 def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[int, ModelScores]:

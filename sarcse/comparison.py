@@ -16,6 +16,7 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+from huggingface_hub.dataclasses import strict
 from scipy import stats
 from tqdm.auto import tqdm
 
@@ -28,8 +29,10 @@ BOOTSTRAP_RESAMPLES = 1000
 # --- Results ---------------------------------------------------------------------------------------------------------
 
 # Correlations are times 100, intervals have 95% of the bootstrap, and what does not exist is None: JSON has no NaN.
+# `strict`: what a file holds is of these types, or an error where it is read.
 
 
+@strict
 @dataclass
 class Correlation:
     spearman: float | None
@@ -37,12 +40,14 @@ class Correlation:
     pairs: int
 
 
+@strict
 @dataclass
 class TaskScores(Correlation):
     subsets: dict[str, Correlation]
     interval: list[float] | None  # of the Spearman correlation
 
 
+@strict
 @dataclass
 class Geometry:
     alignment: float | None
@@ -51,6 +56,7 @@ class Geometry:
     sentences: int  # those of the uniformity
 
 
+@strict
 @dataclass
 class ModelScores:
     """One row: the scores of a model, their average, and its geometry on the reference task, if there is one."""
@@ -68,6 +74,7 @@ class ModelScores:
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> "ModelScores":
+        """An entry of another shape is an AttributeError, KeyError, TypeError or strict's own error."""
         tasks = {}
         for task, scores in entry["tasks"].items():
             subsets = {name: Correlation(**subset) for name, subset in scores["subsets"].items()}

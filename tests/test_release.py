@@ -17,7 +17,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from model_card import release as release_module
 from model_card.__main__ import main
-from model_card.card import Facts, eval_result_entries, read_facts, seeds_table, write_card
+from model_card.card import Facts, eval_result_entries, read_facts, read_scores, seeds_table, write_card
 from model_card.release import GOLDEN_SENTENCES, ReleaseOptions, build, verify
 from modeling_sarcse import SarcseModel
 from sarcse.comparison import ModelScores, TaskScores
@@ -333,6 +333,34 @@ def test_runs_that_differ_in_their_seed_alone_are_read(finished_run, tmp_path, t
     (tmp_path / "sts_results.json").write_text(json.dumps(results))
     facts = read_facts(model_dir, SarcseModel.from_pretrained(model_dir), tokenizer, seed_dirs=[str(tmp_path)])
     assert {seed: scores.average for seed, scores in facts.seeds.items()} == {42: own["average"], 1: 12.5}
+
+
+TASK = {"spearman": 1.0, "pearson": 1.0, "pairs": 9, "subsets": {}, "interval": [0.0, 2.0]}
+ROW = {"pooler": "cls", "tasks": {"sts": TASK}, "average": 1.0, "average_interval": None}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "'list' object has no attribute 'get'"),
+        ({"models": None}, "'NoneType' object is not iterable"),
+        ({"models": {"after: m": {"tasks": {}}}}, "KeyError.'pooler'"),
+        ({"models": {"after: m": {**ROW, "tasks": [TASK]}}}, "'list' object has no attribute 'items'"),
+        ({"models": {"after: m": {**ROW, "tasks": {"sts": {"subsets": {}}}}}}, "'spearman', 'pearson', 'pairs'"),
+        ({"models": {"after: m": {**ROW, "average": "high"}}}, "'average' with value 'high'"),
+        ({"models": {"after: m": {**ROW, "alignment": 0.1}}}, "'positive_pairs', 'uniformity', and 'sentences'"),
+        ({"models": {"after: m": ROW, "other": {**ROW, "tasks": {}}}}, "its rows have different tasks"),
+    ],
+)
+def test_results_of_another_shape_are_one_line_that_names_the_file(tmp_path, content, message):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"models": {"after: m": ROW}}))
+    models, own = read_scores(path, tmp_path)
+    assert own == "after: m" and models[own].tasks["sts"].pairs == 9
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"results.json: .*{message}") as error:
+        read_scores(path, tmp_path)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_seeds_give_mean_and_deviation():
