@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedTokenizerBase
 
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import ModelArguments
-from sarcse.comparison import intervals_table, markdown_table, reference_task, results_table, short_name
+from sarcse.comparison import ModelScores, intervals_table, markdown_table, reference_task, results_table, short_name
 from sarcse.record import FILE_NAME
 from sarcse.sts import STS_TASKS
 
@@ -60,23 +61,23 @@ class Facts:
     Args:
         model, tokenizer: As released.
         record (`dict`): training_record.json; empty where train.py left none.
-        results (`dict`): Scores, as `comparison.compare` makes them; empty without.
-        row (`str`): The model's own row of `results["models"]`.
+        models (`dict[str, ModelScores]`): Its scores beside those of others, by row; empty without.
+        row (`str`): The model's own row of `models`.
         figure_dir (`Path`): Where figures of these scores may be.
-        seeds (`dict[int, dict]`): The rows of the same training with other seeds, by seed.
+        seeds (`dict[int, ModelScores]`): Of the same training with other seeds, by seed.
     """
 
     model: SarcseModel
     tokenizer: PreTrainedTokenizerBase
     record: dict[str, Any]
-    results: dict[str, Any]
+    models: dict[str, ModelScores]
     row: str | None
     figure_dir: Path
-    seeds: dict[int, dict[str, Any]] = field(default_factory=dict)
+    seeds: dict[int, ModelScores] = field(default_factory=dict)
 
-    def scores(self) -> dict[str, Any]:
-        """The model's own entry: `tasks`, `average`, `alignment`, ...; empty without scores."""
-        return self.results["models"][self.row] if self.results else {}
+    def own(self) -> ModelScores | None:
+        """The model's own row, if it was scored."""
+        return None if self.row is None else self.models[self.row]
 
     def base_model(self) -> str | None:
         """Hub id of what the training started from, if it came from the Hub."""
@@ -118,14 +119,14 @@ def read_facts(
             in more than their seeds.
     """
     results_path = Path(results_file) if results_file else model_dir / "sts_results.json"
-    results = read_json(results_path) if results_file or results_path.is_file() else {}
+    models, row = read_scores(results_path, model_dir) if results_file or results_path.is_file() else ({}, None)
     record_path = model_dir / FILE_NAME
     return Facts(
         model=model,
         tokenizer=tokenizer,
         record=read_json(record_path) if record_path.is_file() else {},
-        results=results,
-        row=own_row(results, model_dir, results_path) if results else None,
+        models=models,
+        row=row,
         figure_dir=results_path.parent,
         seeds=read_seeds(model_dir, seed_dirs),
     )
@@ -138,29 +139,33 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} could not be read: {error}") from error
 
 
-def own_row(results: dict[str, Any], model_dir: Path, path: Path) -> str:
-    """train.py calls it `after: FOLDER`, eval_sts.py by the folder that it was given."""
-    rows = [
-        name
-        for name in results.get("models", {})
-        if name.startswith("after: ") or Path(name).resolve() == model_dir.resolve()
-    ]
-    if len(rows) != 1:
-        raise ValueError(
-            f"{path}: no scores of {model_dir} among {', '.join(results.get('models', {})) or 'no models'}. "
-            f"Make them with `python eval_sts.py {model_dir} --output_dir OUT`, and give --results OUT/results.json."
-        )
-    return rows[0]
+def read_scores(path: Path, model_dir: Path) -> tuple[dict[str, ModelScores], str]:
+    """All rows, and the name of the model's own: train.py says `after: FOLDER`, eval_sts.py the folder as given."""
+    try:
+        rows = read_json(path).get("models", {})
+        own = [name for name in rows if name.startswith("after: ") or Path(name).resolve() == model_dir.resolve()]
+        if len(own) != 1:
+            raise ValueError(
+                f"{path}: no scores of {model_dir} among {', '.join(rows) or 'no models'}. Make them with "
+                f"`python eval_sts.py {model_dir} --output_dir OUT`, and give --results OUT/results.json."
+            )
+        models = {name: ModelScores.from_json(row) for name, row in rows.items()}
+    except (AttributeError, KeyError, TypeError, StrictDataclassFieldValidationError) as error:
+        found = repr(error.__cause__ or error)  # strict's own message has two lines
+        raise ValueError(f"{path}: no scores as eval_sts.py and train.py write them: {found}") from error
+    if len({tuple(scores.tasks) for scores in models.values()}) > 1:
+        raise ValueError(f"{path}: its rows have different tasks.")
+    return models, own[0]
 
 
-def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[int, dict[str, Any]]:
+def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[int, ModelScores]:
     """Own scores of this run and of the same training with other seeds, by seed; empty if there are no others."""
     if not seed_dirs:
         return {}
-    seeds: dict[int, dict[str, Any]] = {}
+    seeds: dict[int, ModelScores] = {}
     common = None
     for folder in (model_dir, *map(Path, seed_dirs)):
-        record, results = read_json(folder / FILE_NAME), read_json(folder / "sts_results.json")
+        record = read_json(folder / FILE_NAME)
         seed = record["hyperparameters"].pop("seed")
         trained = {name: record[name] for name in ("base_model", "architecture", "train_data", "hyperparameters")}
         if common is not None and trained != common:
@@ -172,8 +177,9 @@ def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[
         if seed in seeds:
             raise ValueError(f"--seeds {folder}: seed {seed} is there already.")
         common = trained
-        seeds[seed] = results["models"][own_row(results, folder, folder / "sts_results.json")]
-    if len({tuple(entry["tasks"]) for entry in seeds.values()}) > 1:
+        models, row = read_scores(folder / "sts_results.json", folder)
+        seeds[seed] = models[row]
+    if len({tuple(scores.tasks) for scores in seeds.values()}) > 1:
         raise ValueError("--seeds: the runs were scored on different tasks.")
     return seeds
 
@@ -183,10 +189,11 @@ def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[
 
 def published_scores(facts: Facts) -> dict[str, float]:
     """Spearman x 100 by task, of those tasks whose every published pair was scored: the others are no such scores."""
+    own = facts.own()
     return {
-        task: scores["spearman"]
-        for task, scores in facts.scores().get("tasks", {}).items()
-        if task in STS_TASKS and scores["pairs"] == STS_TASKS[task].pairs and scores["spearman"] is not None
+        task: scores.spearman
+        for task, scores in (own.tasks if own else {}).items()
+        if task in STS_TASKS and scores.pairs == STS_TASKS[task].pairs and scores.spearman is not None
     }
 
 
@@ -256,45 +263,46 @@ def model_facts(facts: Facts) -> dict[str, str]:
 
 def scores_section(facts: Facts) -> str | None:
     """The table with every model it was compared with, intervals, seeds, and the figures."""
-    if not facts.results:
+    own = facts.own()
+    if own is None:
         return None
-    models = {}
-    for name, entry in facts.results["models"].items():
+    models: dict[str, ModelScores] = {}
+    for name, scores in facts.models.items():
         label = "this model" if name == facts.row else short_name(name)
-        models[f"{label} ({len(models) + 1})" if label in models else label] = entry
-    own, published = facts.scores(), published_scores(facts)
-    incomplete = [task for task in own["tasks"] if task in STS_TASKS and task not in published]
+        models[f"{label} ({len(models) + 1})" if label in models else label] = scores
+    published = published_scores(facts)
+    incomplete = [task for task in own.tasks if task in STS_TASKS and task not in published]
     parts = [
         "Spearman correlation x 100 of cosine similarities with human ratings, all subsets of a task concatenated; "
         "the best in bold.",
-        results_table({"models": models}),
+        results_table(models),
     ]
     if incomplete:
         parts.append(f"Not all published pairs were scored, so these are not comparable: {', '.join(incomplete)}.")
     parts += [
         "This model, with 95% bootstrap intervals over the choice of the pairs:",
-        intervals_table({"this model": models["this model"]}),
+        intervals_table({"this model": own}),
     ]
     if facts.seeds:
         parts += [f"The same training with {len(facts.seeds)} seeds:", seeds_table(facts.seeds)]
     elif facts.record:
         parts.append("One training seed: how much the scores vary with it was not measured.")
-    if "alignment" in own:
+    if own.geometry is not None:
         parts.append(
-            f"Alignment is over the {own['positive_pairs']} pairs of {reference_task(own['tasks'])} rated 4 or more, "
-            f"uniformity over its {own['sentences']} sentences (Wang and Isola, 2020); lower is better, of both "
-            "together."
+            f"Alignment is over the {own.geometry.positive_pairs} pairs of {reference_task(own.tasks)} rated 4 or "
+            f"more, uniformity over its {own.geometry.sentences} sentences (Wang and Isola, 2020); lower is better, "
+            "of both together."
         )
     parts += [f"![{FIGURES[figure.stem]}]({figure.name})" for figure in facts.figures()]
     return "\n\n".join(parts)
 
 
-def seeds_table(seeds: dict[int, dict[str, Any]]) -> str:
+def seeds_table(seeds: dict[int, ModelScores]) -> str:
     """One row a seed, then mean and sample standard deviation."""
-    tasks = list(next(iter(seeds.values()))["tasks"])
+    tasks = list(next(iter(seeds.values())).tasks)
     rows = {}
-    for seed, entry in sorted(seeds.items()):
-        values = [*(entry["tasks"][task]["spearman"] for task in tasks), entry["average"]]
+    for seed, scores in sorted(seeds.items()):
+        values = [*(scores.tasks[task].spearman for task in tasks), scores.average]
         # A score that does not exist is NaN here, and so is what would rest on it.
         rows[f"seed {seed}"] = [math.nan if value is None else value for value in values]
     columns = list(zip(*rows.values()))

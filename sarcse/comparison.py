@@ -2,19 +2,21 @@
 What the similarities that several models give to graded pairs say about the models: scores, bootstrap intervals and
 paired differences, as one JSON and as Markdown tables.
 
-Shapes: P pairs, M models, R bootstrap resamples.
+Shapes: P pairs, T tasks, M models, R bootstrap resamples.
 """
 
 import json
 import math
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
+from huggingface_hub.dataclasses import strict
 from scipy import stats
 from tqdm.auto import tqdm
 
@@ -24,16 +26,103 @@ from sarcse.sts import STS_TASKS
 BOOTSTRAP_RESAMPLES = 1000
 
 
+# --- Results ---------------------------------------------------------------------------------------------------------
+
+# Correlations are times 100, intervals have 95% of the bootstrap, and what does not exist is None: JSON has no NaN.
+# `strict`: what a file holds is of these types, or an error where it is read.
+
+
+@strict
+@dataclass
+class Correlation:
+    spearman: float | None
+    pearson: float | None
+    pairs: int
+
+
+@strict
+@dataclass
+class TaskScores(Correlation):
+    subsets: dict[str, Correlation]
+    interval: list[float] | None  # of the Spearman correlation
+
+
+@strict
+@dataclass
+class Geometry:
+    alignment: float | None
+    positive_pairs: int  # those of the alignment
+    uniformity: float | None
+    sentences: int  # those of the uniformity
+
+
+@strict
+@dataclass
+class ModelScores:
+    """One row: the scores of a model, their average, and its geometry on the reference task, if there is one."""
+
+    pooler: str | None
+    tasks: dict[str, TaskScores]
+    average: float | None
+    average_interval: list[float] | None
+    geometry: Geometry | None
+
+    def to_json(self) -> dict[str, Any]:
+        entry = asdict(self)
+        geometry = entry.pop("geometry") or {}
+        return entry | geometry
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> "ModelScores":
+        """An entry of another shape is an AttributeError, KeyError, TypeError or strict's own error."""
+        tasks = {}
+        for task, scores in entry["tasks"].items():
+            subsets = {name: Correlation(**subset) for name, subset in scores["subsets"].items()}
+            tasks[task] = TaskScores(**{**scores, "subsets": subsets})
+        geometry = {part.name: entry[part.name] for part in fields(Geometry) if part.name in entry}
+        own = entry["pooler"], tasks, entry["average"], entry["average_interval"]
+        return cls(*own, Geometry(**geometry) if geometry else None)
+
+
+@dataclass
+class TaskDifference:
+    spearman: float | None
+    interval: list[float] | None
+
+
+@dataclass
+class Difference:
+    """One row minus another one."""
+
+    tasks: dict[str, TaskDifference]
+    average: float | None
+    average_interval: list[float] | None
+
+
+@dataclass
+class Results:
+    models: dict[str, ModelScores]
+    differences: dict[str, Difference]  # each model but the first, minus the first one
+
+    def to_json(self) -> dict[str, Any]:
+        """What results.json holds."""
+        results: dict[str, Any] = {"models": {name: scores.to_json() for name, scores in self.models.items()}}
+        if self.differences:
+            rows = {name: asdict(difference) for name, difference in self.differences.items()}
+            results["differences"] = {"minus": next(iter(self.models)), "models": rows}
+        return results
+
+
 @dataclass
 class Measurement:
     """What one model makes of all tasks."""
 
     pooler: str | None
     similarities: dict[str, np.ndarray] = field(default_factory=dict)  # task -> (P,)
-    geometry: dict[str, float | int | None] = field(default_factory=dict)
+    geometry: Geometry | None = None
 
 
-def reference_task(tasks: dict[str, datasets.Dataset]) -> str | None:
+def reference_task(tasks: Collection[str]) -> str | None:
     """The task of alignment, uniformity and densities: STS-B, or the only one."""
     return "STSB" if "STSB" in tasks else next(iter(tasks)) if len(tasks) == 1 else None
 
@@ -61,15 +150,12 @@ class StsCorrelation(evaluate.Metric):
         }
 
 
-def correlations(similarities: np.ndarray, scores: np.ndarray) -> dict[str, float | int | None]:
-    """
-    `spearman` and `pearson`, times 100, and the number of `pairs`. A correlation that does not exist, since all
-    similarities or all scores are equal or there is but one pair, is None.
-    """
+def correlations(similarities: np.ndarray, scores: np.ndarray) -> Correlation:
+    """Neither correlation exists where all similarities or all scores are equal, or there is but one pair."""
     values = dict.fromkeys(("spearman", "pearson"), math.nan)
     if len(scores) > 1:
         values = StsCorrelation(keep_in_memory=True).compute(predictions=similarities, references=scores)
-    return {**{name: none_if_nan(100 * value) for name, value in values.items()}, "pairs": len(scores)}
+    return Correlation(**{name: none_if_nan(100 * value) for name, value in values.items()}, pairs=len(scores))
 
 
 def bootstrap_spearman(similarities: np.ndarray, scores: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -117,60 +203,57 @@ def none_if_nan(value: float) -> float | None:
 # --- Comparison ------------------------------------------------------------------------------------------------------
 
 
-def compare(measurements: dict[str, Measurement], tasks: dict[str, datasets.Dataset]) -> dict[str, Any]:
-    """
-    What results.json holds. `models` has, by row name, `pooler`, `tasks` (each with `spearman`, `pearson`, `pairs`,
-    a 95% `interval` of the Spearman correlation, and the same scores of its `subsets`), their `average` and its
-    `average_interval`, and `alignment`, `positive_pairs`, `uniformity`, `sentences` of the reference task. If there
-    are several models, `differences` has, for each but the first, its Spearman correlations minus the first one's,
-    with intervals. All correlations are times 100.
-
-    The intervals tell how much the scores depend on the choice of pairs, not how much on the seed of a training.
-    """
-    names = list(measurements)
+def compare(measurements: dict[str, Measurement], tasks: dict[str, datasets.Dataset]) -> Results:
+    """The intervals tell how much scores depend on the choice of pairs, not how much on the seed of a training."""
     generator = np.random.default_rng(0)  # the same command gives the same intervals
-    models: dict[str, Any] = {name: {"pooler": measurements[name].pooler, "tasks": {}} for name in names}
-    resampled = {}  # task -> (M, R)
+    distributions = []
     for task, pairs in tqdm(tasks.items(), desc="Bootstrap", leave=False, disable=None):
-        scores = np.array(pairs["score"][:], dtype=np.float64)  # (P,)
-        similarities = np.stack([measurements[name].similarities[task] for name in names])  # (M, P)
-        resampled[task] = bootstrap_spearman(similarities, scores, generator)
-        for name, values in zip(names, similarities):
-            models[name]["tasks"][task] = {
-                **correlations(values, scores),
-                "subsets": subset_correlations(values, pairs),
-            }
-    for row, name in enumerate(names):
-        _add_average_and_intervals(models[name], {task: values[row] for task, values in resampled.items()})
-        models[name] |= measurements[name].geometry
-    results: dict[str, Any] = {"models": models}
-    if len(names) > 1:
-        differences: dict[str, Any] = {name: {"tasks": {}} for name in names[1:]}
-        for row, name in enumerate(names[1:], start=1):
-            for task, scores in models[name]["tasks"].items():
-                pair = scores["spearman"], models[names[0]]["tasks"][task]["spearman"]
-                differences[name]["tasks"][task] = {"spearman": None if None in pair else pair[0] - pair[1]}
-            paired = {task: values[row] - values[0] for task, values in resampled.items()}
-            _add_average_and_intervals(differences[name], paired)
-        results["differences"] = {"minus": names[0], "models": differences}
-    return results
+        similarities = np.stack([measurement.similarities[task] for measurement in measurements.values()])  # (M, P)
+        distributions.append(bootstrap_spearman(similarities, gold_scores(pairs), generator))
+    resampled = np.stack(distributions, axis=1)  # (M, T, R)
+    models = {name: model_scores(measurements[name], tasks, own) for name, own in zip(measurements, resampled)}
+    first, *others = models
+    paired = zip(others, resampled[1:] - resampled[0])
+    return Results(models, {name: difference(models[name], models[first], own) for name, own in paired})
 
 
-def _add_average_and_intervals(entry: dict[str, Any], resampled: dict[str, np.ndarray]) -> None:
-    """Complete an entry of `models` or `differences` from its bootstrap distributions by task, each `(R,)`."""
-    for task, scores in entry["tasks"].items():
-        scores["interval"] = interval(resampled[task])
-    spearman = [scores["spearman"] for scores in entry["tasks"].values()]
-    entry["average"] = None if None in spearman else sum(spearman) / len(spearman)
+def model_scores(measurement: Measurement, tasks: dict[str, datasets.Dataset], resampled: np.ndarray) -> ModelScores:
+    """`resampled` are Spearman correlations, `(T, R)`."""
+    scores = {}
+    for (task, pairs), distribution in zip(tasks.items(), resampled):
+        own = correlations(measurement.similarities[task], gold_scores(pairs))
+        subsets = subset_correlations(measurement.similarities[task], pairs)
+        scores[task] = TaskScores(**asdict(own), subsets=subsets, interval=interval(distribution))
+    average = mean_and_interval([task.spearman for task in scores.values()], resampled)
+    return ModelScores(measurement.pooler, scores, *average, measurement.geometry)
+
+
+def difference(scores: ModelScores, baseline: ModelScores, resampled: np.ndarray) -> Difference:
+    """`resampled` are differences of Spearman correlations, `(T, R)`."""
+    tasks = {}
+    for task, distribution in zip(scores.tasks, resampled):
+        own, other = scores.tasks[task].spearman, baseline.tasks[task].spearman
+        less = None if own is None or other is None else own - other
+        tasks[task] = TaskDifference(less, interval(distribution))
+    return Difference(tasks, *mean_and_interval([task.spearman for task in tasks.values()], resampled))
+
+
+def mean_and_interval(spearman: list[float | None], resampled: np.ndarray) -> tuple[float | None, list[float] | None]:
+    existing = [value for value in spearman if value is not None]
+    mean = sum(existing) / len(spearman) if len(existing) == len(spearman) else None
     # Tasks are resampled apart from each other, so their resamples are averaged in the order they come.
-    entry["average_interval"] = interval(np.mean(list(resampled.values()), axis=0))
+    return mean, interval(resampled.mean(axis=0))
 
 
-def subset_correlations(similarities: np.ndarray, pairs: datasets.Dataset) -> dict[str, dict[str, float | int | None]]:
+def gold_scores(pairs: datasets.Dataset) -> np.ndarray:
+    return np.array(pairs["score"][:], dtype=np.float64)  # (P,)
+
+
+def subset_correlations(similarities: np.ndarray, pairs: datasets.Dataset) -> dict[str, Correlation]:
     """Scores of each subset for itself, by name; none where the pairs have no column `subset`."""
     if "subset" not in pairs.column_names:
         return {}
-    subsets, scores = np.array(pairs["subset"][:]), np.array(pairs["score"][:])
+    subsets, scores = np.array(pairs["subset"][:]), gold_scores(pairs)
     return {
         str(name): correlations(similarities[subsets == name], scores[subsets == name]) for name in np.unique(subsets)
     }
@@ -179,8 +262,8 @@ def subset_correlations(similarities: np.ndarray, pairs: datasets.Dataset) -> di
 # --- Reports ---------------------------------------------------------------------------------------------------------
 
 
-def row_label(name: str, entry: dict[str, Any]) -> str:
-    pooler = entry.get("pooler")
+def row_label(name: str, row: ModelScores | Difference) -> str:
+    pooler = getattr(row, "pooler", None)  # a difference has none
     return name if pooler is None or name.endswith(f", {pooler}") else f"{name}, {pooler}"
 
 
@@ -200,19 +283,20 @@ def markdown_table(rows: list[list[str]]) -> str:
     )
 
 
-def results_table(results: dict[str, Any]) -> str:
+def results_table(models: dict[str, ModelScores]) -> str:
     """
     Spearman x 100 by task, the best in bold, and alignment and uniformity, as a Markdown table. Of the last two none
     is bold: each alone is best in a model that is of no use.
     """
-    models = results["models"].values()
-    tasks = list(next(iter(models))["tasks"])
-    columns = {task: [model["tasks"][task]["spearman"] for model in models] for task in tasks}
+    rows = models.values()
+    tasks = list(next(iter(rows)).tasks)
+    columns = {task: [row.tasks[task].spearman for row in rows] for task in tasks}
     if len(tasks) > 1:
-        columns["average"] = [model["average"] for model in models]
+        columns["average"] = [row.average for row in rows]
     cells = [[key, *_bold_best([_cell(value) for value in values])] for key, values in columns.items()]
-    cells += [[key, *(_cell(model.get(key)) for model in models)] for key in ("alignment", "uniformity")]
-    labels = ["model", *(row_label(name, model) for name, model in results["models"].items())]
+    # A geometry that was not measured, None, has no attributes.
+    cells += [[key, *(_cell(getattr(row.geometry, key, None)) for row in rows)] for key in ("alignment", "uniformity")]
+    labels = ["model", *(row_label(name, row) for name, row in models.items())]
     return markdown_table([list(row) for row in zip(labels, *cells)])
 
 
@@ -226,58 +310,56 @@ def _bold_best(cells: list[str]) -> list[str]:
     return [f"**{cell}**" if len(cells) > 1 and cell != "-" and float(cell) == best else cell for cell in cells]
 
 
-def intervals_table(models: dict[str, Any], sign: str = "") -> str:
-    """Entries of `models` or `differences` with their 95% intervals; differences whose interval excludes 0 in bold."""
-    tasks = list(next(iter(models.values()))["tasks"])
-    rows = [["model", *tasks] + ["average"] * (len(tasks) > 1)]
-    for name, model in models.items():
-        cells = [(task["spearman"], task["interval"]) for task in model["tasks"].values()]
+def intervals_table(rows: Mapping[str, ModelScores | Difference], sign: str = "") -> str:
+    """Scores or differences with their 95% intervals; with a `sign`, those whose interval excludes 0 are bold."""
+    tasks = list(next(iter(rows.values())).tasks)
+    table = [["model", *tasks] + ["average"] * (len(tasks) > 1)]
+    for name, row in rows.items():
+        cells = [(task.spearman, task.interval) for task in row.tasks.values()]
         if len(tasks) > 1:
-            cells.append((model["average"], model["average_interval"]))
-        rows.append([row_label(name, model)] + [_interval_cell(value, bounds, sign) for value, bounds in cells])
-    return markdown_table(rows)
+            cells.append((row.average, row.average_interval))
+        table.append([row_label(name, row)] + [_interval_cell(value, bounds, sign) for value, bounds in cells])
+    return markdown_table(table)
 
 
 def _interval_cell(value: float | None, bounds: list[float] | None, sign: str) -> str:
     if value is None or bounds is None:
         return "-"
-    cell = f"{value:{sign}.2f} [{bounds[0]:{sign}.2f}, {bounds[1]:{sign}.2f}]"
-    return f"**{cell}**" if sign and (bounds[0] > 0 or bounds[1] < 0) else cell
+    low, high = bounds
+    cell = f"{value:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+    return f"**{cell}**" if sign and (low > 0 or high < 0) else cell
 
 
-def report(results: dict[str, Any]) -> str:
+def report(results: Results) -> str:
     """results.md: the table, what its numbers rest on, the intervals, and the differences to the first model."""
-    models = results["models"]
-    first = next(iter(models.values()))
-    parts = ["Spearman x 100, the best in bold.", results_table(results)]
+    labels = {name: row_label(name, scores) for name, scores in results.models.items()}
+    first = next(iter(results.models.values()))
+    parts = ["Spearman x 100, the best in bold.", results_table(results.models)]
     notes = [
-        f"{task} has {scores['pairs']} pairs here, the published task {STS_TASKS[task].pairs}: not comparable."
-        for task, scores in first["tasks"].items()
-        if task in STS_TASKS and scores["pairs"] != STS_TASKS[task].pairs
+        f"{task} has {scores.pairs} pairs here, the published task {STS_TASKS[task].pairs}: not comparable."
+        for task, scores in first.tasks.items()
+        if task in STS_TASKS and scores.pairs != STS_TASKS[task].pairs
     ]
-    if first.get("sentences"):
-        task = reference_task(first["tasks"])
+    if first.geometry is not None:
         notes.append(
-            f"On {task}: alignment of {first['positive_pairs']} pairs with a score of at least 4, uniformity of "
-            f"{first['sentences']} distinct sentences. Lower is better, of both together."
+            f"On {reference_task(first.tasks)}: alignment of {first.geometry.positive_pairs} pairs with a score of at "
+            f"least 4, uniformity of {first.geometry.sentences} distinct sentences. Lower is better, of both together."
         )
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     parts += [
         f"With 95% bootstrap intervals ({BOOTSTRAP_RESAMPLES} resamples of the pairs; no other training seeds).",
-        intervals_table(models),
+        intervals_table(results.models),
     ]
-    if "differences" in results:
-        minus = results["differences"]["minus"]
-        entries = {row_label(name, models[name]): entry for name, entry in results["differences"]["models"].items()}
+    if results.differences:
         parts += [
-            f"Minus {row_label(minus, models[minus])}, on the same resamples; in bold where the interval excludes 0.",
-            intervals_table(entries, sign="+"),
+            f"Minus {next(iter(labels.values()))}, on the same resamples; in bold where the interval excludes 0.",
+            intervals_table({labels[name]: row for name, row in results.differences.items()}, sign="+"),
         ]
     return "\n\n".join(parts)
 
 
-def write_results(results: dict[str, Any], json_file: Path) -> None:
+def write_results(results: Results, json_file: Path) -> None:
     """Write `json_file` and the report as Markdown beside it."""
     json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    json_file.write_text(json.dumps(results.to_json(), indent=2) + "\n", encoding="utf-8")
     json_file.with_suffix(".md").write_text(report(results) + "\n", encoding="utf-8")

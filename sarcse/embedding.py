@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from modeling_sarcse import SarcseModel
 from sarcse import figures
-from sarcse.comparison import Measurement, none_if_nan, reference_task, row_label, short_name
+from sarcse.comparison import Geometry, Measurement, Results, none_if_nan, reference_task, row_label, short_name
 from sarcse.loading import check_tokenizer, kind_of_model, load_model
 from sarcse.tokens import unknown_share
 
@@ -37,6 +37,8 @@ logger = logging.get_logger(__name__)
 # From n sentences to their embeddings (n, d), float32 on the CPU: what every kind of model is reduced to.
 Embed = Callable[[list[str]], torch.Tensor]
 
+Model = TypeVar("Model", bound=torch.nn.Module)
+
 # Pairs with at least this score are positive, as in the SimCSE paper's figures of alignment on STS-B.
 POSITIVE_SCORE = 4
 
@@ -44,7 +46,7 @@ POSITIVE_SCORE = 4
 # --- Models ----------------------------------------------------------------------------------------------------------
 
 
-def quantized(model: torch.nn.Module) -> torch.nn.Module:
+def quantized(model: Model) -> Model:
     """The model with int8 weights in its linear layers, whose inputs become int8 as they come; for a CPU."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces that torchao, a package of its own, will do this one day
@@ -68,12 +70,14 @@ def load_embedders(
         ValueError: nothing at `name_or_path` can be loaded, or it is not a text encoder.
     """
     kind = kind_of_model(name_or_path, revision)
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if kind == "sentence-transformers":
         yield name_or_path, kind, load_sentence_transformer(name_or_path, device, batch_size, int8, **options)
         return
     for pooler in [None] if kind == "sarcse" else poolers:
-        model, tokenizer = load_model(name_or_path, **options, **({"pooler": pooler} if pooler else {}))
+        if pooler is not None:
+            options["pooler"] = pooler
+        model, tokenizer = load_model(name_or_path, **options)
         row = name_or_path if pooler is None or len(poolers) == 1 else f"{name_or_path}, {pooler}"
         model = quantized(model) if int8 else model.to(device)
         yield row, model.config.pooler, partial(encode, model, tokenizer, batch_size=batch_size)
@@ -158,18 +162,18 @@ class EmbeddedPairs:
         similarities = [(self.embeddings[first] * self.embeddings[second]).sum(dim=1) for first, second in blocks]
         return torch.cat(similarities).numpy().round(12)  # (P,)
 
-    def geometry(self) -> dict[str, float | int | None]:
+    def geometry(self) -> Geometry:
         """
-        `alignment`, over the `positive_pairs` with a score of at least `POSITIVE_SCORE`, and `uniformity`, over the
-        distinct `sentences`, as the SimCSE paper measures them on STS-B.
+        Alignment of the pairs with a score of at least `POSITIVE_SCORE`, and uniformity of the distinct sentences, as
+        the SimCSE paper measures them on STS-B.
         """
         positive = torch.from_numpy(self.scores >= POSITIVE_SCORE)  # (P,)
-        return {
-            "alignment": alignment(self.embeddings[self.first[positive]], self.embeddings[self.second[positive]]),
-            "positive_pairs": int(positive.sum()),
-            "uniformity": uniformity(self.embeddings),
-            "sentences": len(self.embeddings),
-        }
+        return Geometry(
+            alignment=alignment(self.embeddings[self.first[positive]], self.embeddings[self.second[positive]]),
+            positive_pairs=int(positive.sum()),
+            uniformity=uniformity(self.embeddings),
+            sentences=len(self.embeddings),
+        )
 
 
 def embed_pairs(embed: Embed, pairs: datasets.Dataset) -> EmbeddedPairs:
@@ -237,30 +241,28 @@ def uniformity(embeddings: torch.Tensor, block_size: int = 1024) -> float | None
 
 
 def draw_figures(
-    results: dict[str, Any],
-    measurements: dict[str, Measurement],
-    tasks: dict[str, datasets.Dataset],
-    output_dir: Path,
+    results: Results, measurements: dict[str, Measurement], tasks: dict[str, datasets.Dataset], output_dir: Path
 ) -> None:
     """
     Densities and the alignment-uniformity plane of the reference task; and the training curves of the models whose
     folders have a log (`trainer_state.json`).
     """
-    models, task = results["models"], reference_task(tasks)
-    labels = {name: row_label(short_name(name), entry) for name, entry in models.items()}
+    models, task = results.models, reference_task(tasks)
+    labels = {name: row_label(short_name(name), scores) for name, scores in models.items()}
     if len(set(labels.values())) < len(labels):
-        labels = {name: row_label(name, entry) for name, entry in models.items()}
+        labels = {name: row_label(name, scores) for name, scores in models.items()}
     if task is not None:
         figures.similarity_densities(
             {labels[name]: measurement.similarities[task] for name, measurement in measurements.items()},
-            {labels[name]: entry["tasks"][task]["spearman"] for name, entry in models.items()},
+            {labels[name]: scores.tasks[task].spearman for name, scores in models.items()},
             np.array(tasks[task]["score"][:], dtype=np.float64),
             output_dir / "similarity_densities",
         )
         figures.alignment_uniformity(
             {
-                labels[name]: (entry["alignment"], entry["uniformity"], entry["average"])
-                for name, entry in models.items()
+                labels[name]: (scores.geometry.alignment, scores.geometry.uniformity, scores.average)
+                for name, scores in models.items()
+                if scores.geometry is not None
             },
             output_dir / "alignment_uniformity",
         )
@@ -292,7 +294,8 @@ def explain(
         explained[name] = []
         for pair in pairs:
             first, second = model.token_importance(list(pair), tokenizer)
-            similarity = F.cosine_similarity(*encode(model, tokenizer, list(pair)), dim=0).item()
+            one, other = encode(model, tokenizer, list(pair))
+            similarity = F.cosine_similarity(one, other, dim=0).item()
             explained[name].append((first, second, similarity))
     return explained
 

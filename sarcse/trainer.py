@@ -230,9 +230,9 @@ class SarcseTrainer(Trainer):
         embedded = embed_pairs(partial(encode, model, self.processing_class), pairs)
         geometry = embedded.geometry()
         metrics = {
-            f"{self.eval_name}_spearman": correlations(embedded.similarities(), embedded.scores)["spearman"],
-            "alignment": geometry["alignment"],
-            "uniformity": geometry["uniformity"],
+            f"{self.eval_name}_spearman": correlations(embedded.similarities(), embedded.scores).spearman,
+            "alignment": geometry.alignment,
+            "uniformity": geometry.uniformity,
         }
         # The log has no missing values: what does not exist is not a number.
         metrics = {f"{metric_key_prefix}_{name}": math.nan if v is None else v for name, v in metrics.items()}

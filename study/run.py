@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -220,10 +220,8 @@ def measured(
     tokens = tokenize(corpus.select(range(min(COUNTED, len(corpus)))), tokenizer, arguments)
     counts = token_counts(tokens, model.config.encoder_config.vocab_size, model.config.special_token_ids)
     return {
-        "sts": {
-            task: correlations(values, gold[task])["spearman"] for task, values in measurement.similarities.items()
-        },
-        **measurement.geometry,
+        "sts": {task: correlations(values, gold[task]).spearman for task, values in measurement.similarities.items()},
+        **asdict(measurement.geometry),
         "densities": densities(measurement.similarities["STSB"], gold["STSB"]),
         "bias": token_bias(model, tokenizer, corpus[-HELD_OUT:][arguments.text_column], counts),
     }

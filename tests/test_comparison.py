@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict, replace
 
 import datasets
 import numpy as np
@@ -7,7 +8,9 @@ from scipy import stats
 
 from sarcse.comparison import (
     BOOTSTRAP_RESAMPLES,
+    Geometry,
     Measurement,
+    ModelScores,
     StsCorrelation,
     bootstrap_spearman,
     compare,
@@ -42,11 +45,11 @@ def measurements(tasks):
     gold = {name: np.array(pairs["score"][:]) for name, pairs in tasks.items()}
     noisy = {name: (scores + generator.normal(0, 3, len(scores))).round(1) for name, scores in gold.items()}
     better = {name: scores + generator.normal(0, 0.5, len(scores)) for name, scores in gold.items()}
-    geometry = {"alignment": 0.2, "positive_pairs": 30, "uniformity": -1.0, "sentences": 240}
+    geometry = Geometry(alignment=0.2, positive_pairs=30, uniformity=-1.0, sentences=240)
     return {
         "path/noisy": Measurement("cls", noisy, geometry),
         "path/cubed": Measurement("mean", {name: values**3 for name, values in noisy.items()}, geometry),
-        "path/better": Measurement("autoencoder", better, {**geometry, "alignment": 0.1, "uniformity": -2.0}),
+        "path/better": Measurement("autoencoder", better, replace(geometry, alignment=0.1, uniformity=-2.0)),
     }
 
 
@@ -66,21 +69,21 @@ def test_correlation_equals_its_definition():
 
 def test_scores_and_subsets_equal_scipy_on_each_part(results, measurements, tasks):
     for name, measurement in measurements.items():
-        entry = results["models"][name]
+        scores = results.models[name]
         for task, pairs in tasks.items():
             gold = np.array(pairs["score"][:])
             expected = 100 * stats.spearmanr(measurement.similarities[task], gold).statistic
-            assert entry["tasks"][task]["spearman"] == pytest.approx(expected, abs=1e-9)
-            assert entry["tasks"][task]["pairs"] == len(gold)
+            assert scores.tasks[task].spearman == pytest.approx(expected, abs=1e-9)
+            assert scores.tasks[task].pairs == len(gold)
         subset = np.array(tasks["STS13"]["subset"][:]) == "forum"
         forum = measurement.similarities["STS13"][subset], np.array(tasks["STS13"]["score"][:])[subset]
-        assert entry["tasks"]["STS13"]["subsets"]["forum"] == {
+        assert asdict(scores.tasks["STS13"].subsets["forum"]) == {
             "spearman": pytest.approx(100 * stats.spearmanr(*forum).statistic),
             "pearson": pytest.approx(100 * stats.pearsonr(*forum).statistic),
             "pairs": 40,
         }
-        assert entry["tasks"]["mine"]["subsets"] == {}
-        assert entry["average"] == pytest.approx(np.mean([task["spearman"] for task in entry["tasks"].values()]))
+        assert scores.tasks["mine"].subsets == {}
+        assert scores.average == pytest.approx(np.mean([task.spearman for task in scores.tasks.values()]))
 
 
 def test_bootstrap_agrees_with_a_plain_loop(measurements, tasks):
@@ -117,16 +120,15 @@ def test_interval_covers_the_truth_as_often_as_it_says():
 
 def test_differences_are_paired(results):
     """A monotonous change of all similarities changes no rank, in the data and in every single resample."""
-    assert results["differences"]["minus"] == "path/noisy"
-    cubed = results["differences"]["models"]["path/cubed"]
-    for entry in cubed["tasks"].values():
-        assert entry == {"spearman": pytest.approx(0, abs=1e-9), "interval": pytest.approx([0, 0], abs=1e-9)}
-    assert cubed["average_interval"] == pytest.approx([0, 0], abs=1e-9)
-    better = results["differences"]["models"]["path/better"]
-    models = results["models"]
-    assert better["average"] == pytest.approx(models["path/better"]["average"] - models["path/noisy"]["average"])
-    low, high = better["average_interval"]
-    assert 0 < low < better["average"] < high
+    assert list(results.differences) == ["path/cubed", "path/better"]
+    cubed, better = results.differences.values()
+    for task in cubed.tasks.values():
+        assert asdict(task) == {"spearman": pytest.approx(0, abs=1e-9), "interval": pytest.approx([0, 0], abs=1e-9)}
+    assert cubed.average_interval == pytest.approx([0, 0], abs=1e-9)
+    averages = results.models["path/better"].average, results.models["path/noisy"].average
+    assert better.average == pytest.approx(averages[0] - averages[1])
+    low, high = better.average_interval
+    assert 0 < low < better.average < high
 
 
 def test_the_same_measurements_give_the_same_results(results, measurements, tasks):
@@ -135,15 +137,29 @@ def test_the_same_measurements_give_the_same_results(results, measurements, task
 
 def test_a_model_that_cannot_tell_sentences_apart_scores_null():
     pairs = datasets.Dataset.from_dict({"sentence1": ["a"] * 3, "sentence2": ["a"] * 3, "score": [1.0, 2.0, 3.0]})
-    measurement = Measurement("mean", {"same": np.ones(3)}, {"alignment": None, "uniformity": None})
+    measurement = Measurement("mean", {"same": np.ones(3)}, Geometry(None, 0, None, 1))
     results = compare({"constant": measurement, "other": measurement}, {"same": pairs})
-    entry = results["models"]["constant"]
+    entry = json.loads(json.dumps(results.to_json(), allow_nan=False))["models"]["constant"]
     assert entry["tasks"]["same"] == {
         "spearman": None, "pearson": None, "pairs": 3, "interval": None, "subsets": {}
     }  # fmt: skip
-    assert entry["average"] is None and entry["average_interval"] is None
-    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    assert entry["average"] is None and entry["average_interval"] is None and entry["alignment"] is None
     assert "| constant, mean |" in report(results)
+
+
+def test_a_file_gives_back_the_scores_that_were_written(results, measurements, tasks):
+    """... with a geometry and without; and the order of what stands in it is that of the files of before."""
+    written = json.loads(json.dumps(results.to_json()))
+    assert {name: ModelScores.from_json(entry) for name, entry in written["models"].items()} == results.models
+    first = written["models"]["path/noisy"]
+    geometry = ["alignment", "positive_pairs", "uniformity", "sentences"]
+    assert list(first) == ["pooler", "tasks", "average", "average_interval", *geometry]
+    assert list(first["tasks"]["mine"]) == ["spearman", "pearson", "pairs", "subsets", "interval"]
+    assert written["differences"]["minus"] == "path/noisy"
+    single = compare({"one": Measurement("cls", measurements["path/noisy"].similarities)}, tasks)
+    written = json.loads(json.dumps(single.to_json()))
+    assert list(written) == ["models"] and list(written["models"]["one"])[-1] == "average_interval"
+    assert ModelScores.from_json(written["models"]["one"]) == single.models["one"]
 
 
 def test_the_reference_task_is_stsb_or_the_only_one():
@@ -153,7 +169,9 @@ def test_the_reference_task_is_stsb_or_the_only_one():
 
 
 def test_the_best_of_each_column_is_bold(results):
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in results_table(results).splitlines()]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in results_table(results.models).splitlines()
+    ]
     assert rows[0] == ["model", "STS13", "mine", "average", "alignment", "uniformity"]
     cells = {row[0]: row[1:] for row in rows[2:]}
     assert list(cells) == ["path/noisy, cls", "path/cubed, mean", "path/better, autoencoder"]
@@ -163,10 +181,10 @@ def test_the_best_of_each_column_is_bold(results):
 
 
 def test_what_reads_as_well_as_the_best_is_bold_too(results, tasks):
-    models = {name: {**results["models"]["path/noisy"]} for name in ("one", "two")}
-    rows = results_table({"models": models}).splitlines()[2:]
+    scores = results.models["path/noisy"]
+    rows = results_table({"one": scores, "two": scores}).splitlines()[2:]
     assert [row.count("**") for row in rows] == [6, 6]
-    assert "**" not in results_table({"models": {"one": models["one"]}})
+    assert "**" not in results_table({"one": scores})
 
 
 def test_the_report_says_what_its_numbers_rest_on(measurements, tasks):

@@ -17,9 +17,10 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from model_card import release as release_module
 from model_card.__main__ import main
-from model_card.card import Facts, eval_result_entries, read_facts, seeds_table, write_card
+from model_card.card import Facts, eval_result_entries, read_facts, read_scores, seeds_table, write_card
 from model_card.release import GOLDEN_SENTENCES, ReleaseOptions, build, verify
 from modeling_sarcse import SarcseModel
+from sarcse.comparison import ModelScores, TaskScores
 from sarcse.sts import STS_TASKS
 
 from .conftest import DEMO, PROJECT, run_python
@@ -272,18 +273,16 @@ def facts(finished_run, tokenizer) -> Facts:
     return read_facts(model_dir, SarcseModel.from_pretrained(model_dir), tokenizer)
 
 
-def scored(spearman: dict[str, float], missing: int = 0) -> dict:
-    """An entry of results as comparison.compare makes it."""
+def scored(spearman: dict[str, float], missing: int = 0) -> ModelScores:
     tasks = {
-        task: {"spearman": value, "pearson": 0.0, "pairs": STS_TASKS[task].pairs - missing, "interval": [0.0, 1.0]}
+        task: TaskScores(value, 0.0, STS_TASKS[task].pairs - missing, subsets={}, interval=[0.0, 1.0])
         for task, value in spearman.items()
     }
-    average = statistics.fmean(spearman.values())
-    return {"pooler": "autoencoder", "tasks": tasks, "average": average, "average_interval": [0.0, 1.0]}
+    return ModelScores("autoencoder", tasks, statistics.fmean(spearman.values()), [0.0, 1.0], geometry=None)
 
 
 def test_published_tasks_are_in_the_metadata(facts, tmp_path):
-    facts.results, facts.row = {"models": {"m": scored({"STS12": 61.234, "STSB": 70.5})}}, "m"
+    facts.models, facts.row = {"m": scored({"STS12": 61.234, "STSB": 70.5})}, "m"
     facts.record["base_model"] = {"name": "FacebookAI/roberta-base", "revision": "0" * 40}
     facts.record["train_data"]["hub_id"] = "you/wiki"
     facts.seeds = {seed: scored({"STS12": 60.0 + seed}) for seed in (1, 2, 3)}
@@ -307,7 +306,7 @@ def test_published_tasks_are_in_the_metadata(facts, tmp_path):
 
 
 def test_an_incomplete_task_is_no_published_score(facts, tmp_path):
-    facts.results, facts.row = {"models": {"m": scored({"STS12": 61.0}, missing=1)}}, "m"
+    facts.models, facts.row = {"m": scored({"STS12": 61.0}, missing=1)}, "m"
     write_card(tmp_path / "README.md", facts, "you/model", "v1", None, [])
     card = ModelCard.load(tmp_path / "README.md")
     assert "model-index" not in card.data.to_dict() and eval_result_entries(facts) == []
@@ -315,7 +314,7 @@ def test_an_incomplete_task_is_no_published_score(facts, tmp_path):
 
 
 def test_what_was_not_measured_is_left_out(facts, tmp_path):
-    facts.results, facts.row, facts.record, facts.figure_dir = {}, None, {}, tmp_path
+    facts.models, facts.row, facts.record, facts.figure_dir = {}, None, {}, tmp_path
     write_card(tmp_path / "README.md", facts, "you/model", "v1", None, [])
     text = (tmp_path / "README.md").read_text()
     for absent in ("## Scores", "## Training", "## Licence", "SHA-256", "](", "None", "nan"):
@@ -333,7 +332,35 @@ def test_runs_that_differ_in_their_seed_alone_are_read(finished_run, tmp_path, t
     (tmp_path / "training_record.json").write_text(json.dumps(record))
     (tmp_path / "sts_results.json").write_text(json.dumps(results))
     facts = read_facts(model_dir, SarcseModel.from_pretrained(model_dir), tokenizer, seed_dirs=[str(tmp_path)])
-    assert {seed: entry["average"] for seed, entry in facts.seeds.items()} == {42: own["average"], 1: 12.5}
+    assert {seed: scores.average for seed, scores in facts.seeds.items()} == {42: own["average"], 1: 12.5}
+
+
+TASK = {"spearman": 1.0, "pearson": 1.0, "pairs": 9, "subsets": {}, "interval": [0.0, 2.0]}
+ROW = {"pooler": "cls", "tasks": {"sts": TASK}, "average": 1.0, "average_interval": None}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "'list' object has no attribute 'get'"),
+        ({"models": None}, "'NoneType' object is not iterable"),
+        ({"models": {"after: m": {"tasks": {}}}}, "KeyError.'pooler'"),
+        ({"models": {"after: m": {**ROW, "tasks": [TASK]}}}, "'list' object has no attribute 'items'"),
+        ({"models": {"after: m": {**ROW, "tasks": {"sts": {"subsets": {}}}}}}, "'spearman', 'pearson', 'pairs'"),
+        ({"models": {"after: m": {**ROW, "average": "high"}}}, "'average' with value 'high'"),
+        ({"models": {"after: m": {**ROW, "alignment": 0.1}}}, "'positive_pairs', 'uniformity', and 'sentences'"),
+        ({"models": {"after: m": ROW, "other": {**ROW, "tasks": {}}}}, "its rows have different tasks"),
+    ],
+)
+def test_results_of_another_shape_are_one_line_that_names_the_file(tmp_path, content, message):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"models": {"after: m": ROW}}))
+    models, own = read_scores(path, tmp_path)
+    assert own == "after: m" and models[own].tasks["sts"].pairs == 9
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"results.json: .*{message}") as error:
+        read_scores(path, tmp_path)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_seeds_give_mean_and_deviation():
