@@ -1,42 +1,128 @@
-"""What the benchmarks share: where the data are, and a trainer that does nothing but train."""
+"""What the benchmarks share: options, a trainer that does nothing but train, how they time, and what they write."""
 
 import argparse
+import json
+import multiprocessing
 import os
 import resource
-import sys
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
 
 
 if TYPE_CHECKING:
     from sarcse.trainer import SarcseTrainer
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, whose modules the benchmarks import
-
-SHARED = Path(os.environ.get("SARCSE_DATA") or Path(__file__).parent.parent.parent / "shared")
+PROJECT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("SARCSE_DATA") or PROJECT.parent / "shared")
 MAX_SEQ_LENGTH = 32
+MEBIBYTE = 2**20
+# Fields of a training that does nothing but train.
+QUIET = {"eval_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
 
 
-def arguments_for(description: str) -> argparse.ArgumentParser:
-    """The options of every benchmark."""
-    parser = argparse.ArgumentParser(description=description.split("\n\n")[0], allow_abbrev=False)
+def parser_for(docstring: str) -> argparse.ArgumentParser:
+    """A parser whose --help begins as the benchmark's file does."""
+    return argparse.ArgumentParser(description=docstring.split("\n\n")[0], allow_abbrev=False)
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, help="Where to write all numbers, as JSON.")
+
+
+def arguments_for(docstring: str) -> argparse.ArgumentParser:
+    """The options of every benchmark of real sentences on the CPU."""
+    parser = parser_for(docstring)
     parser.add_argument("--model", default=str(SHARED / "encoders" / "roberta-mini-wiki"), help="The encoder.")
     parser.add_argument("--train_file", default=str(SHARED / "data" / "wiki500k.txt.xz"), help="The sentences.")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="Where to write all numbers, as JSON.")
+    add_output(parser)
     return parser
 
 
 def trainer_for(folder: str, flags: list[str], **fields: object) -> "SarcseTrainer":
-    """train.py's trainer for these fields and flags, without evaluations, checkpoints and progress bars."""
+    """train.py's trainer for these fields and flags, with sentences of `MAX_SEQ_LENGTH` tokens."""
     from train import build_trainer, parse_arguments
 
-    quiet = {"eval_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
-    fields = {"output_dir": folder, "max_seq_length": MAX_SEQ_LENGTH, **quiet, **fields}
+    fields = {"output_dir": folder, "max_seq_length": MAX_SEQ_LENGTH, **QUIET, **fields}
     trainer, _, _ = build_trainer(*parse_arguments([f"--{name}={value}" for name, value in fields.items()] + flags))
     return trainer
+
+
+# --- Timing ----------------------------------------------------------------------------------------------------------
+
+
+def in_new_processes(function: Callable, *calls: tuple) -> Any:
+    """
+    What the function returns for the first of these calls. All are made at the same time, each in a process of its
+    own, so that nothing that ran before counts.
+    """
+    with ProcessPoolExecutor(len(calls), multiprocessing.get_context("spawn")) as pool:
+        return [pool.submit(function, *call) for call in calls][0].result()
+
+
+class StepTimes(TrainerCallback):
+    """Times a Trainer's steps, each from the end of the one before, with all that is between them."""
+
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up, self.ends = warm_up, []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Of every step after the first `warm_up` ones."""
+        ends = self.ends[self.warm_up - 1 :]
+        return [after - before for before, after in zip(ends, ends[1:])]
+
+
+def speeds_in_turns(programs: dict[str, Callable[[], float]], sentences: int, repeats: int) -> dict[str, Any]:
+    """
+    Sentences a second of programs that, at their turn, go through so many sentences and return the seconds. They take
+    turns, so that whatever slows the machine down slows all of them. The first turn warms up and does not count.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(repeats + 1):
+        for name, take_turn in programs.items():
+            seconds[name].append(take_turn())
+    speeds = {name: [sentences / value for value in values[1:]] for name, values in seconds.items()}
+    return {
+        "median_sentences_per_second": {name: statistics.median(values) for name, values in speeds.items()},
+        "sentences_per_second": speeds,
+    }
 
 
 def peak_mebibytes() -> float:
     """The largest resident memory that this process has had, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+# --- What they write -------------------------------------------------------------------------------------------------
+
+
+def speed_rows(speeds: dict[str, Any]) -> list[list[str]]:
+    """`speeds_in_turns` as rows of a table."""
+    medians = speeds["median_sentences_per_second"]
+    ratios = {name: medians["sarcse"] / median for name, median in medians.items()}
+    rows = [[name, f"{median:,.1f}", f"{ratios[name]:.2f}"] for name, median in medians.items()]
+    return [["program", "sentences/s", "sarcse's speed over it"], *rows]
+
+
+def print_table(title: str, rows: list[list[str]]) -> None:
+    """A Markdown table; the first row is its header."""
+    from sarcse.comparison import markdown_table  # here, since it needs libraries that no measurement needs
+
+    print(f"\n{title}:\n\n{markdown_table(rows)}", flush=True)
+
+
+def write_output(results: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

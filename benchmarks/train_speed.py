@@ -1,7 +1,7 @@
 """
 How fast SARCSE trains beside what people use today: sentences a second and peak memory of one job in four programs.
 
-    python benchmarks/train_speed.py [--quick] [--output FILE]
+    python -m benchmarks.train_speed [--quick] [--output FILE]
 
 - `sarcse`: this project's default;
 - `simcse`: this project with `--pooler cls --reconstruction_weight 0`;
@@ -9,23 +9,32 @@ How fast SARCSE trains beside what people use today: sentences a second and peak
 - `simcse_repository_method`: a plain loop after the SimCSE repository, each view padded with the batch, two flattened.
 
 The same encoder, sentences, batches, length, precision and number of threads. Every program trains in a process of its
-own and they take turns: a few steps of the first, of the second, ..., and from the start again, so that whatever slows
-the machine down slows all of them. The first turn warms up and does not count.
+own and they take turns: a few steps of the first, of the second, ..., and from the start again.
 """
 
 import argparse
-import json
 import multiprocessing
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from common import MAX_SEQ_LENGTH, arguments_for, peak_mebibytes, trainer_for
 from transformers import TrainerCallback
+
+from benchmarks.common import (
+    MAX_SEQ_LENGTH,
+    QUIET,
+    arguments_for,
+    peak_mebibytes,
+    print_table,
+    speed_rows,
+    speeds_in_turns,
+    trainer_for,
+    write_output,
+)
 
 
 SENTENCES, TEMPERATURE, LEARNING_RATE = 20_000, 0.05, 3e-5
@@ -107,9 +116,7 @@ def sentence_transformers(settings: dict[str, Any], turns: Turns) -> None:
                 dataloader_drop_last=True,
                 dataloader_pin_memory=False,
                 use_cpu=True,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
+                **QUIET,
             ),
             train_dataset=datasets.Dataset.from_dict({"anchor": sentences, "positive": sentences}),
             loss=MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE),
@@ -164,6 +171,12 @@ def work(program: Callable, settings: dict[str, Any], connection: Connection) ->
     connection.send(peak_mebibytes())
 
 
+def take_turn(connection: Connection) -> float:
+    """Seconds of the steps that the process at the other end takes now."""
+    connection.send("go")
+    return connection.recv()
+
+
 def measure(settings: dict[str, Any], repeats: int) -> dict[str, Any]:
     """Median sentences a second and peak memory of every program."""
     settings = {**settings, "max_steps": settings["steps"] * (repeats + 1)}
@@ -174,39 +187,19 @@ def measure(settings: dict[str, Any], repeats: int) -> dict[str, Any]:
         processes.append(context.Process(target=work, args=(program, settings, other)))
         processes[-1].start()
         other.close()
-    seconds: dict[str, list[float]] = {name: [] for name in connections}
-    for _ in range(repeats + 1):
-        for name, connection in connections.items():
-            connection.send("go")
-            seconds[name].append(connection.recv())
+    turns = {name: partial(take_turn, connection) for name, connection in connections.items()}
+    speeds = speeds_in_turns(turns, settings["steps"] * settings["batch_size"], repeats)
     memory = {name: round(connection.recv()) for name, connection in connections.items()}
     for process in processes:
         process.join()
-    turn = settings["steps"] * settings["batch_size"]
-    speeds = {name: [turn / value for value in values[1:]] for name, values in seconds.items()}
     return {
         "batch_size": settings["batch_size"],
         "precision": "bf16" if settings["bf16"] else "float32",
         "threads": settings["threads"],
         "max_seq_length": MAX_SEQ_LENGTH,
-        "median_sentences_per_second": {name: statistics.median(values) for name, values in speeds.items()},
-        "sentences_per_second": speeds,
+        **speeds,
         "peak_mebibytes": memory,
     }
-
-
-def table(result: dict[str, Any]) -> str:
-    medians = result["median_sentences_per_second"]
-    lines = [
-        f"Batch {result['batch_size']}, {result['precision']}:",
-        "",
-        "| program                  | sentences/s | sarcse's speed over it | peak memory, MiB |",
-        "| ------------------------ | ----------: | ---------------------: | ---------------: |",
-    ]
-    for name, median in medians.items():
-        ratio = medians["sarcse"] / median
-        lines.append(f"| {name:24} | {median:11.1f} | {ratio:22.2f} | {result['peak_mebibytes'][name]:16} |")
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -225,10 +218,12 @@ def main() -> None:
             "bf16": bf16,
             "steps": max(2, arguments.sentences_a_turn // batch_size),
         }
-        results.append(measure(settings, arguments.repeats))
-        print(f"\n{table(results[-1])}", flush=True)
-        if arguments.output:
-            arguments.output.write_text(json.dumps({"settings": results}, indent=2) + "\n")
+        result = measure(settings, arguments.repeats)
+        memory = ["peak memory, MiB", *(f"{value:,}" for value in result["peak_mebibytes"].values())]
+        rows = [[*row, cell] for row, cell in zip(speed_rows(result), memory)]
+        print_table(f"Batch {batch_size}, {result['precision']}", rows)
+        results.append(result)
+        write_output({"settings": results}, arguments.output)
 
 
 if __name__ == "__main__":

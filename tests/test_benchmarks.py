@@ -12,13 +12,13 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import gpu_speed
 from modeling_sarcse import SarcseModel
 
 from .conftest import ENCODER, PROJECT, SENTENCES, run_python
 
 
 sys.path.insert(0, str(PROJECT / "benchmarks"))
-import gpu_speed  # noqa: E402
 import study  # noqa: E402
 import study_report  # noqa: E402
 
@@ -38,7 +38,7 @@ def test_gpu_speed_runs_on_a_cpu(tmp_path):
     small = ["--shapes", "tiny", "--batch_size", 4, "--length", 8, "--steps", 2, "--gradient_cache_mini_batch_size", 3]
     output = tmp_path / "speed.json"
     options = ["--variants", "sdpa", "gradient_cache", "--peak_teraflops", 2, "--output", output]
-    process = run_python(PROJECT / "benchmarks" / "gpu_speed.py", *small, *options, cwd=tmp_path)
+    process = run_python("-m", "benchmarks.gpu_speed", *small, *options, cwd=PROJECT)
     assert process.returncode == 0, process.stderr
     rows = json.loads(output.read_text())["rows"]
     assert [row["variant"] for row in rows] == ["sdpa", "gradient_cache"]
