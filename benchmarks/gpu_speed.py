@@ -8,9 +8,8 @@ The model is the default one on encoders of RoBERTa's shapes with random weights
 padding, and the steps are those of `SarcseTrainer` in bf16: data, clipping and optimizer count too.
 
 Model FLOPs utilisation is the arithmetic that a step needs over what the GPU could do in its time (PaLM, arXiv
-2204.02311, appendix B). Needed are two FLOPs for each multiplication of the matrix products and convolutions in the
-forward pass (`forward_flops`), and twice as many in the backward pass. What the gradient cache computes twice counts
-once.
+2204.02311, appendix B). Needed are the matrix products and convolutions of the forward pass (`forward_flops`), and
+twice as many FLOPs in the backward pass. What the gradient cache computes twice counts once.
 """
 
 import argparse
@@ -20,6 +19,8 @@ from typing import Any
 
 import datasets
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import RobertaConfig, default_data_collator
 from transformers.utils import is_flash_attn_2_available
 
@@ -56,28 +57,18 @@ def sarcse_config(shape: str) -> SarcseConfig:
     return SarcseConfig(encoder_config=encoder, special_token_ids=[0, 1, 2], pad_token_id=1)
 
 
-def forward_flops(config: SarcseConfig, length: int, reconstructed: int) -> int:
+def forward_flops(config: SarcseConfig, rows: int, length: int, reconstructed_rows: int) -> int:
     """
-    FLOPs of the forward pass of one row of `length` tokens without padding, two for each multiplication, where the row
-    is `reconstructed` (1) or not (0):
-
-    - the encoder, a layer: projections 4 d^2 and feed-forward 2 d f each token, attention 2 length d each token;
-    - TextCNN encoder: sum(k) d c each position; the integration's mean window w K c each position, itself w K c d;
-    - decoder, T positions: transposed convolution d K c decoder_length each row; TextCNN sum(k) K c c and output K c d
-      each position.
-
-    Positions that hold special tokens are computed like others.
+    FLOPs of the forward pass of so many rows of `length` tokens without padding, as torch counts them: two for each
+    multiplication of its matrix products and convolutions.
     """
-    encoder, d, c = config.encoder_config, config.hidden_size, config.channels
-    layer = 4 * d * d + 2 * d * encoder.intermediate_size + 2 * length * d  # a token
-    widths, scales = sum(config.kernel_sizes), len(config.kernel_sizes) * c
-    decoded = min(length, config.decoder_length)
-    autoencoder = (
-        length * (widths * d * c + config.integration_kernel_size * scales)
-        + config.integration_kernel_size * scales * d
-        + reconstructed * (d * scales * config.decoder_length + decoded * (widths * scales * c + scales * d))
-    )
-    return 2 * (length * encoder.num_hidden_layers * layer + autoencoder)
+    # The tensors are shapes without numbers: a large model costs no memory. Eager attention is two matrix products;
+    # SDPA is one operation, which the counter does not know on every device.
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        model = SarcseModel._from_config(config, attn_implementation="eager")
+        ids = torch.ones(rows, length, dtype=torch.long)
+        model(ids, output_reconstruction=reconstructed_rows > 0, reconstructed_rows=reconstructed_rows)
+    return counter.get_total_flops()
 
 
 def train(shape: str, variant: dict[str, Any], batch_size: int, length: int, steps: int) -> dict[str, Any]:
@@ -122,8 +113,7 @@ def measure(shape: str, name: str, arguments: argparse.Namespace, peak: float | 
     call = (shape, variant, batch_size, arguments.length, arguments.steps)
     row = {"shape": shape, "variant": name, "batch_size": batch_size, **variant, **in_new_processes(train, call)}
     # Two views of each sentence, of which one is reconstructed, and a backward pass of twice the forward pass.
-    views = [forward_flops(sarcse_config(shape), arguments.length, reconstructed) for reconstructed in (1, 0)]
-    needed = 3 * batch_size * sum(views)
+    needed = 3 * forward_flops(sarcse_config(shape), 2 * batch_size, arguments.length, reconstructed_rows=batch_size)
     row["utilisation"] = needed / row["seconds"] / (peak * 1e12) if peak else None
     row["minutes_a_million"] = 1e6 / batch_size * row["seconds"] / 60
     return row
