@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import resource
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("SARCSE_DATA") or PROJECT.parent / "shared")
-MAX_SEQ_LENGTH = 32
+SENTENCES, MAX_SEQ_LENGTH = 20_000, 32  # of a training
 MEBIBYTE = 2**20
 # Fields of a training that does nothing but train.
 QUIET = {"eval_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
@@ -32,27 +34,26 @@ def parser_for(docstring: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=docstring.split("\n\n")[0], allow_abbrev=False)
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, help="Where to write all numbers, as JSON.")
-
-
 def arguments_for(docstring: str) -> argparse.ArgumentParser:
     """The options of every benchmark of real sentences on the CPU."""
     parser = parser_for(docstring)
     parser.add_argument("--model", default=str(SHARED / "encoders" / "roberta-mini-wiki"), help="The encoder.")
     parser.add_argument("--train_file", default=str(SHARED / "data" / "wiki500k.txt.xz"), help="The sentences.")
     parser.add_argument("--threads", type=int, default=2)
-    add_output(parser)
+    parser.add_argument("--output", type=Path, help="Where to write all numbers, as JSON.")
     return parser
 
 
-def trainer_for(folder: str, flags: list[str], **fields: object) -> "SarcseTrainer":
-    """train.py's trainer for these fields and flags, with sentences of `MAX_SEQ_LENGTH` tokens."""
+@contextmanager
+def trainer_for(arguments: argparse.Namespace, flags: list[str], **fields: object) -> Iterator["SarcseTrainer"]:
+    """train.py's trainer for these fields and flags, with the `model`, `train_file` and `bf16` of the arguments."""
     from train import build_trainer, parse_arguments
 
-    fields = {"output_dir": folder, "max_seq_length": MAX_SEQ_LENGTH, **QUIET, **fields}
-    trainer, _, _ = build_trainer(*parse_arguments([f"--{name}={value}" for name, value in fields.items()] + flags))
-    return trainer
+    fields = {"max_train_samples": SENTENCES, "max_seq_length": MAX_SEQ_LENGTH, **QUIET, **fields}
+    fields |= {"model_name_or_path": arguments.model, "train_file": arguments.train_file, "bf16": arguments.bf16}
+    with tempfile.TemporaryDirectory() as fields["output_dir"]:
+        options = [f"--{name}={value}" for name, value in fields.items()]
+        yield build_trainer(*parse_arguments(options + flags))[0]
 
 
 # --- Timing ----------------------------------------------------------------------------------------------------------
@@ -84,16 +85,18 @@ class StepTimes(TrainerCallback):
         return [after - before for before, after in zip(ends, ends[1:])]
 
 
-def speeds_in_turns(programs: dict[str, Callable[[], float]], sentences: int, repeats: int) -> dict[str, Any]:
+def speeds_in_turns(programs: dict[str, Callable[[], object]], sentences: int, repeats: int) -> dict[str, Any]:
     """
-    Sentences a second of programs that, at their turn, go through so many sentences and return the seconds. They take
-    turns, so that whatever slows the machine down slows all of them. The first turn warms up and does not count.
+    Sentences a second of programs, each of which goes through so many sentences when it is called. They take turns, so
+    that whatever slows the machine down slows all of them. The first turn warms up and does not count.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(repeats + 1):
-        for name, take_turn in programs.items():
-            seconds[name].append(take_turn())
-    speeds = {name: [sentences / value for value in values[1:]] for name, values in seconds.items()}
+    speeds: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in range(repeats + 1):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            program()
+            if turn > 0:
+                speeds[name].append(sentences / (time.perf_counter() - start))
     return {
         "median_sentences_per_second": {name: statistics.median(values) for name, values in speeds.items()},
         "sentences_per_second": speeds,

@@ -10,7 +10,6 @@ folder has fresh ones.
 """
 
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
@@ -42,12 +41,6 @@ def programs(encoder: str, batch_size: int, folder: str) -> dict[str, Embed]:
     }
 
 
-def seconds(embed: Embed, sentences: list[str]) -> float:
-    start = time.perf_counter()
-    embed(sentences)
-    return time.perf_counter() - start
-
-
 def main() -> None:
     parser = arguments_for(__doc__)
     parser.add_argument("--sentences", type=int, default=1000, help="Of each kind.")
@@ -65,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         embed = programs(arguments.model, arguments.batch_size, folder)
         for name, sentences in texts.items():
-            turns = {program: partial(seconds, function, sentences) for program, function in embed.items()}
+            turns = {program: partial(function, sentences) for program, function in embed.items()}
             speeds = speeds_in_turns(turns, len(sentences), arguments.repeats)
             setting = {"text": name, "sentences": len(sentences), "batch_size": arguments.batch_size}
             results.append({**setting, "threads": arguments.threads, **speeds})

@@ -15,6 +15,7 @@ twice as many FLOPs in the backward pass. What the gradient cache computes twice
 import argparse
 import statistics
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -24,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import RobertaConfig, default_data_collator
 from transformers.utils import is_flash_attn_2_available
 
-from benchmarks.common import QUIET, StepTimes, add_output, in_new_processes, parser_for, print_table, write_output
+from benchmarks.common import QUIET, StepTimes, in_new_processes, parser_for, print_table, write_output
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import SarcseTrainingArguments
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="Steps that are timed.")
     parser.add_argument("--gradient_cache_mini_batch_size", type=int, default=256)
     parser.add_argument("--peak_teraflops", type=float, help="Of the GPU in bf16, if it is not a known one.")
-    add_output(parser)
+    parser.add_argument("--output", type=Path, help="Where to write all numbers, as JSON.")
     arguments = parser.parse_args()
     peak = arguments.peak_teraflops or peak_teraflops()
     rows = []

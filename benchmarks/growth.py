@@ -42,9 +42,7 @@ def job(arguments: argparse.Namespace, fields: dict[str, Any], steps: int, envir
     import train  # noqa: F401  the imports do not count
 
     start, times = time.perf_counter(), StepTimes(WARM_UP)
-    with tempfile.TemporaryDirectory() as folder:
-        fields = {"model_name_or_path": arguments.model, "train_file": arguments.train_file, **fields}
-        trainer = trainer_for(folder, [], bf16=arguments.bf16, max_steps=WARM_UP + steps, **fields)
+    with trainer_for(arguments, [], max_steps=WARM_UP + steps, **fields) as trainer:
         started = time.perf_counter() - start
         trainer.add_callback(times)
         trainer.train()
@@ -63,54 +61,42 @@ def together(number: int) -> list[dict[str, str]]:
     return [{**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
 
 
-def without_start(run: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in run.items() if name != "start_seconds"}
+def row(first: dict[str, float], run: dict[str, float]) -> dict[str, float]:
+    """The first cells of a row, followed by the speed and memory of a training."""
+    whole = {**first, **{name: run[name] for name in ("sentences_per_second", "peak_mebibytes")}}
+    print(whole, flush=True)
+    return whole
 
 
-def by_corpus(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
-    for size in CORPORA:
-        fields = {"max_train_samples": size, "per_device_train_batch_size": 64}
-        with tempfile.TemporaryDirectory() as cache:
-            call = (arguments, fields, 16, {"HF_DATASETS_CACHE": cache})
-            cold, cached = (in_new_processes(job, call) for _ in range(2))
-        start = {"cold_start_seconds": cold["start_seconds"], "cached_start_seconds": cached["start_seconds"]}
-        rows.append({"sentences": size, **start, **without_start(cached)})
-        print(rows[-1], flush=True)
-    return rows
+def by_corpus(arguments: argparse.Namespace, size: int) -> dict[str, float]:
+    fields = {"max_train_samples": size, "per_device_train_batch_size": 64}
+    with tempfile.TemporaryDirectory() as cache:
+        call = (arguments, fields, 16, {"HF_DATASETS_CACHE": cache})
+        cold, cached = (in_new_processes(job, call) for _ in range(2))
+    starts = {"cold_start_seconds": cold["start_seconds"], "cached_start_seconds": cached["start_seconds"]}
+    return row({"sentences": size, **starts}, cached)
 
 
-def by_batch(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
-    for size in BATCHES:
-        fields = {"max_train_samples": 20_000, "per_device_train_batch_size": size}
-        run = in_new_processes(job, (arguments, fields, max(2, 1024 // size), {}))
-        rows.append({"batch_size": size, **without_start(run)})
-        print(rows[-1], flush=True)
-    return rows
+def by_batch(arguments: argparse.Namespace, size: int) -> dict[str, float]:
+    call = (arguments, {"per_device_train_batch_size": size}, max(2, 1024 // size), {})
+    return row({"batch_size": size}, in_new_processes(job, call))
 
 
-def by_processes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
-    for number in (1, 2):
-        fields = {"max_train_samples": 20_000, "per_device_train_batch_size": 64 // number}
-        run = in_new_processes(job, *((arguments, fields, 16, place) for place in together(number)))
-        rows.append({"processes": number, **without_start(run)})
-        print(rows[-1], flush=True)
-    return rows
+def by_processes(arguments: argparse.Namespace, number: int) -> dict[str, float]:
+    fields = {"per_device_train_batch_size": 64 // number}
+    calls = [(arguments, fields, 16, place) for place in together(number)]
+    return row({"processes": number}, in_new_processes(job, *calls))
 
 
-def table(first: str, rows: list[dict[str, Any]]) -> list[list[str]]:
+def table(rows: list[dict[str, float]]) -> list[list[str]]:
     names = {
-        first: first.replace("_", " "),
         "cold_start_seconds": "cold start, s",
         "cached_start_seconds": "cached start, s",
         "sentences_per_second": "sentences/s",
         "peak_mebibytes": "peak memory, MiB",
     }
-    columns = [name for name in names if name in rows[0]]
-    cells = [[format(row[name], ",.1f" if "seconds" in name else ",.0f") for name in columns] for row in rows]
-    return [[names[name] for name in columns], *cells]
+    cells = [[format(x, ",.1f" if "seconds" in name else ",.0f") for name, x in line.items()] for line in rows]
+    return [[names.get(name, name.replace("_", " ")) for name in rows[0]], *cells]
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -148,13 +134,12 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     arguments = parser.parse_args()
     results = {
-        "corpus": by_corpus(arguments),
-        "batch": by_batch(arguments),
-        "processes": by_processes(arguments),
+        "corpus": [by_corpus(arguments, size) for size in CORPORA],
+        "batch": [by_batch(arguments, size) for size in BATCHES],
+        "processes": [by_processes(arguments, number) for number in (1, 2)],
     }
-    keys = {"corpus": "sentences", "batch": "batch_size", "processes": "processes"}
     for name, rows in results.items():
-        print_table(f"By {keys[name].replace('_', ' ')}", table(keys[name], rows))
+        print_table(f"By {name}", table(rows))
     write_output(results, arguments.output)
     if arguments.output:
         draw(results, arguments.output)

@@ -8,7 +8,6 @@ ends and, in the backward pass, where the gradient of what lies between two part
 when work is handed over, not when it is done: this is for a CPU.
 """
 
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -83,17 +82,8 @@ def main() -> None:
     arguments, flags = parser.parse_known_args()
     torch.set_num_threads(arguments.threads)
     clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_for(
-            folder,
-            flags,
-            model_name_or_path=arguments.model,
-            train_file=arguments.train_file,
-            max_train_samples=20_000,
-            max_steps=WARM_UP + STEPS,
-            per_device_train_batch_size=arguments.batch_size,
-            bf16=arguments.bf16,
-        )
+    fields = {"max_steps": WARM_UP + STEPS, "per_device_train_batch_size": arguments.batch_size}
+    with trainer_for(arguments, flags, **fields) as trainer:
         clock.attach(trainer)
         trainer.train()
     milliseconds = {part: 1000 * seconds / STEPS for part, seconds in clock.seconds.items()}

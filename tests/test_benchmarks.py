@@ -23,7 +23,7 @@ import study_report  # noqa: E402
 
 
 @pytest.mark.parametrize("length", [12, 40])
-def test_each_product_of_the_model_is_counted_once(length):
+def test_the_flops_of_each_product_are_counted_once(length):
     """By hand, two FLOPs for a multiplication; sentences shorter and longer than what the decoder reconstructs."""
     config = gpu_speed.sarcse_config("tiny")
     d, layers, f, c = 32, 2, 64, config.channels
