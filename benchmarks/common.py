@@ -1,25 +1,42 @@
-"""What the benchmarks share: where the data are, and a trainer that does nothing but train."""
+"""What the benchmarks share: options, a trainer that does nothing but train, how they time, and what they write."""
 
 import argparse
+import json
+import multiprocessing
 import os
 import resource
-import sys
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
 
 
 if TYPE_CHECKING:
     from sarcse.trainer import SarcseTrainer
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the project, whose modules the benchmarks import
+PROJECT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("SARCSE_DATA") or PROJECT.parent / "shared")
+SENTENCES, MAX_SEQ_LENGTH = 20_000, 32  # of a training
+MEBIBYTE = 2**20
+# Fields of a training that does nothing but train.
+QUIET = {"eval_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
 
-SHARED = Path(os.environ.get("SARCSE_DATA") or Path(__file__).parent.parent.parent / "shared")
-MAX_SEQ_LENGTH = 32
+
+def parser_for(docstring: str) -> argparse.ArgumentParser:
+    """A parser whose --help begins as the benchmark's file does."""
+    return argparse.ArgumentParser(description=docstring.split("\n\n")[0], allow_abbrev=False)
 
 
-def arguments_for(description: str) -> argparse.ArgumentParser:
-    """The options of every benchmark."""
-    parser = argparse.ArgumentParser(description=description.split("\n\n")[0], allow_abbrev=False)
+def arguments_for(docstring: str) -> argparse.ArgumentParser:
+    """The options of every benchmark of real sentences on the CPU."""
+    parser = parser_for(docstring)
     parser.add_argument("--model", default=str(SHARED / "encoders" / "roberta-mini-wiki"), help="The encoder.")
     parser.add_argument("--train_file", default=str(SHARED / "data" / "wiki500k.txt.xz"), help="The sentences.")
     parser.add_argument("--threads", type=int, default=2)
@@ -27,16 +44,89 @@ def arguments_for(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def trainer_for(folder: str, flags: list[str], **fields: object) -> "SarcseTrainer":
-    """train.py's trainer for these fields and flags, without evaluations, checkpoints and progress bars."""
-    from train import build_trainer, parse_arguments
+@contextmanager
+def trainer_for(arguments: argparse.Namespace, flags: list[str], **fields: object) -> Iterator["SarcseTrainer"]:
+    """train.py's trainer for these fields and flags, with the `model`, `train_file` and `bf16` of the arguments."""
+    from sarcse.parsing import parse_arguments
+    from sarcse.training import build_trainer
 
-    quiet = {"eval_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
-    fields = {"output_dir": folder, "max_seq_length": MAX_SEQ_LENGTH, **quiet, **fields}
-    trainer, _, _ = build_trainer(*parse_arguments([f"--{name}={value}" for name, value in fields.items()] + flags))
-    return trainer
+    fields = {"max_train_samples": SENTENCES, "max_seq_length": MAX_SEQ_LENGTH, **QUIET, **fields}
+    fields |= {"model_name_or_path": arguments.model, "train_file": arguments.train_file, "bf16": arguments.bf16}
+    with tempfile.TemporaryDirectory() as fields["output_dir"]:
+        options = [f"--{name}={value}" for name, value in fields.items()]
+        yield build_trainer(*parse_arguments(options + flags))[0]
+
+
+# --- Timing ----------------------------------------------------------------------------------------------------------
+
+
+def in_new_processes(function: Callable, *calls: tuple) -> Any:
+    """
+    What the function returns for the first of these calls. All are made at the same time, each in a process of its
+    own, so that nothing that ran before counts.
+    """
+    with ProcessPoolExecutor(len(calls), multiprocessing.get_context("spawn")) as pool:
+        return [pool.submit(function, *call) for call in calls][0].result()
+
+
+class StepTimes(TrainerCallback):
+    """Times a Trainer's steps, each from the end of the one before, with all that is between them."""
+
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up, self.ends = warm_up, []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Of every step after the first `warm_up` ones."""
+        ends = self.ends[self.warm_up - 1 :]
+        return [after - before for before, after in zip(ends, ends[1:])]
+
+
+def speeds_in_turns(programs: dict[str, Callable[[], object]], sentences: int, repeats: int) -> dict[str, Any]:
+    """
+    Sentences a second of programs, each of which goes through so many sentences when it is called. They take turns, so
+    that whatever slows the machine down slows all of them. The first turn warms up and does not count.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in range(repeats + 1):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            program()
+            if turn > 0:
+                speeds[name].append(sentences / (time.perf_counter() - start))
+    return {
+        "median_sentences_per_second": {name: statistics.median(values) for name, values in speeds.items()},
+        "sentences_per_second": speeds,
+    }
 
 
 def peak_mebibytes() -> float:
     """The largest resident memory that this process has had, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+# --- What they write -------------------------------------------------------------------------------------------------
+
+
+def speed_rows(speeds: dict[str, Any]) -> list[list[str]]:
+    """`speeds_in_turns` as rows of a table."""
+    medians = speeds["median_sentences_per_second"]
+    ratios = {name: medians["sarcse"] / median for name, median in medians.items()}
+    rows = [[name, f"{median:,.1f}", f"{ratios[name]:.2f}"] for name, median in medians.items()]
+    return [["program", "sentences/s", "sarcse's speed over it"], *rows]
+
+
+def print_table(title: str, rows: list[list[str]]) -> None:
+    """A Markdown table; the first row is its header."""
+    from sarcse.comparison import markdown_table  # here, since it needs libraries that no measurement needs
+
+    print(f"\n{title}:\n\n{markdown_table(rows)}", flush=True)
+
+
+def write_output(results: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -1,27 +1,33 @@
 """
 How time and memory grow with the corpus, the batch and the number of processes, and what a start costs.
 
-    python benchmarks/growth.py [--bf16] [--output growth.json]
+    python -m benchmarks.growth [--bf16] [--output growth.json]
 
-Beside the JSON file stand the tables (.md) and the figure (.png, .svg). Every figure comes from a process of its own.
+Beside the JSON file stands the figure (.png, .svg). Every number comes from a process of its own.
 A start is everything from the command to the first step but the imports: reading, tokenising, counting tokens, loading
 the encoder; cold with an empty cache, cached after another process has done the same. Peak memory is that of one
 process.
 """
 
 import argparse
-import json
-import multiprocessing
 import os
 import socket
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import arguments_for, peak_mebibytes, trainer_for
+
+from benchmarks.common import (
+    StepTimes,
+    arguments_for,
+    in_new_processes,
+    peak_mebibytes,
+    print_table,
+    trainer_for,
+    write_output,
+)
 
 
 CORPORA = [10_000, 100_000, 500_000]
@@ -33,32 +39,15 @@ def job(arguments: argparse.Namespace, fields: dict[str, Any], steps: int, envir
     """Seconds of the start and sentences a second of the training that follows, in this process."""
     os.environ.update(environment)
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", arguments.threads)))
-    from transformers import TrainerCallback
-
     import train  # noqa: F401  the imports do not count
 
-    class Times(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            ends.append(time.perf_counter())
-
-    start, ends = time.perf_counter(), []
-    with tempfile.TemporaryDirectory() as folder:
-        fields = {"model_name_or_path": arguments.model, "train_file": arguments.train_file, **fields}
-        trainer = trainer_for(folder, [], bf16=arguments.bf16, max_steps=WARM_UP + steps, **fields)
+    start, times = time.perf_counter(), StepTimes(WARM_UP)
+    with trainer_for(arguments, [], max_steps=WARM_UP + steps, **fields) as trainer:
         started = time.perf_counter() - start
-        trainer.add_callback(Times())
+        trainer.add_callback(times)
         trainer.train()
-    sentences = steps * trainer.args.global_batch_size
-    speed = sentences / (ends[-1] - ends[WARM_UP - 1])
+    speed = steps * trainer.args.global_batch_size / sum(times.seconds())
     return {"start_seconds": started, "sentences_per_second": speed, "peak_mebibytes": peak_mebibytes()}
-
-
-def in_processes(
-    arguments: argparse.Namespace, fields: dict[str, Any], steps: int, environments: list[dict[str, str]]
-) -> dict[str, Any]:
-    """The first process' figures; with several environments, as many processes train together."""
-    with ProcessPoolExecutor(len(environments), multiprocessing.get_context("spawn")) as pool:
-        return [pool.submit(job, arguments, fields, steps, e) for e in environments][0].result()
 
 
 def together(number: int) -> list[dict[str, str]]:
@@ -72,57 +61,42 @@ def together(number: int) -> list[dict[str, str]]:
     return [{**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
 
 
-def without_start(run: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in run.items() if name != "start_seconds"}
+def row(first: dict[str, float], run: dict[str, float]) -> dict[str, float]:
+    """The first cells of a row, followed by the speed and memory of a training."""
+    whole = {**first, **{name: run[name] for name in ("sentences_per_second", "peak_mebibytes")}}
+    print(whole, flush=True)
+    return whole
 
 
-def by_corpus(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
-    for size in CORPORA:
-        fields = {"max_train_samples": size, "per_device_train_batch_size": 64}
-        with tempfile.TemporaryDirectory() as cache:
-            runs = [in_processes(arguments, fields, 16, [{"HF_DATASETS_CACHE": cache}]) for _ in range(2)]
-        cold, cached = runs
-        start = {"cold_start_seconds": cold["start_seconds"], "cached_start_seconds": cached["start_seconds"]}
-        rows.append({"sentences": size, **start, **without_start(cached)})
-        print(rows[-1], flush=True)
-    return rows
+def by_corpus(arguments: argparse.Namespace, size: int) -> dict[str, float]:
+    fields = {"max_train_samples": size, "per_device_train_batch_size": 64}
+    with tempfile.TemporaryDirectory() as cache:
+        call = (arguments, fields, 16, {"HF_DATASETS_CACHE": cache})
+        cold, cached = (in_new_processes(job, call) for _ in range(2))
+    starts = {"cold_start_seconds": cold["start_seconds"], "cached_start_seconds": cached["start_seconds"]}
+    return row({"sentences": size, **starts}, cached)
 
 
-def by_batch(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
-    for size in BATCHES:
-        fields = {"max_train_samples": 20_000, "per_device_train_batch_size": size}
-        run = in_processes(arguments, fields, max(2, 1024 // size), [{}])
-        rows.append({"batch_size": size, **without_start(run)})
-        print(rows[-1], flush=True)
-    return rows
+def by_batch(arguments: argparse.Namespace, size: int) -> dict[str, float]:
+    call = (arguments, {"per_device_train_batch_size": size}, max(2, 1024 // size), {})
+    return row({"batch_size": size}, in_new_processes(job, call))
 
 
-def by_processes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
-    for number in (1, 2):
-        fields = {"max_train_samples": 20_000, "per_device_train_batch_size": 64 // number}
-        run = in_processes(arguments, fields, 16, together(number))
-        rows.append({"processes": number, **without_start(run)})
-        print(rows[-1], flush=True)
-    return rows
+def by_processes(arguments: argparse.Namespace, number: int) -> dict[str, float]:
+    fields = {"per_device_train_batch_size": 64 // number}
+    calls = [(arguments, fields, 16, place) for place in together(number)]
+    return row({"processes": number}, in_new_processes(job, *calls))
 
 
-def table(first: str, rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, float]]) -> list[list[str]]:
     names = {
-        first: first.replace("_", " "),
         "cold_start_seconds": "cold start, s",
         "cached_start_seconds": "cached start, s",
         "sentences_per_second": "sentences/s",
         "peak_mebibytes": "peak memory, MiB",
     }
-    columns = [name for name in names if name in rows[0]]
-    lines = ["| " + " | ".join(names[name] for name in columns) + " |", "| ---: " * len(columns) + "|"]
-    for row in rows:
-        cells = [format(row[name], ",.1f" if "seconds" in name else ",.0f") for name in columns]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    cells = [[format(x, ",.1f" if "seconds" in name else ",.0f") for name, x in line.items()] for line in rows]
+    return [[names.get(name, name.replace("_", " ")) for name in rows[0]], *cells]
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -160,15 +134,14 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     arguments = parser.parse_args()
     results = {
-        "corpus": by_corpus(arguments),
-        "batch": by_batch(arguments),
-        "processes": by_processes(arguments),
+        "corpus": [by_corpus(arguments, size) for size in CORPORA],
+        "batch": [by_batch(arguments, size) for size in BATCHES],
+        "processes": [by_processes(arguments, number) for number in (1, 2)],
     }
-    keys = {"corpus": "sentences", "batch": "batch_size", "processes": "processes"}
-    text = "\n\n".join(table(keys[name], rows) for name, rows in results.items())
-    print(f"\n{text}")
+    for name, rows in results.items():
+        print_table(f"By {name}", table(rows))
+    write_output(results, arguments.output)
     if arguments.output:
-        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
         draw(results, arguments.output)
 
 

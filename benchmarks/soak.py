@@ -1,14 +1,13 @@
 """
 Does memory stay flat in a long training with many evaluations and checkpoints?
 
-    python benchmarks/soak.py [--minutes 30] [--output_dir output/soak] [train.py's flags]
+    python -m benchmarks.soak [--minutes 30] [--output_dir output/soak] [train.py's flags]
 
 Starts train.py on the demo's data, with an evaluation and a checkpoint every 5 steps, reads its resident memory every
 few seconds, ends it with SIGTERM after the time, and writes `memory.json` and the figure `memory.png`. The number to
 look at is the growth from the second tenth of the run to the last: the first tenth holds the imports and the warm-up.
 """
 
-import argparse
 import json
 import signal
 import statistics
@@ -20,9 +19,7 @@ from pathlib import Path
 import psutil
 from matplotlib import pyplot as plt
 
-
-PROJECT = Path(__file__).parent.parent
-MEBIBYTE = 2**20
+from benchmarks.common import MEBIBYTE, PROJECT, parser_for, write_output
 
 
 def soak(minutes: float, output_dir: Path, flags: list[str]) -> list[tuple[float, float]]:
@@ -49,7 +46,7 @@ def soak(minutes: float, output_dir: Path, flags: list[str]) -> list[tuple[float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = parser_for(__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--output_dir", type=Path, default=Path("output/soak"))
     arguments, flags = parser.parse_known_args()
@@ -61,7 +58,7 @@ def main() -> None:
     state = max((arguments.output_dir / "run").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
     steps = json.loads((state / "trainer_state.json").read_text())["global_step"]
     result = {"steps": steps, "minutes": arguments.minutes, "mebibytes_by_tenth": tenths, "samples": samples}
-    (arguments.output_dir / "memory.json").write_text(json.dumps(result))
+    write_output(result, arguments.output_dir / "memory.json")
     plt.plot([second / 60 for second in seconds], memory)
     plt.ylim(bottom=0)
     plt.xlabel("minutes")

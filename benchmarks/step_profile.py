@@ -1,24 +1,22 @@
 """
 Where the time of a training step goes: data, encoder, autoencoder, loss, optimizer and the rest, forward and backward.
 
-    python benchmarks/step_profile.py [--bf16] [--batch_size 64] [--output FILE] [train.py's flags]
+    python -m benchmarks.step_profile [--bf16] [--batch_size 64] [--output FILE] [train.py's flags]
 
 A clock gives every moment of the steps to one of these parts. It changes hands where a module's forward begins and
 ends and, in the backward pass, where the gradient of what lies between two parts is known. On a GPU it would measure
 when work is handed over, not when it is done: this is for a CPU.
 """
 
-import json
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import arguments_for, trainer_for
 from transformers import TrainerCallback
 
+from benchmarks.common import arguments_for, print_table, trainer_for, write_output
 from modeling_sarcse import SarcseModelOutput
 from sarcse.trainer import SarcseTrainer
 
@@ -84,30 +82,19 @@ def main() -> None:
     arguments, flags = parser.parse_known_args()
     torch.set_num_threads(arguments.threads)
     clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_for(
-            folder,
-            flags,
-            model_name_or_path=arguments.model,
-            train_file=arguments.train_file,
-            max_train_samples=20_000,
-            max_steps=WARM_UP + STEPS,
-            per_device_train_batch_size=arguments.batch_size,
-            bf16=arguments.bf16,
-        )
+    fields = {"max_steps": WARM_UP + STEPS, "per_device_train_batch_size": arguments.batch_size}
+    with trainer_for(arguments, flags, **fields) as trainer:
         clock.attach(trainer)
         trainer.train()
     milliseconds = {part: 1000 * seconds / STEPS for part, seconds in clock.seconds.items()}
     total = sum(milliseconds.values())
-    print("\n| part                  | ms a step | share |")
-    print("| --------------------- | --------: | ----: |")
-    for part, value in sorted(milliseconds.items(), key=lambda item: -item[1]):
-        print(f"| {part:21} | {value:9.1f} | {value / total:5.1%} |")
-    print(f"| {'the whole step':21} | {total:9.1f} |       |")
-    if arguments.output:
-        precision = "bf16" if arguments.bf16 else "float32"
-        result = {"batch_size": arguments.batch_size, "precision": precision, "milliseconds": milliseconds}
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    parts = sorted(milliseconds.items(), key=lambda item: -item[1])
+    rows = [[part, f"{value:.1f}", f"{value / total:.1%}"] for part, value in parts]
+    precision = "bf16" if arguments.bf16 else "float32"
+    title = f"Steps of {arguments.batch_size} sentences, {precision}"
+    print_table(title, [["part", "ms a step", "share"], *rows, ["the whole step", f"{total:.1f}", ""]])
+    result = {"batch_size": arguments.batch_size, "precision": precision, "milliseconds": milliseconds}
+    write_output(result, arguments.output)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """
 How fast SARCSE trains beside what people use today: sentences a second and peak memory of one job in four programs.
 
-    python benchmarks/train_speed.py [--quick] [--output FILE]
+    python -m benchmarks.train_speed [--quick] [--output FILE]
 
 - `sarcse`: this project's default;
 - `simcse`: this project with `--pooler cls --reconstruction_weight 0`;
@@ -9,30 +9,39 @@ How fast SARCSE trains beside what people use today: sentences a second and peak
 - `simcse_repository_method`: a plain loop after the SimCSE repository, each view padded with the batch, two flattened.
 
 The same encoder, sentences, batches, length, precision and number of threads. Every program trains in a process of its
-own and they take turns: a few steps of the first, of the second, ..., and from the start again, so that whatever slows
-the machine down slows all of them. The first turn warms up and does not count.
+own and they take turns: a few steps of the first, of the second, ..., and from the start again.
 """
 
 import argparse
-import json
 import multiprocessing
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from common import MAX_SEQ_LENGTH, arguments_for, peak_mebibytes, trainer_for
 from transformers import TrainerCallback
 
+from benchmarks.common import (
+    MAX_SEQ_LENGTH,
+    QUIET,
+    SENTENCES,
+    arguments_for,
+    peak_mebibytes,
+    print_table,
+    speed_rows,
+    speeds_in_turns,
+    trainer_for,
+    write_output,
+)
 
-SENTENCES, TEMPERATURE, LEARNING_RATE = 20_000, 0.05, 3e-5
+
+TEMPERATURE, LEARNING_RATE = 0.05, 3e-5
 
 
 class Turns(TrainerCallback):
-    """Lets a Trainer run its steps in turns: waits for a message, takes so many steps, answers with the seconds."""
+    """Lets a Trainer run its steps in turns: waits for a message, takes so many steps, answers."""
 
     def __init__(self, connection: Connection, steps: int) -> None:
         self.connection, self.steps = connection, steps
@@ -40,47 +49,36 @@ class Turns(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.steps == 0:
             self.connection.recv()
-            self.start = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.steps == 0:
-            self.connection.send(time.perf_counter() - self.start)
+            self.connection.send("done")
 
 
-def train_here(settings: dict[str, Any], turns: Turns, flags: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_for(
-            folder,
-            flags,
-            model_name_or_path=settings["model"],
-            train_file=settings["train_file"],
-            max_train_samples=SENTENCES,
-            max_steps=settings["max_steps"],
-            contrastive_temperature=TEMPERATURE,
-            learning_rate=LEARNING_RATE,
-            per_device_train_batch_size=settings["batch_size"],
-            bf16=settings["bf16"],
-        )
+def train_here(settings: argparse.Namespace, turns: Turns, flags: list[str]) -> None:
+    fields = {"max_steps": settings.max_steps, "per_device_train_batch_size": settings.batch_size}
+    fields |= {"contrastive_temperature": TEMPERATURE, "learning_rate": LEARNING_RATE}
+    with trainer_for(settings, flags, **fields) as trainer:
         trainer.add_callback(turns)
         trainer.train()
 
 
-def sarcse(settings: dict[str, Any], turns: Turns) -> None:
+def sarcse(settings: argparse.Namespace, turns: Turns) -> None:
     train_here(settings, turns, [])
 
 
-def simcse(settings: dict[str, Any], turns: Turns) -> None:
+def simcse(settings: argparse.Namespace, turns: Turns) -> None:
     train_here(settings, turns, ["--pooler=cls", "--reconstruction_weight=0"])
 
 
-def read_sentences(settings: dict[str, Any]) -> list[str]:
+def read_sentences(settings: argparse.Namespace) -> list[str]:
     from sarcse.sentences import DataArguments, load_sentences
 
-    arguments = DataArguments(train_file=settings["train_file"], max_train_samples=SENTENCES)
+    arguments = DataArguments(train_file=settings.train_file, max_train_samples=SENTENCES)
     return load_sentences(arguments)["text"][:]
 
 
-def sentence_transformers(settings: dict[str, Any], turns: Turns) -> None:
+def sentence_transformers(settings: argparse.Namespace, turns: Turns) -> None:
     import datasets
     from sentence_transformers import (
         SentenceTransformer,
@@ -90,7 +88,7 @@ def sentence_transformers(settings: dict[str, Any], turns: Turns) -> None:
     from sentence_transformers.losses import MultipleNegativesRankingLoss
     from sentence_transformers.models import Pooling, Transformer
 
-    encoder = Transformer(settings["model"], max_seq_length=MAX_SEQ_LENGTH)
+    encoder = Transformer(settings.model, max_seq_length=MAX_SEQ_LENGTH)
     model = SentenceTransformer(
         modules=[encoder, Pooling(encoder.get_word_embedding_dimension(), "cls")], device="cpu"
     )
@@ -100,16 +98,14 @@ def sentence_transformers(settings: dict[str, Any], turns: Turns) -> None:
             model=model,
             args=SentenceTransformerTrainingArguments(
                 output_dir=folder,
-                per_device_train_batch_size=settings["batch_size"],
-                max_steps=settings["max_steps"],
+                per_device_train_batch_size=settings.batch_size,
+                max_steps=settings.max_steps,
                 learning_rate=LEARNING_RATE,
-                bf16=settings["bf16"],
+                bf16=settings.bf16,
                 dataloader_drop_last=True,
                 dataloader_pin_memory=False,
                 use_cpu=True,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
+                **QUIET,
             ),
             train_dataset=datasets.Dataset.from_dict({"anchor": sentences, "positive": sentences}),
             loss=MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE),
@@ -118,28 +114,28 @@ def sentence_transformers(settings: dict[str, Any], turns: Turns) -> None:
         trainer.train()
 
 
-def simcse_repository_method(settings: dict[str, Any], turns: Turns) -> None:
+def simcse_repository_method(settings: argparse.Namespace, turns: Turns) -> None:
     from transformers import AutoModel, AutoTokenizer, get_linear_schedule_with_warmup
 
-    tokenizer = AutoTokenizer.from_pretrained(settings["model"])
-    encoder = AutoModel.from_pretrained(settings["model"], add_pooling_layer=False, dtype=torch.float32).train()
+    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    encoder = AutoModel.from_pretrained(settings.model, add_pooling_layer=False, dtype=torch.float32).train()
     projection = torch.nn.Linear(encoder.config.hidden_size, encoder.config.hidden_size)
     sentences = read_sentences(settings)
     ids = tokenizer(sentences, truncation=True, max_length=MAX_SEQ_LENGTH)["input_ids"]
     parameters = [*encoder.parameters(), *projection.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
-    scheduler = get_linear_schedule_with_warmup(optimizer, 0, settings["max_steps"])
+    scheduler = get_linear_schedule_with_warmup(optimizer, 0, settings.max_steps)
 
     def collate(rows: list[list[int]]) -> dict[str, torch.Tensor]:
         return tokenizer.pad({"input_ids": [row for row in rows for _ in range(2)]}, return_tensors="pt")
 
     loader = torch.utils.data.DataLoader(
-        ids, batch_size=settings["batch_size"], shuffle=True, drop_last=True, collate_fn=collate
+        ids, batch_size=settings.batch_size, shuffle=True, drop_last=True, collate_fn=collate
     )
     state = argparse.Namespace(global_step=0)
     for batch in loader:
         turns.on_step_begin(None, state, None)
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings["bf16"]):
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             hidden = encoder(**batch).last_hidden_state[:, 0]  # (2B, d)
             first, second = torch.tanh(projection(hidden)).float().unflatten(0, (-1, 2)).unbind(1)  # two of (B, d)
         similarities = torch.cosine_similarity(first.unsqueeze(1), second.unsqueeze(0), dim=-1) / TEMPERATURE  # (B, B)
@@ -150,23 +146,28 @@ def simcse_repository_method(settings: dict[str, Any], turns: Turns) -> None:
         optimizer.zero_grad()
         state.global_step += 1
         turns.on_step_end(None, state, None)
-        if state.global_step == settings["max_steps"]:
+        if state.global_step == settings.max_steps:
             break
 
 
 PROGRAMS: list[Callable] = [sarcse, simcse, sentence_transformers, simcse_repository_method]
 
 
-def work(program: Callable, settings: dict[str, Any], connection: Connection) -> None:
+def work(program: Callable, settings: argparse.Namespace, connection: Connection) -> None:
     """A process of its own: trains in turns, then tells its peak memory in MiB."""
-    torch.set_num_threads(settings["threads"])
-    program(settings, Turns(connection, settings["steps"]))
+    torch.set_num_threads(settings.threads)
+    program(settings, Turns(connection, settings.steps))
     connection.send(peak_mebibytes())
 
 
-def measure(settings: dict[str, Any], repeats: int) -> dict[str, Any]:
+def take_turn(connection: Connection) -> None:
+    """Returns when the process at the other end has taken its steps."""
+    connection.send("go")
+    connection.recv()
+
+
+def measure(settings: argparse.Namespace) -> dict[str, Any]:
     """Median sentences a second and peak memory of every program."""
-    settings = {**settings, "max_steps": settings["steps"] * (repeats + 1)}
     context = multiprocessing.get_context("spawn")
     connections, processes = {}, []
     for program in PROGRAMS:
@@ -174,39 +175,19 @@ def measure(settings: dict[str, Any], repeats: int) -> dict[str, Any]:
         processes.append(context.Process(target=work, args=(program, settings, other)))
         processes[-1].start()
         other.close()
-    seconds: dict[str, list[float]] = {name: [] for name in connections}
-    for _ in range(repeats + 1):
-        for name, connection in connections.items():
-            connection.send("go")
-            seconds[name].append(connection.recv())
+    turns = {name: partial(take_turn, connection) for name, connection in connections.items()}
+    speeds = speeds_in_turns(turns, settings.steps * settings.batch_size, settings.repeats)
     memory = {name: round(connection.recv()) for name, connection in connections.items()}
     for process in processes:
         process.join()
-    turn = settings["steps"] * settings["batch_size"]
-    speeds = {name: [turn / value for value in values[1:]] for name, values in seconds.items()}
     return {
-        "batch_size": settings["batch_size"],
-        "precision": "bf16" if settings["bf16"] else "float32",
-        "threads": settings["threads"],
+        "batch_size": settings.batch_size,
+        "precision": "bf16" if settings.bf16 else "float32",
+        "threads": settings.threads,
         "max_seq_length": MAX_SEQ_LENGTH,
-        "median_sentences_per_second": {name: statistics.median(values) for name, values in speeds.items()},
-        "sentences_per_second": speeds,
+        **speeds,
         "peak_mebibytes": memory,
     }
-
-
-def table(result: dict[str, Any]) -> str:
-    medians = result["median_sentences_per_second"]
-    lines = [
-        f"Batch {result['batch_size']}, {result['precision']}:",
-        "",
-        "| program                  | sentences/s | sarcse's speed over it | peak memory, MiB |",
-        "| ------------------------ | ----------: | ---------------------: | ---------------: |",
-    ]
-    for name, median in medians.items():
-        ratio = medians["sarcse"] / median
-        lines.append(f"| {name:24} | {median:11.1f} | {ratio:22.2f} | {result['peak_mebibytes'][name]:16} |")
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -217,18 +198,14 @@ def main() -> None:
     arguments = parser.parse_args()
     results = []
     for batch_size, bf16 in [(64, True)] if arguments.quick else [(64, False), (64, True), (512, False), (512, True)]:
-        settings = {
-            "model": arguments.model,
-            "train_file": arguments.train_file,
-            "threads": arguments.threads,
-            "batch_size": batch_size,
-            "bf16": bf16,
-            "steps": max(2, arguments.sentences_a_turn // batch_size),
-        }
-        results.append(measure(settings, arguments.repeats))
-        print(f"\n{table(results[-1])}", flush=True)
-        if arguments.output:
-            arguments.output.write_text(json.dumps({"settings": results}, indent=2) + "\n")
+        steps = max(2, arguments.sentences_a_turn // batch_size)
+        fields = {"batch_size": batch_size, "bf16": bf16, "steps": steps, "max_steps": steps * (arguments.repeats + 1)}
+        result = measure(argparse.Namespace(**vars(arguments), **fields))
+        memory = ["peak memory, MiB", *(f"{value:,}" for value in result["peak_mebibytes"].values())]
+        rows = [[*row, cell] for row, cell in zip(speed_rows(result), memory)]
+        print_table(f"Batch {batch_size}, {result['precision']}", rows)
+        results.append(result)
+        write_output({"settings": results}, arguments.output)
 
 
 if __name__ == "__main__":

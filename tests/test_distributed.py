@@ -23,9 +23,10 @@ EXACT_RUNS = {
 }
 
 
-def accelerate_launch(processes: int, *arguments: object, cwd) -> None:
+def accelerate_launch(processes: int, *arguments: object) -> None:
     """
-    `accelerate launch --cpu`, once for each process with its place in the environment, as MPI and schedulers do.
+    `accelerate launch --cpu` from the project's root, once for each process with its place in the environment, as MPI
+    and schedulers do.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -38,7 +39,7 @@ def accelerate_launch(processes: int, *arguments: object, cwd) -> None:
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         place = {name: str(value) for name, value in place.items()} if processes > 1 else {}
-        started.append(start_python(*launch, *arguments, cwd=cwd, **place))
+        started.append(start_python(*launch, *arguments, cwd=PROJECT, **place))
     try:
         for process in started:
             output, _ = process.communicate()
@@ -77,7 +78,7 @@ def runs(tmp_path_factory):
         (folder / "runs.json").write_text(
             json.dumps({name: flags(folder / name, **values) for name, values in fields.items()})
         )
-        accelerate_launch(world_size, PROJECT / "tests" / "distributed_runs.py", "runs.json", cwd=folder)
+        accelerate_launch(world_size, "--module", "tests.distributed_runs", folder / "runs.json")
     return folder
 
 
