@@ -123,46 +123,6 @@ class TextCNN(nn.Module):
         return torch.cat(scales, dim=-1) * mask.unsqueeze(-1)  # (B, L, K c)
 
 
-class SarcseEncoder(nn.Module):
-    """Packed contextual vectors -> TextCNN -> integrating convolution -> mean: the sentence embedding h."""
-
-    def __init__(self, config: SarcseConfig) -> None:
-        super().__init__()
-        self.textcnn = TextCNN(config, config.hidden_size)
-        self.integration = SameConv1d(
-            config.channels * len(config.kernel_sizes), config.hidden_size, config.integration_kernel_size
-        )
-
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        scales = self.textcnn(hidden_states, mask)  # (B, L, d) -> (B, L, K c)
-        # The mean of a convolution's outputs is its output for the mean of its windows: one window a sentence.
-        window = mean_window(scales, mask, self.integration.kernel_size[0])  # (B, K c, width)
-        return F.linear(window.flatten(1), self.integration.weight.flatten(1), self.integration.bias)  # (B, d)
-
-    @torch.no_grad()
-    def initialize_as_pooling(self) -> None:
-        """
-        Start as a projection of the contextual vectors that is then pooled, instead of as a random mixture of them:
-        untrained mean pooling is a strong baseline, and random convolutions would first have to win it back.
-
-        The middle taps hold pairs of channels q and -q, and their integration q and -q again, all other taps zero.
-        Since f(z) - f(-z) = z for ReLU, GELU and SiLU, each pair passes q's part of a vector on unchanged ("looks
-        linear" initialisation, arXiv 1702.08591, on the middle taps alone, arXiv 1806.05393). The q are orthonormal:
-        with at least 2 d channels in all, the whole is the identity.
-        """
-        width, hidden_size = self.integration.in_channels, self.integration.out_channels  # K c, d
-        directions = torch.empty(width // 2, hidden_size)
-        if len(directions) == 0:
-            return  # a single channel has no mirror image
-        nn.init.orthogonal_(directions)
-        mirrored = torch.zeros(width, hidden_size)
-        mirrored[0 : 2 * len(directions) : 2] = directions
-        mirrored[1 : 2 * len(directions) : 2] = -directions
-        taps = mirrored.chunk(len(self.textcnn.convolutions))  # K x (c, d)
-        for convolution, tap in zip([*self.textcnn.convolutions, self.integration], [*taps, mirrored.T]):
-            _set_middle_tap(convolution, tap)
-
-
 class SarcseDecoder(nn.Module):
     """Sentence embedding -> transposed convolution to `decoder_length` positions -> TextCNN -> contextual vectors."""
 
@@ -202,22 +162,83 @@ class SarcseDecoder(nn.Module):
         self.output.weight.copy_(directions)
 
 
+class Pooler(nn.Module):
+    """
+    What makes the sentence embedding: a row of `POOLERS`, whose attributes all that depends on the pooler asks. The
+    module takes vectors `(B, L, d)` and a mask `(B, L)` of those that count to embeddings `(B, d)`.
+
+    Attributes:
+        description (`str`): What the embedding is, for cards and help.
+        has_layers (`bool`): It has weights: an encoder alone does not make such embeddings.
+        of_content (`bool`): Its vectors are the content tokens', packed to the left, instead of all attended ones.
+        with_first_layer (`bool`): They are the mean of the first and the last layer's, instead of the last one's.
+        decoder (`type`, *optional*): From embeddings `(B, d)` and a mask `(B, T)` to the reconstruction `(B, T, d)`.
+        projection (`type`, *optional*): A layer behind the embedding, `(B, d)` -> `(B, d)`, during training only.
+        trainable (`bool`): False for a baseline of evaluations.
+    """
+
+    description: str
+    has_layers = False
+    of_content = False
+    with_first_layer = False
+    decoder: type[nn.Module] | None = None
+    projection: type[nn.Module] | None = None
+    trainable = True
+
+    def __init__(self, config: SarcseConfig) -> None:
+        super().__init__()
+
+
+class SarcseEncoder(Pooler):
+    """Packed contextual vectors -> TextCNN -> integrating convolution -> mean: the sentence embedding h."""
+
+    description = "what a TextCNN makes of the encoder's token vectors, its scales integrated and averaged"
+    has_layers = True
+    of_content = True
+    decoder = SarcseDecoder
+
+    def __init__(self, config: SarcseConfig) -> None:
+        super().__init__(config)
+        self.textcnn = TextCNN(config, config.hidden_size)
+        self.integration = SameConv1d(
+            config.channels * len(config.kernel_sizes), config.hidden_size, config.integration_kernel_size
+        )
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        scales = self.textcnn(hidden_states, mask)  # (B, L, d) -> (B, L, K c)
+        # The mean of a convolution's outputs is its output for the mean of its windows: one window a sentence.
+        window = mean_window(scales, mask, self.integration.kernel_size[0])  # (B, K c, width)
+        return F.linear(window.flatten(1), self.integration.weight.flatten(1), self.integration.bias)  # (B, d)
+
+    @torch.no_grad()
+    def initialize_as_pooling(self) -> None:
+        """
+        Start as a projection of the contextual vectors that is then pooled, instead of as a random mixture of them:
+        untrained mean pooling is a strong baseline, and random convolutions would first have to win it back.
+
+        The middle taps hold pairs of channels q and -q, and their integration q and -q again, all other taps zero.
+        Since f(z) - f(-z) = z for ReLU, GELU and SiLU, each pair passes q's part of a vector on unchanged ("looks
+        linear" initialisation, arXiv 1702.08591, on the middle taps alone, arXiv 1806.05393). The q are orthonormal:
+        with at least 2 d channels in all, the whole is the identity.
+        """
+        width, hidden_size = self.integration.in_channels, self.integration.out_channels  # K c, d
+        directions = torch.empty(width // 2, hidden_size)
+        if len(directions) == 0:
+            return  # a single channel has no mirror image
+        nn.init.orthogonal_(directions)
+        mirrored = torch.zeros(width, hidden_size)
+        mirrored[0 : 2 * len(directions) : 2] = directions
+        mirrored[1 : 2 * len(directions) : 2] = -directions
+        taps = mirrored.chunk(len(self.textcnn.convolutions))  # K x (c, d)
+        for convolution, tap in zip([*self.textcnn.convolutions, self.integration], [*taps, mirrored.T]):
+            _set_middle_tap(convolution, tap)
+
+
 def _set_middle_tap(convolution: nn.Module, tap: torch.Tensor) -> None:
     """Weights `(out, in, width)` that are `tap`, `(out, in)`, in the middle and zero elsewhere."""
     weight = convolution.get_parameter("weight")
     weight.zero_()
     weight[:, :, (weight.shape[2] - 1) // 2] = tap.to(weight)
-
-
-class FirstToken(nn.Module):
-    """The vector of the first position that `mask` has, which is not position 0 where padding is on the left."""
-
-    def __init__(self, config: SarcseConfig) -> None:
-        super().__init__()
-
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        first = mask.long().argmax(dim=1)  # (B, L) -> (B,)
-        return hidden_states[torch.arange(len(first), device=first.device), first]  # (B, L, d) -> (B, d)
 
 
 class TrainingProjection(nn.Linear):
@@ -230,15 +251,15 @@ class TrainingProjection(nn.Linear):
         return torch.tanh(super().forward(embeddings))  # (B, d) -> (B, d)
 
 
-class Mean(nn.Module):
-    """Mean over the positions where `mask` is True, summed in float32: `(B, L, d)` -> `(B, d)`."""
+class FirstToken(Pooler):
+    """The vector of the first position of the mask, which is not position 0 where padding is on the left."""
 
-    def __init__(self, config: SarcseConfig) -> None:
-        super().__init__()
+    description = "the first token's vector"
+    projection = TrainingProjection
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        total = (hidden_states.float() * mask.unsqueeze(-1)).sum(dim=1)
-        return (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)
+        first = mask.long().argmax(dim=1)  # (B, L) -> (B,)
+        return hidden_states[torch.arange(len(first), device=first.device), first]  # (B, L, d) -> (B, d)
 
 
 class Repetition(nn.Module):
@@ -254,46 +275,31 @@ class Repetition(nn.Module):
         return embeddings.unsqueeze(1).expand(-1, mask.shape[1], -1)  # (B, d) -> (B, T, d)
 
 
-@dataclass(frozen=True)
-class Pooler:
-    """
-    A row of `POOLERS`, which all that depends on the pooler is read from. Modules are built from the configuration.
+class Mean(Pooler):
+    """Summed in float32."""
 
-    Args:
-        encoder (`type`): The module from vectors `(B, L, d)` and a mask `(B, L)` to embeddings `(B, d)`.
-        description (`str`): What the embedding is, for cards and messages.
-        has_layers (`bool`): These have weights: an encoder alone does not make such embeddings.
-        of_content (`bool`): Its vectors are the content tokens', packed to the left, instead of all attended ones.
-        with_first_layer (`bool`): They are the mean of the first and the last layer's, instead of the last one's.
-        decoder (`type`, *optional*): From embeddings `(B, d)` and a mask `(B, T)` to the reconstruction `(B, T, d)`.
-        projection (`type`, *optional*): A layer behind the embedding, `(B, d)` -> `(B, d)`, during training only.
-        trainable (`bool`): False for a baseline of evaluations.
-    """
+    description = "the mean of the token vectors"
+    decoder: type[nn.Module] | None = Repetition
 
-    encoder: type[nn.Module]
-    description: str
-    has_layers: bool = False
-    of_content: bool = False
-    with_first_layer: bool = False
-    decoder: type[nn.Module] | None = None
-    projection: type[nn.Module] | None = None
-    trainable: bool = True
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        total = (hidden_states.float() * mask.unsqueeze(-1)).sum(dim=1)  # (B, L, d) -> (B, d)
+        return (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)
 
 
-POOLERS = {
-    "autoencoder": Pooler(
-        SarcseEncoder,
-        "what a TextCNN makes of the encoder's token vectors, at several scales that are integrated and averaged",
-        has_layers=True,
-        of_content=True,
-        decoder=SarcseDecoder,
-    ),
-    "cls": Pooler(FirstToken, "the first token's vector", projection=TrainingProjection),
-    "mean": Pooler(Mean, "the mean of the token vectors", decoder=Repetition),
-    # "First-last avg." of SimCSE's tables.
-    "first_last_average": Pooler(
-        Mean, "the mean of the first and the last layer's token vectors", with_first_layer=True, trainable=False
-    ),
+class FirstLastMean(Mean):
+    """The "first-last avg." of SimCSE's tables."""
+
+    description = "the mean of the first and the last layer's token vectors"
+    with_first_layer = True
+    decoder = None
+    trainable = False
+
+
+POOLERS: dict[str, type[Pooler]] = {
+    "autoencoder": SarcseEncoder,
+    "cls": FirstToken,
+    "mean": Mean,
+    "first_last_average": FirstLastMean,
 }
 
 
@@ -338,17 +344,12 @@ class SarcseModel(PreTrainedModel):
         else:
             self.encoder = encoder
             config.encoder_config = encoder.config
-        self.sentence_encoder = self.pooler.encoder(config)
-        self.sentence_decoder = self.pooler.decoder(config) if self.pooler.decoder else None
-        self.projection = self.pooler.projection(config) if self.pooler.projection else None
+        self.sentence_encoder = pooler = POOLERS[config.pooler](config)
+        self.sentence_decoder = pooler.decoder(config) if pooler.decoder else None
+        self.projection = pooler.projection(config) if pooler.projection else None
         self.post_init()
         if encoder is not None:
             self._initialize_new_layers(encoder)
-
-    @property
-    def pooler(self) -> Pooler:
-        """The row of `POOLERS` that `config.pooler` names."""
-        return POOLERS[self.config.pooler]
 
     def _initialize_new_layers(self, encoder: PreTrainedModel) -> None:
         for layers in filter(None, (self.sentence_encoder, self.sentence_decoder, self.projection)):
@@ -444,16 +445,17 @@ class SarcseModel(PreTrainedModel):
         decoder = self._decoder() if output_reconstruction else None
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        if self.pooler.with_first_layer:
+        pooler = self.sentence_encoder
+        if pooler.with_first_layer:
             encoder_kwargs["output_hidden_states"] = True
         encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **encoder_kwargs)
         vectors, mask = encoded.last_hidden_state, attention_mask.bool()  # (B, L, d), (B, L)
-        if self.pooler.with_first_layer:
+        if pooler.with_first_layer:
             # Index 0 holds the input embeddings: the first layer is 1 (github.com/princeton-nlp/SimCSE/issues/133).
             vectors = (encoded.hidden_states[1] + vectors) / 2
-        if self.pooler.of_content or decoder is not None:
+        if pooler.of_content or decoder is not None:
             packed, packed_ids, content = self.pack_content(encoded.last_hidden_state, input_ids, attention_mask)
-        embeddings = self.sentence_encoder(*((packed, content) if self.pooler.of_content else (vectors, mask)))
+        embeddings = pooler(packed, content) if pooler.of_content else pooler(vectors, mask)  # (B, d)
         if self.training and self.projection is not None:
             embeddings = self.projection(embeddings)  # (B, d)
         reconstruction = {}

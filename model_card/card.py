@@ -95,12 +95,12 @@ class Facts:
     def method(self) -> str:
         """What the embedding is, and how it was trained, as far as that was recorded."""
         training = WITH_RECONSTRUCTION if self.reconstructs() else WITHOUT_RECONSTRUCTION
-        embedding = f"The embedding is {self.model.pooler.description}."
+        embedding = f"The embedding is {self.model.sentence_encoder.description}."
         return f"{embedding} {training}" if self.record else embedding
 
     def is_sarcse(self) -> bool:
         """Whether it has the paper's autoencoder, or at least its reconstruction."""
-        return self.model.pooler.has_layers or self.reconstructs()
+        return self.model.sentence_encoder.has_layers or self.reconstructs()
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def card_data(facts: Facts, repo_id: str, license: str | None, language: list[st
 def model_facts(facts: Facts) -> dict[str, str]:
     config = facts.model.config
     # Without the autoencoder nothing but the pooler counts.
-    names = ModelArguments.architecture() if facts.model.pooler.has_layers else ["pooler"]
+    names = ModelArguments.architecture() if facts.model.sentence_encoder.has_layers else ["pooler"]
     return {
         "Parameters": f"{facts.model.num_parameters():,}",
         "Embedding": f"{config.hidden_size} dimensions, not normalised; compare by cosine similarity",

@@ -27,7 +27,16 @@ from transformers.utils import logging
 
 from modeling_sarcse import SarcseModel
 from sarcse import figures
-from sarcse.comparison import Geometry, Measurement, Results, none_if_nan, reference_task, row_label, short_name
+from sarcse.comparison import (
+    Geometry,
+    Measurement,
+    Results,
+    correlations,
+    none_if_nan,
+    reference_task,
+    row_label,
+    short_name,
+)
 from sarcse.loading import check_tokenizer, kind_of_model, load_model
 from sarcse.tokens import unknown_share
 
@@ -211,6 +220,20 @@ def measure(embed: Embed, tasks: dict[str, datasets.Dataset], pooler: str | None
     return measurement
 
 
+def pair_metrics(embed: Embed, pairs: datasets.Dataset, name: str) -> dict[str, float | None]:
+    """
+    What an evaluation during training measures: `{name}_spearman`, times 100, `alignment` and `uniformity`; None where
+    one does not exist. Every process has to call it.
+    """
+    embedded = embed_pairs(embed, pairs)
+    geometry = embedded.geometry()
+    return {
+        f"{name}_spearman": correlations(embedded.similarities(), embedded.scores).spearman,
+        "alignment": geometry.alignment,
+        "uniformity": geometry.uniformity,
+    }
+
+
 # --- Alignment and uniformity ----------------------------------------------------------------------------------------
 
 
@@ -288,7 +311,7 @@ def explain(
     explained: dict[str, list[figures.ExplainedPair]] = {}
     for name in names:
         model, tokenizer = load_model(name, **options)
-        if kind_of_model(name, options["revision"]) != "sarcse" or model.pooler.decoder is None:
+        if kind_of_model(name, options["revision"]) != "sarcse" or model.sentence_decoder is None:
             raise ValueError(f"{name} cannot reconstruct tokens from a sentence: --explain needs a SARCSE model.")
         model.to(device)
         explained[name] = []

@@ -19,8 +19,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl
 from modeling_sarcse import POOLERS, SarcseModel, SarcseModelOutput
 from sarcse.arguments import SarcseTrainingArguments, check_metric
 from sarcse.checkpoints import SETTINGS_NAME, SaveOnSignal, check_settings, load_weights, run_settings
-from sarcse.comparison import correlations
-from sarcse.embedding import embed_pairs, encode
+from sarcse.embedding import encode, pair_metrics
 from sarcse.gradient_cache import GradientCache
 from sarcse.losses import (
     ReconstructionAnchor,
@@ -227,13 +226,7 @@ class SarcseTrainer(Trainer):
         """Spearman x 100, alignment and uniformity of the pairs; every process returns the same numbers."""
         pairs = self.eval_dataset if eval_dataset is None else eval_dataset
         model = self.accelerator.unwrap_model(self.model)
-        embedded = embed_pairs(partial(encode, model, self.processing_class), pairs)
-        geometry = embedded.geometry()
-        metrics = {
-            f"{self.eval_name}_spearman": correlations(embedded.similarities(), embedded.scores).spearman,
-            "alignment": geometry.alignment,
-            "uniformity": geometry.uniformity,
-        }
+        metrics = pair_metrics(partial(encode, model, self.processing_class), pairs, self.eval_name)
         # The log has no missing values: what does not exist is not a number.
         metrics = {f"{metric_key_prefix}_{name}": math.nan if v is None else v for name, v in metrics.items()}
         metrics = broadcast_object_list([metrics])[0]
@@ -261,14 +254,20 @@ class SarcseTrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
-        if self.args.autoencoder_learning_rate != self.args.learning_rate:
-            encoder = set(self.accelerator.unwrap_model(self.model).encoder.parameters())
-            for group in list(optimizer.param_groups):
-                new = [parameter for parameter in group["params"] if parameter not in encoder]
-                if new:
-                    group["params"] = [parameter for parameter in group["params"] if parameter in encoder]
-                    optimizer.add_param_group({**group, "params": new, "lr": self.args.autoencoder_learning_rate})
+        rate = self.args.autoencoder_learning_rate
+        if rate is not None and rate != self.args.learning_rate:
+            encoder = self.accelerator.unwrap_model(self.model).encoder
+            split_groups(optimizer, {*encoder.parameters()}, rate)
         return optimizer
+
+
+def split_groups(optimizer: torch.optim.Optimizer, encoder: set[torch.nn.Parameter], learning_rate: float) -> None:
+    """Those parameters of each group that are not the encoder's go to a group with a learning rate of its own."""
+    for group in list(optimizer.param_groups):
+        new = [parameter for parameter in group["params"] if parameter not in encoder]
+        if new:
+            group["params"] = [parameter for parameter in group["params"] if parameter in encoder]
+            optimizer.add_param_group({**group, "params": new, "lr": learning_rate})
 
 
 def check_trainable(model: SarcseModel) -> None:
@@ -276,7 +275,7 @@ def check_trainable(model: SarcseModel) -> None:
     Raises:
         ValueError: the pooler is a baseline of evaluations.
     """
-    if not model.pooler.trainable:
+    if not model.sentence_encoder.trainable:
         able = ", ".join(name for name, pooler in POOLERS.items() if pooler.trainable)
         raise ValueError(f"pooler={model.config.pooler!r} is for evaluations only; to be trained: {able}.")
 

@@ -71,7 +71,10 @@ def test_losses_are_computed_in_float32(dtype):
     first, second = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert torch.equal(info_nce(first, second, 0.05), info_nce(first.float(), second.float(), 0.05))
     output = SarcseModelOutput(
-        reconstruction=first[None], reconstruction_target=second[None], content_mask=torch.ones(1, 6).bool()
+        reconstruction=first[None],
+        reconstruction_target=second[None],
+        content_mask=torch.ones(1, 6).bool(),
+        content_input_ids=torch.ones(1, 6).long(),
     )
     expected = (first.float() - second.float()).pow(2).mean(dim=1)
     assert torch.equal(output.reconstruction_errors()[0], expected)
@@ -104,3 +107,8 @@ def test_a_batch_without_weight_has_no_reconstruction_loss():
         reconstruction=vectors, reconstruction_target=-vectors, content_mask=ids == 0, content_input_ids=ids
     )
     assert weighted_reconstruction(output, torch.zeros(1)).item() == 0.0
+
+
+def test_without_a_reconstruction_there_is_no_loss_of_it():
+    with pytest.raises(ValueError, match="call the model with `output_reconstruction=True`"):
+        weighted_reconstruction(SarcseModelOutput(pooler_output=torch.ones(2, 3)), torch.ones(4))

@@ -23,7 +23,7 @@ from modeling_sarcse import SarcseModel
 from sarcse.comparison import ModelScores, TaskScores
 from sarcse.sts import STS_TASKS
 
-from .conftest import DEMO, PROJECT, run_python
+from .conftest import DEMO, ENCODER, PROJECT, run_python
 from .ways_to_load import EXACT, LOWER_PRECISION
 
 
@@ -245,13 +245,17 @@ def test_the_card_says_what_was_recorded(release_folder, finished_run):
 @pytest.mark.parametrize(
     ("pooler", "weight", "sentence", "tag"),
     [
-        ("mean", 1.0, "the embedding is the mean of the token vectors, which is drawn to each of them", "sarcse"),
-        ("mean", 0.0, "as SimCSE", "simcse"),
-        ("cls", 0.0, "by SimCSE", "simcse"),
+        ("autoencoder", 1.0, "what a TextCNN makes of {vectors}. {trained} with the losses of SARCSE", "sarcse"),
+        ("autoencoder", 0.0, "what a TextCNN makes of {vectors}. {trained} by InfoNCE", "sarcse"),
+        ("mean", 1.0, "the mean of the token vectors. {trained} with the losses of SARCSE", "sarcse"),
+        ("mean", 0.0, "the mean of the token vectors. {trained} by InfoNCE", "simcse"),
+        ("cls", 0.0, "the first token's vector. {trained} by InfoNCE", "simcse"),
     ],
 )
 def test_the_card_names_the_method_that_was_trained(facts, tmp_path, pooler, weight, sentence, tag):
-    facts.model.config.pooler = pooler
+    vectors = "the encoder's token vectors, its scales integrated and averaged"
+    sentence = "The embedding is " + sentence.format(vectors=vectors, trained="Trained without labels")
+    facts.model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler)
     facts.record["hyperparameters"]["reconstruction_weight"] = weight
     write_card(tmp_path / "README.md", facts, "you/model", "v1", None, ["en"])
     card = ModelCard.load(tmp_path / "README.md")
@@ -410,3 +414,10 @@ def test_the_shipped_code_is_the_projects_and_only_computes(release_folder, name
             )
         elif isinstance(node, ast.Call) and text.startswith("importlib."):
             assert text == "importlib.import_module('configuration_sarcse')"
+
+
+def test_the_card_says_nothing_of_a_training_that_nobody_recorded(facts, tmp_path):
+    facts.record = {}
+    write_card(tmp_path / "README.md", facts, "you/model", "v1", None, ["en"])
+    text = " ".join(ModelCard.load(tmp_path / "README.md").content.split())
+    assert "The embedding is what a TextCNN makes" in text and "Trained" not in text
