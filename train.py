@@ -33,7 +33,7 @@ from sarcse.comparison import compare, report, write_results
 from sarcse.embedding import draw_figures, encode, measure
 from sarcse.files import UnreadableDataError
 from sarcse.loading import needs_own_code
-from sarcse.parsing import parse_arguments
+from sarcse.parsing import one_line_errors, parse_arguments
 from sarcse.record import FILE_NAME as RECORD_FILE
 from sarcse.trainer import SarcseTrainer
 from sarcse.training import build_trainer, measure_before
@@ -108,18 +108,13 @@ def how_to_go_on(training: SarcseTrainingArguments) -> str:
 
 
 def main() -> None:
-    try:
+    with one_line_errors("train.py"):
         model_arguments, data, training = parse_arguments(sys.argv[1:] or [str(DEMO_RECIPE)])
         to_release = options_of_training(training) if training.push_to_hub else None
         training.push_to_hub = False  # the Trainer's own push uploads checkpoints and pickles, and writes another card
         trainer, tasks, record = build_trainer(model_arguments, data, training)
         if to_release is not None:
             check_releasable(model_arguments.model_name_or_path, trainer.model.config.encoder_config.to_dict())
-    except ValueError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:  # before the training
-        sys.exit(128 + signal.SIGINT)
     try:
         run(trainer, tasks, record, model_arguments)
     except KeyboardInterrupt as interrupt:
@@ -141,13 +136,8 @@ def main() -> None:
         print(f"\ntrain.py: error: {message}", file=sys.stderr)
         sys.exit(1)
     if to_release is not None and trainer.is_world_process_zero():
-        try:
+        with one_line_errors("train.py"):
             release(to_release)
-        except ValueError as error:
-            print(f"train.py: error: {error}", file=sys.stderr)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ Build, verify and push a release.
 """
 
 import argparse
-import sys
 
 from model_card.release import ReleaseOptions, release
+from sarcse.parsing import one_line_errors
 
 
 def parse_arguments(arguments: list[str] | None = None) -> ReleaseOptions:
@@ -32,13 +32,8 @@ def parse_arguments(arguments: list[str] | None = None) -> ReleaseOptions:
 
 
 def main() -> None:
-    try:
+    with one_line_errors("model_card"):
         release(parse_arguments())
-    except ValueError as error:
-        print(f"model_card: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import ModelArguments
 from sarcse.comparison import ModelScores, intervals_table, markdown_table, reference_task, results_table, short_name
+from sarcse.figures import FIGURES
 from sarcse.record import FILE_NAME
 from sarcse.sts import STS_TASKS
 
@@ -29,13 +30,6 @@ views of each sentence spreads the embeddings; and reconstructing every token's 
 that fall with the token's frequency, keeps the rare, meaning-bearing tokens in it."""
 WITHOUT_RECONSTRUCTION = f"""Trained without labels by InfoNCE over two dropout views of each sentence, as SimCSE
 ({SIMCSE})."""
-
-# Drawn by eval_sts.py or train.py, with their descriptions.
-FIGURES = {
-    "similarity_densities": "Density of the cosine similarity by gold rating",
-    "alignment_uniformity": "Alignment and uniformity",
-    "training_curve": "Losses and scores during training",
-}
 
 CITATIONS = {
     "sarcse": """@article{liu2024sarcse,

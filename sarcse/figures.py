@@ -19,6 +19,13 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from scipy import stats
 
 
+# The figures of scores, by the names of their files, as a card describes them.
+FIGURES = {
+    "similarity_densities": "Density of the cosine similarity by gold rating",
+    "alignment_uniformity": "Alignment and uniformity",
+    "training_curve": "Losses and scores during training",
+}
+
 # Okabe and Ito's palette (jfly.uni-koeln.de/color) without its yellow, which is too light for lines.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")

@@ -1,9 +1,12 @@
-"""train.py's arguments: a recipe, the flags that override it, and what to say of those that do not exist."""
+"""The command line: a recipe, the flags that override it, what to say of those that do not exist, and how to end."""
 
 import argparse
 import difflib
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
@@ -122,3 +125,15 @@ def unknown_field(name: str, known: list[str]) -> str:
     return f"unknown field {name}." + (
         f" Did you mean {dashes}{nearest[0]}?" if nearest else " --help lists all fields."
     )
+
+
+@contextmanager
+def one_line_errors(command: str) -> Iterator[None]:
+    """An error of the user's ends the command with one line and exit code 2, Ctrl-C with 130 and nothing."""
+    try:
+        yield
+    except ValueError as error:
+        print(f"{command}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
