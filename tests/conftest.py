@@ -173,3 +173,41 @@ def release_folder(finished_run, tmp_path_factory) -> Path:
     assert process.returncode == 0, process.stderr
     assert f"Built and verified: {folder}" in process.stdout
     return folder
+
+
+# --- Small encoders, files and messages ------------------------------------------------------------------------------
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def write(path: Path, content: str) -> Path:
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def random_encoder(folder: Path, encoder, tokenizer) -> str:
+    encoder.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def refusal(folder: Path, **fields) -> str:
+    """The message that train.py would end with, for the tiny run with these fields; empty if it would train."""
+    from sarcse.parsing import parse_arguments
+    from sarcse.training import build_trainer
+
+    try:
+        build_trainer(*parse_arguments(flags(folder / "out", **fields)))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def assert_same_weights(folder: Path, other: Path) -> None:
+    from safetensors.torch import load_file
+
+    one, two = load_file(folder / "model.safetensors"), load_file(other / "model.safetensors")
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.equal(one[name], two[name]), name

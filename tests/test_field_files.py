@@ -1,0 +1,151 @@
+"""
+What people who train and serve sentence encoders have reported of other programs, of files.
+Each must end in the right result or in a message, never in a wrong result without a word.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from pathlib import Path
+
+import datasets
+import pytest
+
+from sarcse.files import UnreadableDataError
+from sarcse.sentences import DataArguments, SentenceStream, describe_sentences, load_sentences
+from sarcse.sts import load_pairs
+
+from .conftest import write
+
+
+def sentences_of(path: Path, streaming: bool = False, text_column: str = "text") -> list[str]:
+    """The sentences of one pass, in memory or as a stream."""
+    arguments = DataArguments(train_file=str(path), streaming=streaming, text_column=text_column)
+    return [row[text_column] for row in load_sentences(arguments)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text,source\nA cat sat.,web,\nA dog ran.,book,\n", "line 2: 3 cells, where the header has 2"),
+        ("a.csv", "text\nA bird.\nhello, world\n", "line 3: 2 cells, where the header has 1"),
+        ("a.csv", "text,source\nA cat sat.,web\nA dog ran.\n", "line 3: 1 cells, where the header has 2"),
+        ("a.csv", 'text,source\n"Two\nlines.",web\nA cat, sat.,web\n', "line 4: 3 cells"),
+        ("a.csv", 'text\n"An open quotation mark.\nA dog.\n', "line 3: not CSV"),
+        ("a.csv", 'text\n"A "quoted" word."\n', "line 2: not CSV"),
+        ("a.csv", "text,text\nA cat.,A dog.\n", "the column text is there 2 times"),
+        ("a.tsv", "text\tsource\nA cat sat.\tweb\t\n", "line 2: 3 cells, where the header has 2"),
+        ("a.jsonl", '{"text": "A cat."}\n["A dog."]\n', "line 2: not a JSON object"),
+        ("a.jsonl", '{"text": "A cat."}\n{"text": 7}\n', "line 2: 'text' is 7, not text"),
+        ("a.jsonl", '{"text": "A cat."}\n{"text": ["A"]}\n', r"line 2: 'text' is \['A'\], not text"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_named_and_never_trained_on(tmp_path, name, content, message, streaming):
+    path = write(tmp_path / name, content)
+    with pytest.raises(UnreadableDataError, match=f"{re.escape(str(path))}(, |: ){message}"):
+        sentences_of(path, streaming)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("sentence1,sentence2,score\nA dog, small,A cat,3\nc,d,1\n", "line 2: 4 cells, where the header has 3"),
+        ("sentence1,sentence2,score\na,b,4.5,\nc,d,1,\n", "line 2: 4 cells, where the header has 3"),
+    ],
+)
+def test_pairs_with_an_unquoted_comma_are_named(tmp_path, content, message):
+    with pytest.raises(ValueError, match=f"pairs.csv, {message}"):
+        load_pairs(str(write(tmp_path / "pairs.csv", content)))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_text_stays_text_whatever_the_first_rows_look_like(tmp_path, streaming):
+    """Ten thousand rows are more than any reader looks at before it settles on a type."""
+    numbers = [str(number) for number in range(10_001)]
+    (text, ids) = [*numbers, "A sentence at last."], [*numbers, "A7"]
+    write(tmp_path / "text.csv", "text\n" + "\n".join(text))
+    assert sentences_of(tmp_path / "text.csv", streaming) == text
+    write(tmp_path / "ids.csv", "id,text\n" + "\n".join(f"{a},Sentence {a}." for a in ids))
+    assert sentences_of(tmp_path / "ids.csv", streaming) == [f"Sentence {a}." for a in ids]
+    rows = [{"id": a, "text": f"Sentence {a}."} for a in range(10_001)]
+    rows += [{"id": "A7", "text": "Sentence A7.", "note": {"late": True}}]
+    write(tmp_path / "ids.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert sentences_of(tmp_path / "ids.jsonl", streaming) == [f"Sentence {a}." for a in ids]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_null_is_a_blank_row_wherever_it_stands(tmp_path, streaming):
+    write(tmp_path / "null.jsonl", '{"text": null}\n{"text": "A dog."}\n\n{"other": 1}\n{"text": "A cat."}\n')
+    datasets.Dataset.from_dict({"text": [None, "A dog.", None, "A cat."]}).to_parquet(tmp_path / "null.parquet")
+    for name in ("null.jsonl", "null.parquet"):
+        assert sentences_of(tmp_path / name, streaming) == ["A dog.", "A cat."], name
+
+
+def test_parquet_that_holds_no_text_is_named(tmp_path):
+    datasets.Dataset.from_dict({"text": [1, 2]}).to_parquet(tmp_path / "ids.parquet")
+    with pytest.raises(ValueError, match="ids.parquet, row 1: 'text' is 1, not text"):
+        sentences_of(tmp_path / "ids.parquet")
+
+
+def test_scores_are_numbers_whatever_the_first_ones_look_like(tmp_path):
+    scores = [str(number % 6) for number in range(10_001)] + ["4.5", "", "nan"]
+    rows = "".join(f"a{row},b{row},{score}\n" for row, score in enumerate(scores))
+    pairs = load_pairs(str(write(tmp_path / "pairs.csv", f"sentence1,sentence2,score\n{rows}")))
+    assert pairs["score"][:] == [float(score) for score in scores[:-2]]
+    mixed = [3, 4.5, "2", None, 1]
+    lines = [json.dumps({"sentence1": "a", "sentence2": "b", "score": score}) + "\n" for score in mixed]
+    pairs = load_pairs(str(write(tmp_path / "pairs.jsonl", "".join(lines))))
+    assert pairs["score"][:] == [3.0, 4.5, 2.0, 1.0]
+    write(tmp_path / "bad.jsonl", lines[0] + lines[0].replace("3", "true"))
+    with pytest.raises(ValueError, match="bad.jsonl, line 2: the score True is not a number"):
+        load_pairs(str(tmp_path / "bad.jsonl"))
+    write(tmp_path / "text.jsonl", lines[0] + lines[0].replace('"a"', "7"))
+    with pytest.raises(ValueError, match="text.jsonl, line 2: 'sentence1' is 7, not text"):
+        load_pairs(str(tmp_path / "text.jsonl"))
+
+
+def test_subsets_that_begin_late_are_kept(tmp_path):
+    rows = [{"sentence1": "a", "sentence2": "b", "score": score} for score in (1, 2)]
+    rows[1]["subset"] = 2012
+    write(tmp_path / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert load_pairs(str(tmp_path / "pairs.jsonl"))["subset"][:] == ["", "2012"]
+
+
+@pytest.mark.parametrize("name", ["data[1].txt", "data?.txt", "data*.txt", "[ab]/data[1].txt", "a::b.txt"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_file_that_exists_is_that_file_and_no_pattern(tmp_path, name, streaming):
+    """... beside files that it would match, and the record has the hash of what was read."""
+    for other in ("data1.txt", "datax.txt", "a/data1.txt"):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        write(tmp_path / other, "Of the other file.\n")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    path = write(tmp_path / name, "Of this file.\n")
+    assert sentences_of(path, streaming) == ["Of this file."]
+    if not streaming:
+        arguments = DataArguments(train_file=str(path))
+        described = describe_sentences(arguments, load_sentences(arguments))
+        assert described["name"] == path.name
+        assert described["sha256"] == hashlib.sha256(b"Of this file.\n").hexdigest()
+    pairs = write(path.with_suffix(".tsv"), "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t2\n")
+    write(tmp_path / "data1.tsv", "sentence1\tsentence2\tscore\nx\ty\t1\nz\tz\t2\n")
+    assert load_pairs(str(pairs))["sentence1"][:] == ["a", "c"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_name_that_no_file_has_is_a_pattern(tmp_path, streaming):
+    for number in (1, 2, 3):
+        write(tmp_path / f"data{number}.txt", f"Of file {number}.\n")
+    (tmp_path / "data4.txt").mkdir()
+    assert sentences_of(tmp_path / "data[13].txt", streaming) == ["Of file 1.", "Of file 3."]
+    assert sentences_of(tmp_path / "data?.txt", streaming) == ["Of file 1.", "Of file 2.", "Of file 3."]
+
+
+def test_a_stream_names_the_row_that_is_not_text_in_the_middle_of_a_run(tmp_path):
+    rows = [json.dumps({"text": f"Sentence {number}."}) for number in range(100)]
+    rows[60] = '{"text": 7}'
+    path = write(tmp_path / "late.jsonl", "\n".join(rows))
+    stream = load_sentences(DataArguments(train_file=str(path), streaming=True))
+    with pytest.raises(UnreadableDataError, match="late.jsonl, line 61: 'text' is 7, not text"):
+        list(itertools.islice(SentenceStream(str(path), stream, 1, 0, 1), 100))
