@@ -107,6 +107,18 @@ def test_a_run_is_not_resumed_on_another_encoder(finished_run, tmp_path, tokeniz
     assert "model_name_or_path 'encoder' (now 'other')" in resuming(finished_run, tmp_path, model_name_or_path=folder)
 
 
+def test_a_run_is_not_resumed_with_a_setting_that_is_gone(finished_run, tmp_path):
+    """A checkpoint of before names what it was; what every run has now does not stand against it."""
+    folder = shutil.copytree(finished_run[0], tmp_path / "before")
+    path = folder / "checkpoint-2" / "run_settings.json"
+    settings = json.loads(path.read_text())
+    messages = []
+    for views in (1, 2):
+        path.write_text(json.dumps({**settings, "pooling": "mean", "reconstructed_views": views}))
+        messages.append(refusal(tmp_path, resume_from_checkpoint=folder / "checkpoint-2"))
+    assert messages[0] == "" and "reconstructed_views 2 (now 1)" in messages[1], messages
+
+
 def test_what_does_not_change_the_result_may_change_when_a_run_is_resumed(finished_run, tmp_path):
     """Logging, saving, the output folder, the number of workers, and where the same sentences and encoder are."""
     fields = {"logging_steps": 3, "save_total_limit": 7, "dataloader_num_workers": 1, "report_to": "none"}

@@ -2,6 +2,7 @@ import json
 import math
 import re
 import shutil
+import subprocess
 
 import pytest
 import tokenizers
@@ -16,16 +17,16 @@ from transformers import (
     RobertaModel,
 )
 
+from configuration_sarcse import __version__
 from modeling_sarcse import SarcseModel
-from sarcse.arguments import ModelArguments, SarcseArguments
+from sarcse.arguments import ModelArguments
 from sarcse.embedding import encode
 from sarcse.loading import load_model
 from sarcse.parsing import parse_arguments
-from sarcse.record import HYPERPARAMETERS
 from sarcse.training import build_model, build_trainer
 from train import DEMO_RECIPE
 
-from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, run_python
+from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, refusal, run_python
 
 
 def test_output_folder_holds_what_a_user_needs(finished_run):
@@ -185,11 +186,24 @@ def test_without_reconstruction_the_decoder_is_frozen(tmp_path):
             assert parameter.requires_grad or (weight == 0 and name.startswith("sentence_decoder.")), name
 
 
-def test_the_record_has_every_training_argument_of_sarcse():
-    """... for the card shows all that decides which weights come out."""
-    own = set(SarcseArguments.__annotations__)
-    assert own - {"hub_license", "hub_language"} <= set(HYPERPARAMETERS)
-    assert "train_sampling_strategy" in HYPERPARAMETERS
+def test_the_record_says_with_which_code_the_model_was_trained(finished_run):
+    """Version and commit, with a mark where the code is not that of the commit any more."""
+    record = json.loads((finished_run[0] / "training_record.json").read_text())
+    assert record["versions"]["sarcse"] == __version__
+    git = ["git", "-C", str(PROJECT), "rev-parse", "HEAD"]
+    head = subprocess.run(git, capture_output=True, text=True).stdout.strip() if (PROJECT / ".git").exists() else ""
+    assert (record["commit"] or "").removesuffix("-dirty") == head
+
+
+def test_a_baseline_of_evaluations_is_not_trained(tmp_path, tokenizer):
+    """A model that was saved with it is loaded and scored, and no more."""
+    folder = tmp_path / "baseline"
+    SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="first_last_average").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    options = {"model_name_or_path": folder, "channels": None, "reconstruction_weight": 0}
+    assert refusal(tmp_path, **options) == (
+        "pooler='first_last_average' is for evaluations only; to be trained: autoencoder, cls, mean."
+    )
 
 
 def test_new_layers_can_have_a_learning_rate_of_their_own(tmp_path):
@@ -369,6 +383,9 @@ STREAM = ["--streaming", "true", "--max_steps", "3"]
         (["--contrastive_temperature", "0"], "--contrastive_temperature must be above 0, got 0.0"),
         (["--reconstruction_weight", "-1"], "--reconstruction_weight must not be negative"),
         (["--reconstruction_anchor", "2"], "--reconstruction_anchor must be from 0 to 1, got 2.0"),
+        (["--pooling", "max"], "--pooling no longer exists. .* Leave it out."),
+        (["--reconstructed_views", "2"], "--reconstructed_views no longer exists. One view is reconstructed"),
+        (["--pooler", "first_last_average"], "--pooler: invalid choice: 'first_last_average'"),
         (["--pooler", "cls"], "--pooler cls has no reconstruction: add --reconstruction_weight 0"),
         (["--channels", "0"], "`channels` must be .* at least 1, got 0"),
         (["--resume_from_checkpoint", "last"], "no checkpoint in"),
