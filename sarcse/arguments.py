@@ -3,7 +3,7 @@
 import inspect
 import os
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -130,10 +130,20 @@ WITHOUT_EFFECT = {
 }
 
 
+CHOICES = {
+    "frequency_weighting": list(FREQUENCY_WEIGHTINGS),
+    "train_sampling_strategy": ["group_by_length", "random"],
+}
+
+
 @dataclass
 class SarcseArguments:
-    """What SARCSE adds to transformers' arguments; a class of its own, so that `--help` shows it first."""
+    """
+    What SARCSE adds to transformers' arguments; a class of its own, so that `--help` shows it first. And `output_dir`,
+    for that is the first argument of `TrainingArguments`.
+    """
 
+    output_dir: str = field(default="output/sarcse-roberta-base", metadata={"help": "Where the model is written."})
     contrastive_temperature: float = field(default=0.05, metadata={"help": "Temperature of InfoNCE."})
     reconstruction_weight: float = field(
         default=1.0, metadata={"help": "Weight (lambda) of the reconstruction loss; 0 leaves it out."}
@@ -150,7 +160,7 @@ class SarcseArguments:
         default="smooth_inverse",
         metadata={
             "help": "Token weights: a / (a + p), -log p, or 1, where p is a token's share of the corpus.",
-            "choices": list(FREQUENCY_WEIGHTINGS),
+            "choices": CHOICES["frequency_weighting"],
         },
     )
     frequency_smoothing: float = field(
@@ -193,14 +203,14 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
     push_to_hub: bool = field(
         default=False, metadata={"help": "After training, build a release in OUTPUT_DIR/release, verify and push it."}
     )
-    train_sampling_strategy: Literal["group_by_length", "random"] = field(
+    train_sampling_strategy: str = field(
         default="group_by_length",
         metadata={
+            "choices": CHOICES["train_sampling_strategy"],
             "help": "group_by_length: the sentences of a batch are of like length, which saves padding and keeps the "
-            "length from telling them apart. A stream is always random."
+            "length from telling them apart. A stream is always random.",
         },
     )
-    output_dir: str = field(default="output/sarcse-roberta-base", metadata={"help": "Where the model is written."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the sentences."})
     per_device_train_batch_size: int = field(default=512, metadata={"help": "Sentences a step and device."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
@@ -230,6 +240,9 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
 
     def __post_init__(self) -> None:
         self.check_effect()
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"--{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         for name, least in (
             ("per_device_train_batch_size", 1),
             ("gradient_accumulation_steps", 1),

@@ -140,16 +140,17 @@ MAY_CHANGE = {
 FIXED = {"pooling": "mean", "reconstructed_views": 1}
 
 
+def decides(name: str) -> bool:
+    """Whether an argument of a training decides what comes out of it."""
+    return name not in MAY_CHANGE and not name.startswith(MAY_CHANGE_PREFIXES)
+
+
 def run_settings(args: TrainingArguments, **sources: Any) -> dict[str, Any]:
     """
     What decides the outcome of a run, as JSON has it: the arguments, but for those that may change, and `sources`, the
     model and the data. Batches are counted over all processes, whose number may change.
     """
-    values = {
-        name: value
-        for name, value in args.to_dict().items()
-        if name not in MAY_CHANGE and not name.startswith(MAY_CHANGE_PREFIXES)
-    }
+    values = {name: value for name, value in args.to_dict().items() if decides(name)}
     values["batch_size_of_all_processes"] = values.pop("per_device_train_batch_size") * args.world_size
     return json.loads(json.dumps({**values, **sources}, default=str))
 

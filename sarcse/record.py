@@ -19,13 +19,14 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from configuration_sarcse import __version__
 from sarcse.arguments import ModelArguments, SarcseArguments
+from sarcse.checkpoints import decides
 from sarcse.sentences import DataArguments
 
 
 FILE_NAME = "training_record.json"
 
 # What decides, with the data and the model's configuration, which weights come out: of transformers' arguments these,
-# and all of SARCSE's but those of the Hub.
+# and of SARCSE's all that decide.
 HYPERPARAMETERS = (
     "max_seq_length",
     "num_train_epochs",
@@ -42,7 +43,7 @@ HYPERPARAMETERS = (
     "adam_beta2",
     "adam_epsilon",
     "max_grad_norm",
-    *(field.name for field in fields(SarcseArguments) if not field.name.startswith("hub_")),
+    *(field.name for field in fields(SarcseArguments) if decides(field.name)),
     "bf16",
     "fp16",
     "load_best_model_at_end",

@@ -19,7 +19,7 @@ from transformers import (
 
 from configuration_sarcse import __version__
 from modeling_sarcse import SarcseModel
-from sarcse.arguments import ModelArguments
+from sarcse.arguments import ModelArguments, SarcseTrainingArguments
 from sarcse.embedding import encode
 from sarcse.loading import load_model
 from sarcse.parsing import parse_arguments
@@ -193,6 +193,16 @@ def test_the_record_says_with_which_code_the_model_was_trained(finished_run):
     git = ["git", "-C", str(PROJECT), "rev-parse", "HEAD"]
     head = subprocess.run(git, capture_output=True, text=True).stdout.strip() if (PROJECT / ".git").exists() else ""
     assert (record["commit"] or "").removesuffix("-dirty") == head
+
+
+def test_the_first_argument_is_the_output_folder_as_in_transformers(tmp_path):
+    assert SarcseTrainingArguments(str(tmp_path), eval_strategy="no").output_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["frequency_weighting", "train_sampling_strategy"])
+def test_a_choice_that_does_not_exist_is_an_error_without_the_command_too(tmp_path, field):
+    with pytest.raises(ValueError, match=f"--{field} must be one of .*, got 'other'"):
+        SarcseTrainingArguments(str(tmp_path), **{field: "other"})
 
 
 def test_a_baseline_of_evaluations_is_not_trained(tmp_path, tokenizer):
