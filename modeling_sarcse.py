@@ -311,8 +311,8 @@ class SarcseModel(PreTrainedModel):
     Args:
         config (`SarcseConfig`): Of the whole.
         encoder (`PreTrainedModel`, *optional*):
-            A loaded encoder, whose configuration becomes `config.encoder_config`. The new layers then start as a
-            projection that is pooled and as its copy, where they can. Default: a new encoder with random weights.
+            A loaded encoder, whose configuration becomes `config.encoder_config`; the new layers then get the weights
+            that a training begins with. Default: a new encoder, all with random weights.
 
     Raises:
         ValueError: there is no such pooler, or no such encoder, or its vectors have another size.
