@@ -1,10 +1,14 @@
 """Configuration of SARCSE: a pretrained text encoder and the TextCNN autoencoder on top of it (arXiv 2402.15153)."""
 
 import copy
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils.hub import cached_file
 
 
 # The version of the code: of the package, of a release's two files, and of every configuration that they save.
@@ -16,6 +20,23 @@ DECODER_INITIALIZATIONS = ("copy", "random")
 CUSTOM_PIPELINES = {
     "feature-extraction": {"impl": "modeling_sarcse.SarcsePipeline", "pt": ["AutoModel"], "type": "text"}
 }
+
+# With these two files sentence-transformers takes `pooler_output` for the sentence embedding; without them it would
+# pool the token vectors by itself, silently.
+SENTENCE_TRANSFORMERS_FILES = {
+    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}},
+        "module_output_name": "sentence_embedding",
+    },
+}
+
+# Where AutoConfig and AutoModel find the code, in the folder of config.json.
+AUTO_MAP = {"AutoConfig": "configuration_sarcse.SarcseConfig", "AutoModel": "modeling_sarcse.SarcseModel"}
+
+# Fields of the encoder's configuration that tools look for at the top level of config.json, too.
+OF_ENCODER = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
 
 
 class SarcseConfig(PretrainedConfig):
@@ -104,13 +125,41 @@ class SarcseConfig(PretrainedConfig):
         self.special_token_ids = sorted(special_token_ids)
         # Of the code that runs, which is also the code that travels with what is saved.
         self.sarcse_version = __version__
-        kwargs.pop("sarcse_version", None)
+        for name in ("sarcse_version", *OF_ENCODER):
+            kwargs.pop(name, None)
         super().__init__(**{"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES), **kwargs})
 
     @property
     def hidden_size(self) -> int:
         """Size of a sentence embedding: the encoder's hidden size, under the name that other libraries look for."""
         return self.encoder_config.hidden_size
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
+        """The encoder's, in which transformers keeps the size of the vocabulary when it is changed."""
+        return self.encoder_config
+
+    def to_dict(self) -> dict[str, Any]:
+        fields, encoder = super().to_dict(), self.encoder_config.to_dict()
+        return {**fields, **{name: encoder[name] for name in OF_ENCODER if name in encoder}}
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """
+        Save the configuration with all that loads the model from this folder, in transformers and in
+        sentence-transformers: the two files of code, and `SENTENCE_TRANSFORMERS_FILES`. `SarcseModel.save_pretrained`
+        and the Trainer come by here, too.
+        """
+        folder = Path(save_directory)
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(str(folder))
+        code = Path(__file__).with_name("modeling_sarcse.py")
+        if not code.is_file():  # AutoConfig alone was loaded
+            code = Path(cached_file(self._name_or_path, code.name))
+        if folder.resolve() != code.parent:
+            shutil.copy(code, folder)
+        for name, content in SENTENCE_TRANSFORMERS_FILES.items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
 
 def _as_config(encoder_config: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig:

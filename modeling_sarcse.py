@@ -10,6 +10,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -20,6 +21,7 @@ from transformers import (
     AutoModel,
     AutoModelForTextEncoding,
     AutoTokenizer,
+    DataCollatorWithPadding,
     FeatureExtractionPipeline,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -41,11 +43,13 @@ logger = logging.get_logger(__name__)
 @dataclass
 class SarcseModelOutput(ModelOutput):
     """
+    The sentence embeddings come first: whoever takes `outputs[0]` without reading, as `pipeline` does, gets these.
+
     Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(B, L, d)`):
-            The encoder's contextual vectors, where the tokenizer put them (X of the paper, with special tokens).
         pooler_output (`torch.FloatTensor` of shape `(B, d)`):
             The sentence embeddings, not normalised.
+        last_hidden_state (`torch.FloatTensor` of shape `(B, L, d)`):
+            The encoder's contextual vectors, where the tokenizer put them (X of the paper, with special tokens).
         hidden_states, attentions (*optional*):
             The encoder's, with `output_hidden_states=True` and `output_attentions=True`.
         reconstruction (`torch.FloatTensor` of shape `(R, T, d)`, *optional*):
@@ -58,8 +62,8 @@ class SarcseModelOutput(ModelOutput):
             The content tokens' ids, by which the training loss weighs their errors.
     """
 
-    last_hidden_state: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     reconstruction: torch.Tensor | None = None
@@ -258,8 +262,8 @@ class FirstToken(Pooler):
     projection = TrainingProjection
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        first = mask.long().argmax(dim=1)  # (B, L) -> (B,)
-        return hidden_states[torch.arange(len(first), device=first.device), first]  # (B, L, d) -> (B, d)
+        first = mask.long().argmax(dim=1).view(-1, 1, 1)  # (B, L) -> (B, 1, 1)
+        return hidden_states.gather(1, first.expand(-1, 1, hidden_states.shape[2])).squeeze(1)  # (B, L, d) -> (B, d)
 
 
 class Repetition(nn.Module):
@@ -405,6 +409,7 @@ class SarcseModel(PreTrainedModel):
             name_or_path, encoder_config, revision=revision, dtype=dtype, attn_implementation=attn_implementation
         )
         model = cls(config, encoder=encoder)
+        model.config._name_or_path = model.name_or_path = name_or_path  # what cards call the base model
         _check_encoder(name_or_path, model.eval(), tokenizer)
         return model
 
@@ -425,35 +430,48 @@ class SarcseModel(PreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         output_reconstruction: bool = False,
         reconstructed_rows: int | None = None,
         **encoder_kwargs: Any,
     ) -> SarcseModelOutput:
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(B, L)`): Token ids, padded on either side.
+            input_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Token ids, padded on either side.
             attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 for tokens, 0 for padding. Default: ones.
+            inputs_embeds (`torch.Tensor` of shape `(B, L, d)`, *optional*):
+                What the encoder reads instead of `input_ids`, which then only tell the special tokens.
             output_reconstruction (`bool`): Decode too, for training and for token importance.
             reconstructed_rows (`int`, *optional*): Decode the first so many rows only. Default: all B.
             encoder_kwargs: Passed on to the encoder, for example `token_type_ids` or `output_hidden_states`.
 
         Raises:
-            ValueError: a reconstruction is asked of a model whose pooler has none.
+            ValueError: a reconstruction is asked of a model whose pooler has none, or the special tokens cannot be
+                told, since there are no `input_ids`.
         """
         decoder = self._decoder() if output_reconstruction else None
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
         pooler = self.sentence_encoder
+        read: dict[str, torch.Tensor] = {}
+        if inputs_embeds is not None:
+            read["inputs_embeds"] = inputs_embeds
+        elif input_ids is not None:
+            read["input_ids"] = input_ids
+        content_matters = pooler.of_content or decoder is not None
+        if not read or input_ids is None and content_matters:
+            beside = " beside `inputs_embeds`, to tell the special tokens" if read else ""
+            raise ValueError(f"`input_ids` are needed{beside}.")
+        if attention_mask is None:
+            attention_mask = torch.ones(next(iter(read.values())).shape[:2], dtype=torch.long, device=self.device)
         if pooler.with_first_layer:
             encoder_kwargs["output_hidden_states"] = True
-        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **encoder_kwargs)
+        encoded = self.encoder(**read, attention_mask=attention_mask, **encoder_kwargs)
         vectors, mask = encoded.last_hidden_state, attention_mask.bool()  # (B, L, d), (B, L)
         if pooler.with_first_layer:
             # Index 0 holds the input embeddings: the first layer is 1 (github.com/princeton-nlp/SimCSE/issues/133).
             vectors = (encoded.hidden_states[1] + vectors) / 2
-        if pooler.of_content or decoder is not None:
+        if content_matters and input_ids is not None:
             packed, packed_ids, content = self.pack_content(encoded.last_hidden_state, input_ids, attention_mask)
         embeddings = pooler(packed, content) if pooler.of_content else pooler(vectors, mask)  # (B, d)
         if self.training and self.projection is not None:
@@ -469,8 +487,8 @@ class SarcseModel(PreTrainedModel):
                 "content_input_ids": packed_ids[rows, positions],  # (R, T)
             }
         return SarcseModelOutput(
-            last_hidden_state=encoded.last_hidden_state,
             pooler_output=embeddings,
+            last_hidden_state=encoded.last_hidden_state,
             hidden_states=encoded.get("hidden_states"),
             attentions=encoded.get("attentions"),
             **reconstruction,
@@ -495,6 +513,56 @@ class SarcseModel(PreTrainedModel):
         special = (input_ids.unsqueeze(-1) == special_token_ids).any(dim=-1)  # (B, L, S) -> (B, L); isin has no ONNX
         content = attended & ~special
         return content | attended & ~content.any(dim=1, keepdim=True)
+
+    @torch.no_grad()
+    def encode(
+        self,
+        sentences: list[str],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        batch_size: int = 64,
+        normalize: bool = False,
+        device: str | torch.device | None = None,
+        show_progress_bar: bool | None = None,
+    ) -> np.ndarray:
+        """
+        Sentence embeddings, `(len(sentences), d)`, float32. Sentences of as many tokens share a batch, so that hardly
+        any padding is computed. The model is used in evaluation mode and left in the mode it came in.
+
+        Args:
+            sentences (`list[str]`): Cut at the tokenizer's `model_max_length`.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): Default: the one beside the model, loaded each time.
+            batch_size (`int`): Sentences encoded at once.
+            normalize (`bool`): Give the embeddings length 1, so that their products are cosine similarities.
+            device (`str`, *optional*): Where to compute; the model stays there. Default: where it is.
+            show_progress_bar (`bool`, *optional*): Default: in a terminal.
+
+        Raises:
+            ValueError: `sentences` is one string, or `batch_size` is below 1.
+        """
+        if isinstance(sentences, str):
+            raise ValueError("`sentences` must be a list of strings: a single one is [sentence].")
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        if tokenizer is None:
+            # With the encoder's configuration, or it would load the model's, and ask whether its code may run.
+            tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config.encoder_config)
+        if device is not None:
+            self.to(device)
+        token_ids = tokenizer(list(sentences), truncation=True)["input_ids"] if len(sentences) > 0 else []
+        order = sorted(range(len(token_ids)), key=lambda index: -len(token_ids[index]))
+        pad = DataCollatorWithPadding(tokenizer)
+        embeddings = torch.empty(len(order), self.config.hidden_size)
+        disable = None if show_progress_bar is None else not show_progress_bar
+        training = self.training
+        self.eval()
+        try:
+            for start in logging.tqdm(range(0, len(order), batch_size), desc="Encoding", leave=False, disable=disable):
+                rows = order[start : start + batch_size]
+                batch = pad([{"input_ids": token_ids[row]} for row in rows])
+                embeddings[rows] = self(**batch.to(self.device)).pooler_output.float().cpu()  # (batch_size, d)
+        finally:
+            self.train(training)
+        return (F.normalize(embeddings, dim=1) if normalize else embeddings).numpy()
 
     @torch.no_grad()
     def token_importance(
@@ -634,9 +702,9 @@ def pack_left(
     length = content_mask.shape[1]
     # The rest goes to one position behind the last, which is cut off. ONNX's exporter knows no stable sort.
     target = torch.where(content_mask, content_mask.cumsum(dim=1) - 1, length)  # (B, L)
-    packed = hidden_states.new_zeros(len(target), length + 1, hidden_states.shape[2])  # (B, L + 1, d)
+    packed = hidden_states.new_zeros(target.shape[0], length + 1, hidden_states.shape[2])  # (B, L + 1, d)
     packed = packed.scatter(1, target.unsqueeze(-1).expand_as(hidden_states), hidden_states)[:, :length]  # (B, L, d)
-    packed_ids = input_ids.new_zeros(len(target), length + 1).scatter(1, target, input_ids)[:, :length]  # (B, L)
+    packed_ids = input_ids.new_zeros(target.shape[0], length + 1).scatter(1, target, input_ids)[:, :length]  # (B, L)
     mask = torch.arange(length, device=target.device) < content_mask.sum(dim=1, keepdim=True)  # (B, L)
     return packed, packed_ids, mask
 

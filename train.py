@@ -24,7 +24,6 @@ from model_card.release import (
     options_of_training,
     release,
     write_json,
-    write_sentence_transformers_files,
 )
 from sarcse import figures
 from sarcse.arguments import ModelArguments, SarcseTrainingArguments
@@ -71,7 +70,6 @@ def run(
     # Not trainer.save_model, which adds a pickle of the arguments.
     model.save_pretrained(output_dir)
     trainer.processing_class.save_pretrained(output_dir)
-    write_sentence_transformers_files(output_dir)
     trainer.save_metrics("train", metrics, combined=False)
     trainer.save_state()
     write_json(output_dir / RECORD_FILE, record())

@@ -11,13 +11,11 @@ folder has fresh ones.
 
 import tempfile
 from functools import partial
-from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.common import SHARED, arguments_for, print_table, speed_rows, speeds_in_turns, write_output
-from model_card.release import write_sentence_transformers_files
 from sarcse.arguments import ModelArguments
 from sarcse.embedding import Embed, encode
 from sarcse.loading import load_model
@@ -30,7 +28,6 @@ def programs(encoder: str, batch_size: int, folder: str) -> dict[str, Embed]:
     model, tokenizer = build_model(ModelArguments(model_name_or_path=encoder))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_sentence_transformers_files(Path(folder))
     by_sentence_transformers = SentenceTransformer(folder, trust_remote_code=True, device="cpu")
     return {
         "sarcse": partial(encode, *load_model(folder), batch_size=batch_size),

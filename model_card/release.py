@@ -52,15 +52,6 @@ GOLDEN_SENTENCES = [
 ]
 GOLDEN_TOLERANCE = 1e-5  # relative to the largest value: float32 sums in another order stay below it
 
-# With these two files sentence-transformers takes `pooler_output` for the sentence embedding; without them it would
-# pool the token vectors by itself, silently.
-MODULES = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
-SENTENCE_BERT_CONFIG = {
-    "transformer_task": "feature-extraction",
-    "modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}},
-    "module_output_name": "sentence_embedding",
-}
-
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 RETRY_AFTER = (1, 2, 4, 8)  # seconds
 
@@ -239,7 +230,7 @@ def check_names(options: ReleaseOptions) -> None:
 
 
 def write_model(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Weights, configuration, code, tokenizer, golden embeddings, and what sentence-transformers needs."""
+    """Weights, configuration, code, tokenizer, golden embeddings."""
     # Where the encoder was loaded from may be a path of this machine; the card says it better.
     model.config.encoder_config._name_or_path = ""
     model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
@@ -251,13 +242,6 @@ def write_model(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: 
         "embeddings": golden_embeddings(model, tokenizer),
     }
     write_json(folder / "golden_embeddings.json", golden)
-    write_sentence_transformers_files(folder)
-
-
-def write_sentence_transformers_files(folder: Path) -> None:
-    """What makes `SentenceTransformer(folder)` give the model's own embeddings."""
-    write_json(folder / "modules.json", MODULES)
-    write_json(folder / "sentence_bert_config.json", SENTENCE_BERT_CONFIG)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -22,7 +22,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from modeling_sarcse import SarcseModel
@@ -120,33 +120,19 @@ def load_sentence_transformer(
 # --- Embeddings ------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def encode(
     model: SarcseModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], batch_size: int = 64
 ) -> torch.Tensor:
     """
-    Sentence embeddings, `(len(sentences), d)`, float32 on the CPU, not normalised.
-
-    Sentences of as many tokens share a batch, so that hardly any padding is computed. The model is used in evaluation
-    mode and left in the mode it came in.
+    `SarcseModel.encode` as a tensor on the CPU, `(len(sentences), d)`, not normalised; with a warning where the model
+    cannot read the text, and a progress bar on one process.
     """
-    training = model.training
-    model.eval()
-    try:
-        token_ids = tokenizer(sentences, truncation=True)["input_ids"] if sentences else []
-        if len(sentences) >= 100 and unknown_share(token_ids, tokenizer) > 0.5:  # of a few nothing follows
+    if len(sentences) >= 100:  # of a few nothing follows
+        token_ids = tokenizer(sentences[:100], truncation=True)["input_ids"]
+        if unknown_share(token_ids, tokenizer) > 0.5:
             logger.warning_once("Most tokens of these sentences are unknown to the model: does it know the language?")
-        order = sorted(range(len(sentences)), key=lambda index: -len(token_ids[index]))
-        pad = DataCollatorWithPadding(tokenizer)
-        embeddings = torch.empty(len(sentences), model.config.hidden_size)
-        quiet = None if PartialState().is_main_process else True
-        for start in tqdm(range(0, len(order), batch_size), desc="Encoding", leave=False, disable=quiet):
-            indices = order[start : start + batch_size]
-            batch = pad([{"input_ids": token_ids[index]} for index in indices])
-            embeddings[indices] = model(**batch.to(model.device)).pooler_output.float().cpu()  # (batch_size, d)
-        return embeddings
-    finally:
-        model.train(training)
+    quiet = None if PartialState().is_main_process else False
+    return torch.from_numpy(model.encode(sentences, tokenizer, batch_size, show_progress_bar=quiet))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,138 @@
+"""The calls that people make without reading: each gives the model's own embeddings or an error, no other vectors."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, pipeline
+
+from configuration_sarcse import OF_ENCODER
+from modeling_sarcse import POOLERS, SarcseModel
+
+from .conftest import ENCODER, SENTENCES
+
+
+@pytest.fixture(scope="module", params=POOLERS)
+def saved(request, tmp_path_factory, tokenizer):
+    """A model of each pooler, the folder that its own `save_pretrained` wrote, and its embeddings."""
+    torch.manual_seed(0)
+    folder = str(tmp_path_factory.mktemp("saved"))
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=request.param)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with torch.no_grad():
+        return model, folder, model(**tokenizer(SENTENCES, padding=True, return_tensors="pt")).pooler_output.numpy()
+
+
+# What people call, by what they have: the model and its tokenizer, or a folder that was saved.
+CALLS = {
+    "AutoModel": lambda model, tokenizer, folder: AutoModel.from_pretrained(folder, trust_remote_code=True)(
+        **tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    ).pooler_output.detach(),
+    "the first output": lambda model, tokenizer, folder: model(
+        **tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    )[0].detach(),
+    "SentenceTransformer": lambda model, tokenizer, folder: SentenceTransformer(
+        folder, trust_remote_code=True, device="cpu"
+    ).encode(SENTENCES),
+    "pipeline of a folder": lambda model, tokenizer, folder: pipeline(
+        "feature-extraction", model=folder, trust_remote_code=True
+    )(SENTENCES),
+    "pipeline of an object": lambda model, tokenizer, folder: pipeline(
+        "feature-extraction", model=model, tokenizer=tokenizer
+    )(SENTENCES),
+    "pipeline of an object in batches": lambda model, tokenizer, folder: pipeline(
+        "feature-extraction", model=model, tokenizer=tokenizer, batch_size=3
+    )(SENTENCES),
+    "encode": lambda model, tokenizer, folder: model.encode(SENTENCES, tokenizer, batch_size=3),
+    "encode of a folder": lambda model, tokenizer, folder: AutoModel.from_pretrained(
+        folder, trust_remote_code=True
+    ).encode(SENTENCES),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_whatever_was_saved_gives_its_own_embeddings(saved, tokenizer, call):
+    model, folder, expected = saved
+    given = np.asarray(CALLS[call](model, tokenizer, folder)).reshape(len(SENTENCES), -1)
+    # One at a time or in a batch, float32 sums come in another order.
+    np.testing.assert_allclose(given, expected, rtol=0, atol=1e-6 * max(1.0, np.abs(expected).max()))
+
+
+def test_embeddings_of_the_inputs_stand_for_the_inputs(saved, tokenizer):
+    """Where the special tokens matter, the ids must be there to tell them."""
+    model, _, expected = saved
+    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    vectors = model.get_input_embeddings()(batch["input_ids"])
+    with torch.no_grad():
+        given = model(**batch, inputs_embeds=vectors).pooler_output
+        np.testing.assert_allclose(given, expected, rtol=0, atol=1e-6)
+        if model.config.pooler == "autoencoder":
+            with pytest.raises(ValueError, match="`input_ids` are needed beside `inputs_embeds`, to tell the special"):
+                model(inputs_embeds=vectors, attention_mask=batch["attention_mask"])
+        else:
+            alone = model(inputs_embeds=vectors, attention_mask=batch["attention_mask"]).pooler_output
+            np.testing.assert_allclose(alone, expected, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="`input_ids` are needed."):
+        model()
+
+
+def test_a_traced_model_takes_batches_of_other_sizes(saved, tokenizer):
+    _, folder, _ = saved
+    model = SarcseModel.from_pretrained(folder, return_dict=False, attn_implementation="eager")
+    batches = [tokenizer(texts, padding=True, return_tensors="pt") for texts in (SENTENCES[:2], SENTENCES[::-1])]
+    first, other = [(batch["input_ids"], batch["attention_mask"]) for batch in batches]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of transformers' own code, and of torch, which would rather export
+        traced = torch.jit.trace(model, first)
+        torch.testing.assert_close(traced(*other)[0], model(*other)[0])
+
+
+def test_encode_takes_what_people_give(tokenizer):
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER)).train()
+    assert model.encode([]).shape == (0, model.config.hidden_size)
+    embeddings = model.encode(SENTENCES, normalize=True)  # with the encoder's own tokenizer
+    assert embeddings.dtype == np.float32 and model.training
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(model.encode(SENTENCES[::-1], tokenizer, normalize=True)[::-1], embeddings, atol=1e-6)
+    with pytest.raises(ValueError, match="must be a list of strings"):
+        model.encode("A sentence.")
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
+        model.encode(SENTENCES, tokenizer, batch_size=0)
+
+
+def test_a_resized_vocabulary_is_saved_and_loaded(tmp_path, tokenizer):
+    """transformers writes the new size to the text's own configuration, which is the encoder's."""
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER))
+    size = model.get_input_embeddings().num_embeddings + 5
+    model.resize_token_embeddings(size)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
+    assert loaded.get_input_embeddings().num_embeddings == loaded.config.encoder_config.vocab_size == size
+    np.testing.assert_array_equal(loaded.encode(SENTENCES, tokenizer), model.encode(SENTENCES, tokenizer))
+
+
+def test_config_json_has_the_encoders_sizes_where_tools_look_for_them(tmp_path):
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER))
+    model.save_pretrained(tmp_path)
+    saved, own = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, ENCODER))
+    assert {name: saved[name] for name in OF_ENCODER} == {name: own[name] for name in OF_ENCODER}
+    assert SarcseModel.from_pretrained(tmp_path).config.hidden_size == own["hidden_size"], "and they are no obstacle"
+
+
+def test_a_configuration_alone_brings_the_code_that_it_names(tmp_path):
+    """... saved by the project's class or by the one that a folder brings, of which nothing else has been loaded."""
+    SarcseModel.from_encoder_pretrained(str(ENCODER)).config.save_pretrained(tmp_path / "one")
+    AutoConfig.from_pretrained(tmp_path / "one", trust_remote_code=True).save_pretrained(tmp_path / "two")
+    config = AutoConfig.from_pretrained(tmp_path / "two", trust_remote_code=True)
+    model = AutoModel.from_config(config, trust_remote_code=True)
+    assert model.config.pooler == "autoencoder" and model.num_parameters() > 0
+
+
+def test_the_base_model_is_known_to_who_writes_a_card():
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER))
+    assert model.config._name_or_path == model.name_or_path == str(ENCODER)
+    assert AutoTokenizer.from_pretrained(model.name_or_path).vocab_size > 0
