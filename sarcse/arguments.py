@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import logging
 
 from configuration_sarcse import DECODER_INITIALIZATIONS, SarcseConfig
 from modeling_sarcse import POOLERS
 from sarcse.tokens import FREQUENCY_WEIGHTINGS
+
+
+logger = logging.get_logger(__name__)
 
 
 def _architecture(name: str, help: str, choices: list[str] | None = None) -> Any:
@@ -256,8 +260,9 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         self.bf16 |= os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
         self.fp16 |= os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16"
         self.check_machine()
+        if "no" in (self.eval_strategy, self.save_strategy):
+            self.load_best_model_at_end = False  # there is none to be told, or to load
         if self.eval_strategy == "no":
-            self.load_best_model_at_end = False
             self.metric_for_best_model = None
         if self.data_seed is None:
             # Processes have random numbers of their own, for dropout, but must agree on the order of the sentences.
@@ -282,12 +287,47 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
             raise ValueError(f"--reconstruction_weight must not be negative, got {self.reconstruction_weight}.")
         if not 0 <= self.reconstruction_anchor <= 1:
             raise ValueError(f"--reconstruction_anchor must be from 0 to 1, got {self.reconstruction_anchor}.")
-        if self.autoencoder_learning_rate is None:
-            rate = self.learning_rate * (3 if self.reconstruction_weight > 0 else 1)
-            self.autoencoder_learning_rate = float(f"{rate:.10g}")  # 3e-05, and not 3.0000000000000004e-05
         size = self.gradient_cache_mini_batch_size
         if size is not None and size < 1:
             raise ValueError(f"--gradient_cache_mini_batch_size must be at least 1, got {size}.")
+
+    @classmethod
+    def of(cls, args: TrainingArguments | None) -> "SarcseTrainingArguments":
+        """
+        transformers' own arguments as SARCSE's: what is at transformers' default is at SARCSE's.
+
+        Raises:
+            ValueError: an argument that would have no effect has another value than its default.
+        """
+        if isinstance(args, cls):
+            return args
+        if args is None:
+            return cls()
+        default = TrainingArguments(args.output_dir, use_cpu=args.use_cpu)
+        names = [f.name for f in fields(TrainingArguments) if f.init and f.name != "output_dir"]
+        given = {name: getattr(args, name) for name in names if getattr(args, name) != getattr(default, name)}
+        given.pop("accelerator_config", None)  # an object without equality; its split_batches is refused below
+        if args.use_cpu:
+            given["use_cpu"] = True
+        own = cls(args.output_dir, accelerator_config=args.accelerator_config.to_dict(), **given)
+        shared = [name for name in names if name in cls.__annotations__ and getattr(own, name) != getattr(args, name)]
+        logger.warning(
+            "TrainingArguments that are at their defaults are at SARCSE's: "
+            f"{', '.join(f'{name} {getattr(own, name)}' for name in shared)}. SarcseTrainingArguments says so itself."
+        )
+        return own
+
+    @property
+    def new_layers_learning_rate(self) -> float:
+        """`autoencoder_learning_rate`, or its default: resolved when it is used, for a search may change the other."""
+        if self.autoencoder_learning_rate is not None:
+            return self.autoencoder_learning_rate
+        rate = self.learning_rate * (3 if self.reconstruction_weight > 0 else 1)
+        return float(f"{rate:.10g}")  # 3e-05, and not 3.0000000000000004e-05
+
+    def to_dict(self) -> dict[str, Any]:
+        """With the learning rate that the new layers have: it decides, whatever it was resolved from."""
+        return {**super().to_dict(), "autoencoder_learning_rate": self.new_layers_learning_rate}
 
     @property
     def global_batch_size(self) -> int:

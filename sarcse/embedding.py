@@ -206,12 +206,11 @@ def measure(embed: Embed, tasks: dict[str, datasets.Dataset], pooler: str | None
     return measurement
 
 
-def pair_metrics(embed: Embed, pairs: datasets.Dataset, name: str) -> dict[str, float | None]:
+def pair_metrics(embedded: EmbeddedPairs, name: str) -> dict[str, float | None]:
     """
     What an evaluation during training measures: `{name}_spearman`, times 100, `alignment` and `uniformity`; None where
-    one does not exist. Every process has to call it.
+    one does not exist.
     """
-    embedded = embed_pairs(embed, pairs)
     geometry = embedded.geometry()
     return {
         f"{name}_spearman": correlations(embedded.similarities(), embedded.scores).spearman,

@@ -53,6 +53,36 @@ def _encode_batch(
     return {"input_ids": tokenizer(batch[text_column], truncation=True, max_length=max_seq_length)["input_ids"]}
 
 
+def as_token_ids(
+    rows: datasets.Dataset | datasets.IterableDataset | list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_seq_length: int,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """
+    What a Trainer is given as training data, as `input_ids`: a column of that name as it is, or sentences, cut at
+    `max_seq_length` tokens, from a list or from the column `text` or the only one.
+
+    Raises:
+        ValueError: no column holds the sentences, for sure.
+    """
+    if isinstance(rows, list):
+        rows = datasets.Dataset.from_dict({"text": rows})
+    columns = rows.column_names if rows.column_names is not None else list(next(iter(rows)))
+    if "input_ids" in columns:
+        return rows.select_columns(["input_ids"])
+    if "text" not in columns and len(columns) != 1:
+        raise ValueError(
+            f"train_dataset has the columns {', '.join(columns)}: the sentences must be in `text`, in the only "
+            "column, or as `input_ids`."
+        )
+    options = {
+        "tokenizer": tokenizer,
+        "text_column": "text" if "text" in columns else columns[0],
+        "max_seq_length": max_seq_length,
+    }
+    return rows.map(_encode_batch, batched=True, fn_kwargs=options, remove_columns=columns)
+
+
 def tokenize_batch(
     sentences: list[str], tokenizer: PreTrainedTokenizerBase, max_seq_length: int
 ) -> dict[str, torch.Tensor]:

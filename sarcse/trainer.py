@@ -6,6 +6,7 @@ Shapes: B sentences of one process, L positions, d dimensions.
 
 import json
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,21 @@ import datasets
 import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl
+from transformers import (
+    AutoTokenizer,
+    IntervalStrategy,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerControl,
+    TrainingArguments,
+)
+from transformers.trainer_utils import PredictionOutput
+from transformers.utils import logging
 
 from modeling_sarcse import POOLERS, SarcseModel, SarcseModelOutput
 from sarcse.arguments import SarcseTrainingArguments, check_metric
 from sarcse.checkpoints import SETTINGS_NAME, SaveOnSignal, check_settings, load_weights, run_settings
-from sarcse.embedding import encode, pair_metrics
+from sarcse.embedding import embed_pairs, encode, pair_metrics
 from sarcse.gradient_cache import GradientCache
 from sarcse.losses import (
     ReconstructionAnchor,
@@ -30,9 +40,21 @@ from sarcse.losses import (
     two_views,
     weighted_reconstruction,
 )
-from sarcse.sentences import SentenceStream
-from sarcse.tokens import LengthGroupedSampler, token_lengths
+from sarcse.sentences import DataArguments, SentenceStream
+from sarcse.tokens import (
+    LengthGroupedSampler,
+    as_token_ids,
+    check_readable,
+    token_counts,
+    token_lengths,
+    token_weights,
+)
 from sarcse.watch import LossWatch, check_collapse, describe_failure
+
+
+logger = logging.get_logger(__name__)
+
+COUNTED = DataArguments.token_count_samples
 
 
 class SarcseTrainer(Trainer):
@@ -40,16 +62,22 @@ class SarcseTrainer(Trainer):
     transformers' Trainer with SARCSE's losses, and with graded sentence pairs as evaluation data.
 
     Args:
+        model (`SarcseModel`), model_init (`Callable`): As in `Trainer`.
+        args (`TrainingArguments`, *optional*): transformers' own or SARCSE's, see `SarcseTrainingArguments.of`.
+        train_dataset (`datasets.Dataset`, `datasets.IterableDataset`, `SentenceStream` or `list[str]`):
+            Sentences in `text` or the only column, or `input_ids`.
+        eval_dataset (`datasets.Dataset`, *optional*): Columns sentence1, sentence2 and score. Default: no evaluations.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): Default: the tokenizer beside the model.
         token_weights (`torch.Tensor` of shape `(vocabulary_size,)`, *optional*):
-            Weights of the reconstruction errors by token id, needed if `reconstruction_weight` > 0.
+            Weights of the reconstruction errors by token id. Default: counted in the training data, of a stream in its
+            first `COUNTED` sentences.
         eval_name (`str`): What the pairs are called in the metrics: `eval_{eval_name}_spearman`.
         settings (`dict`, *optional*): From `run_settings`, for the checkpoints. Default: those of the arguments alone.
-        train_dataset (`datasets.Dataset` or `SentenceStream`): Column input_ids, or sentences.
-        eval_dataset (`datasets.Dataset`): Columns sentence1, sentence2 and score.
+        max_seq_length (`int`): Tokens of a sentence; longer ones are cut.
 
     Raises:
         ValueError: no evaluation has the metric that picks the best model, the model's pooler cannot be trained, or
-            there are no token weights.
+            the training data have no sentences.
     """
 
     args: SarcseTrainingArguments
@@ -61,34 +89,67 @@ class SarcseTrainer(Trainer):
 
     def __init__(
         self,
-        *args: Any,
+        model: SarcseModel | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: datasets.Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        model_init: Callable[..., SarcseModel] | None = None,
+        *,
         token_weights: torch.Tensor | None = None,
         eval_name: str = "stsb",
         settings: dict[str, Any] | None = None,
+        max_seq_length: int = DataArguments.max_seq_length,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        check_metric(self.args.metric_for_best_model, eval_name)
-        check_trainable(self.model)
+        own_args = SarcseTrainingArguments.of(args)
+        if eval_dataset is None and own_args.eval_strategy != IntervalStrategy.NO:
+            logger.warning("There is no eval_dataset: nothing is scored during the training, and its end is kept.")
+            own_args.eval_strategy, own_args.load_best_model_at_end = IntervalStrategy.NO, False
+            own_args.metric_for_best_model = None
+        check_metric(own_args.metric_for_best_model, eval_name)
+        self.reconstruct = own_args.reconstruction_weight > 0
+        self.anchor: ReconstructionAnchor | None = None
+        if processing_class is None and model is not None:
+            processing_class = AutoTokenizer.from_pretrained(model.name_or_path, config=model.config.encoder_config)
+        if processing_class is None:
+            raise ValueError("SarcseTrainer needs a `model`, or a `model_init` and a tokenizer as `processing_class`.")
+        self.processing_class = processing_class  # for the check of a model that `model_init` makes
+        super().__init__(
+            model, own_args, data_collator, train_dataset, eval_dataset, processing_class, model_init, **kwargs
+        )
+        if train_dataset is not None and not isinstance(train_dataset, SentenceStream):
+            self.train_dataset = as_token_ids(train_dataset, processing_class, max_seq_length)
+            if token_weights is None:
+                token_weights = counted_weights(self.train_dataset, self.model, processing_class, self.args)
         self.eval_name = eval_name
         self.settings = run_settings(self.args) if settings is None else settings
-        self.reconstruct = self.args.reconstruction_weight > 0
-        self.anchor: ReconstructionAnchor | None = None
-        if self.reconstruct:
-            if token_weights is None:
-                raise ValueError("`token_weights` are needed where `reconstruction_weight` is above 0.")
+        if token_weights is not None:
             self.token_weights = token_weights.to(self.args.device)
-            if self.args.reconstruction_anchor > 0:
-                # Before a checkpoint is loaded: a run that goes on has the anchor that it began with.
-                self.anchor = ReconstructionAnchor(self.model, self.args.reconstruction_anchor)
-        elif self.model.sentence_decoder is not None:
-            # Parameters that get no gradient would stop DistributedDataParallel.
-            self.model.sentence_decoder.requires_grad_(False)
-        if self.args.world_size > 1 and idle_parameters(self.model, self.processing_class, self.reconstruct):
-            self.accelerator.ddp_handler.find_unused_parameters = True  # costs a little time
+        if model_init is None:
+            self.prepare_to_train(self.model)
         self.save_on_signal = SaveOnSignal()
         self.add_callback(self.save_on_signal)
         self.losses = LossWatch(self)
+
+    def prepare_to_train(self, model: SarcseModel) -> None:
+        """What a fresh model needs before its first step."""
+        check_trainable(model)
+        if self.reconstruct and self.args.reconstruction_anchor > 0:
+            # Before a checkpoint is loaded: a run that goes on has the anchor that it began with.
+            self.anchor = ReconstructionAnchor(model, self.args.reconstruction_anchor)
+        if not self.reconstruct and model.sentence_decoder is not None:
+            # Parameters that get no gradient would stop DistributedDataParallel.
+            model.sentence_decoder.requires_grad_(False)
+        if self.args.world_size > 1 and idle_parameters(model, self.processing_class, self.reconstruct):
+            self.accelerator.ddp_handler.find_unused_parameters = True  # costs a little time
+
+    def call_model_init(self, trial: Any = None) -> SarcseModel:
+        model = super().call_model_init(trial)
+        self.reconstruct = self.args.reconstruction_weight > 0  # a search may change it
+        self.prepare_to_train(model.to(self.args.device))
+        return model
 
     # --- Data ---
 
@@ -223,17 +284,27 @@ class SarcseTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Spearman x 100, alignment and uniformity of the pairs; every process returns the same numbers."""
+        """
+        Spearman x 100, alignment and uniformity of the pairs; every process returns the same numbers. The log has no
+        missing values: what does not exist is not a number.
+        """
         pairs = self.eval_dataset if eval_dataset is None else eval_dataset
-        model = self.accelerator.unwrap_model(self.model)
-        metrics = pair_metrics(partial(encode, model, self.processing_class), pairs, self.eval_name)
-        # The log has no missing values: what does not exist is not a number.
-        metrics = {f"{metric_key_prefix}_{name}": math.nan if v is None else v for name, v in metrics.items()}
+        metrics = self.predict(pairs, ignore_keys, metric_key_prefix).metrics
         metrics = broadcast_object_list([metrics])[0]
         check_collapse(self, metrics[f"{metric_key_prefix}_uniformity"])
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def predict(
+        self, test_dataset: datasets.Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Cosine similarities of graded pairs, `(P,)`, their scores, and what `evaluate` measures of them."""
+        model = self.accelerator.unwrap_model(self.model)
+        embedded = embed_pairs(partial(encode, model, self.processing_class), test_dataset)
+        measured = pair_metrics(embedded, self.eval_name)
+        metrics = {f"{metric_key_prefix}_{name}": math.nan if v is None else v for name, v in measured.items()}
+        return PredictionOutput(embedded.similarities(), embedded.scores, metrics)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The settings first: the state, by which a checkpoint is known to be whole, is written last."""
@@ -254,8 +325,8 @@ class SarcseTrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
-        rate = self.args.autoencoder_learning_rate
-        if rate is not None and rate != self.args.learning_rate:
+        rate = self.args.new_layers_learning_rate
+        if rate != self.args.learning_rate:
             encoder = self.accelerator.unwrap_model(self.model).encoder
             split_groups(optimizer, {*encoder.parameters()}, rate)
         return optimizer
@@ -294,3 +365,26 @@ def idle_parameters(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, reco
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
     return [name for name, gradient in zip(trained, gradients) if gradient is None]
+
+
+def counted_weights(
+    tokens: datasets.Dataset | datasets.IterableDataset,
+    model: SarcseModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: SarcseTrainingArguments,
+    name: str = "train_dataset",
+) -> torch.Tensor | None:
+    """
+    The reconstruction's weights, `(vocabulary_size,)`, by frequency; None if nothing is reconstructed.
+
+    Raises:
+        ValueError: the tokenizer cannot read the sentences, which `name` stands for.
+    """
+    if isinstance(tokens, datasets.IterableDataset):
+        tokens = datasets.Dataset.from_list(list(tokens.take(COUNTED)))
+    vocabulary_size = getattr(model.config.encoder_config, "vocab_size", len(tokenizer))  # CANINE's has none
+    counts = token_counts(tokens, vocabulary_size, model.config.special_token_ids)
+    check_readable(counts, tokenizer, name)
+    if args.reconstruction_weight == 0:
+        return None
+    return token_weights(counts, args.frequency_weighting, args.frequency_smoothing)

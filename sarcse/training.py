@@ -27,8 +27,8 @@ from sarcse.sentences import (
     name_of_sentences,
 )
 from sarcse.sts import load_sts, load_tasks
-from sarcse.tokens import check_length, check_readable, token_counts, token_weights, tokenize, tokenize_batch
-from sarcse.trainer import SarcseTrainer
+from sarcse.tokens import check_length, tokenize, tokenize_batch
+from sarcse.trainer import SarcseTrainer, counted_weights
 
 
 def check_together(model: ModelArguments, data: DataArguments, training: SarcseTrainingArguments) -> None:
@@ -143,7 +143,7 @@ def build_trainer(
     check_length(tokenizer, data)
     with training.main_process_first(desc="tokenising"):
         tokens = tokenize(first_sentences, tokenizer, data)
-    weights = weights_of_tokens(tokens, model, tokenizer, data, training)
+    weights = counted_weights(tokens, model, tokenizer, training, name_of_sentences(data))
     train_dataset, collator = tokens, DataCollatorWithPadding(tokenizer)
     if data.streaming:
         train_dataset = SentenceStream(
@@ -182,27 +182,6 @@ def build_trainer(
         check_saving(model, Path(training.output_dir))
     record = partial(training_record, base_model, model.config, data, described, training, code_commit())
     return trainer, tasks, record
-
-
-def weights_of_tokens(
-    tokens: datasets.Dataset,
-    model: SarcseModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: DataArguments,
-    training: SarcseTrainingArguments,
-) -> torch.Tensor | None:
-    """
-    The reconstruction's weights, `(vocabulary_size,)`; None if nothing is reconstructed.
-
-    Raises:
-        ValueError: the tokenizer cannot read the sentences.
-    """
-    vocabulary_size = getattr(model.config.encoder_config, "vocab_size", len(tokenizer))  # CANINE's has none
-    counts = token_counts(tokens, vocabulary_size, model.config.special_token_ids)
-    check_readable(counts, tokenizer, name_of_sentences(data))
-    if training.reconstruction_weight == 0:
-        return None
-    return token_weights(counts, training.frequency_weighting, training.frequency_smoothing)
 
 
 def check_optimizer(trainer: SarcseTrainer) -> None:

@@ -258,7 +258,7 @@ def test_an_anchor_draws_the_targets_towards_the_encoder_before_the_training(tmp
 def test_new_layers_learn_three_times_as_fast_where_there_is_something_to_reconstruct(options, rate):
     """SimCSE has one learning rate. The record has the rate that was used, as a person would write it."""
     _, _, training = parse_arguments(["--learning_rate", "1e-5", *options])
-    assert str(training.autoencoder_learning_rate) == rate
+    assert str(training.new_layers_learning_rate) == rate
 
 
 def random_state_and_gradients(trainer, step) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
