@@ -87,6 +87,10 @@ def test_a_traced_model_takes_batches_of_other_sizes(saved, tokenizer):
     first, other = [(batch["input_ids"], batch["attention_mask"]) for batch in batches]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of transformers' own code, and of torch, which would rather export
+        try:
+            torch.jit.trace(model.encoder, first)
+        except IndexError:
+            pytest.skip("this version of transformers does not trace the encoder itself")
         traced = torch.jit.trace(model, first)
         torch.testing.assert_close(traced(*other)[0], model(*other)[0])
 

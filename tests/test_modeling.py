@@ -395,7 +395,7 @@ def test_attention_is_sdpa_by_default_and_eager_on_request(wrapped):
 def test_outputs_can_be_a_tuple(trained_like_model, tokenizer):
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     with torch.no_grad():
-        last_hidden_state, pooler_output = trained_like_model(**batch, return_dict=False)
+        pooler_output, last_hidden_state = trained_like_model(**batch, return_dict=False)
         output = trained_like_model(**batch, output_hidden_states=True)
     assert torch.equal(pooler_output, output.pooler_output)
     assert torch.equal(last_hidden_state, output.hidden_states[-1])
