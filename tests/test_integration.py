@@ -88,7 +88,7 @@ def test_a_traced_model_takes_batches_of_other_sizes(saved, tokenizer):
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of transformers' own code, and of torch, which would rather export
         try:
-            torch.jit.trace(model.encoder, first)
+            torch.jit.trace(model.encoder, first, strict=False)
         except IndexError:
             pytest.skip("this version of transformers does not trace the encoder itself")
         traced = torch.jit.trace(model, first)
