@@ -366,3 +366,36 @@ def test_files_of_the_hub_are_found_by_name_and_by_pattern(tmp_path):
         assert read[f"more/*.jsonl {streaming}"] == ["A.", "B."]
         assert read[f"bad.csv {streaming}"] == "hf://datasets/org/files/bad.csv"
         assert read[f"none.csv {streaming}"] == "hf://datasets/org/files/none.csv: no such file."
+
+
+PUSH_AS_PEOPLE_DO = """
+import sys
+from transformers import AutoTokenizer
+from modeling_sarcse import SarcseModel
+model = SarcseModel.from_encoder_pretrained(sys.argv[1])
+model.push_to_hub("me/model")
+AutoTokenizer.from_pretrained(sys.argv[1]).push_to_hub("me/model")
+model.config.push_to_hub("me/configuration")
+"""
+LOAD_AS_PEOPLE_DO = """
+import numpy
+from sentence_transformers import SentenceTransformer
+from transformers import AutoConfig, AutoModel
+sentences = ["A dog runs across the wet grass.", "Why?"]
+model = AutoModel.from_pretrained("me/model", trust_remote_code=True)
+by_sentence_transformers = SentenceTransformer("me/model", trust_remote_code=True, device="cpu").encode(sentences)
+numpy.testing.assert_allclose(model.encode(sentences), by_sentence_transformers, atol=1e-5)
+config = AutoConfig.from_pretrained("me/configuration", trust_remote_code=True)
+print(type(AutoModel.from_config(config, trust_remote_code=True)).__name__)
+"""
+
+
+def test_what_people_push_themselves_loads_everywhere(tmp_path):
+    """A model's and a configuration's own `push_to_hub`, without this project's release, and without the project."""
+    with LoopbackHub(TOKENS) as hub:
+        process = run_python(
+            "-c", PUSH_AS_PEOPLE_DO, ENCODER, cwd=PROJECT, **hub.environment(tmp_path / "pusher", MINE)
+        )
+        assert process.returncode == 0, process.stderr
+        process = run_python("-c", LOAD_AS_PEOPLE_DO, cwd=tmp_path, **hub.environment(tmp_path / "user", None))
+        assert process.returncode == 0 and process.stdout.strip() == "SarcseModel", process.stderr

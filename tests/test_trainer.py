@@ -1,6 +1,7 @@
 """SarcseTrainer as people use a Trainer: with their own data, arguments and model, and without train.py."""
 
 import json
+import re
 
 import datasets
 import numpy as np
@@ -13,7 +14,7 @@ from sarcse import SarcseTrainer, SarcseTrainingArguments
 from sarcse.sts import load_pairs
 from sarcse.tokens import FREQUENCY_WEIGHTINGS
 
-from .conftest import DEMO, ENCODER
+from .conftest import DEMO, ENCODER, PROJECT, run_python
 
 
 TEXTS = (DEMO / "sentences.txt").read_text().splitlines()[:32]
@@ -154,3 +155,15 @@ def test_what_the_trainer_saves_is_the_model_in_sentence_transformers_too(tmp_pa
     assert json.loads((tmp_path / "saved" / "modules.json").read_text())
     given = SentenceTransformer(str(tmp_path / "saved"), trust_remote_code=True, device="cpu").encode(TEXTS)
     np.testing.assert_allclose(given, trainer.model.encode(TEXTS, tokenizer), atol=1e-5)
+
+
+def test_the_lines_of_the_readme_train_a_model(tmp_path):
+    """As they stand, but for the encoder and the size of the batch."""
+    section = (PROJECT / "README.md").read_text().split("## Train\n")[1]
+    (code,) = re.findall(r"^```python\n(.*?)^```", section.split("\n## ")[0], re.DOTALL | re.MULTILINE)
+    text_file(tmp_path)
+    code = code.replace("FacebookAI/roberta-base", str(ENCODER))
+    code = code.replace("num_train_epochs=1", "max_steps=1, per_device_train_batch_size=8, report_to='none'")
+    process = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(PROJECT))
+    assert process.returncode == 0, process.stderr
+    assert SarcseModel.from_pretrained(tmp_path / "output" / "mine").config.pooler == "autoencoder"
