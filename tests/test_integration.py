@@ -1,7 +1,10 @@
 """The calls that people make without reading: each gives the model's own embeddings or an error, no other vectors."""
 
+import copy
 import json
+import pickle
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -140,3 +143,41 @@ def test_the_base_model_is_known_to_who_writes_a_card():
     model = SarcseModel.from_encoder_pretrained(str(ENCODER))
     assert model.config._name_or_path == model.name_or_path == str(ENCODER)
     assert AutoTokenizer.from_pretrained(model.name_or_path).vocab_size > 0
+
+
+def in_shards(model, folder):
+    model.save_pretrained(folder, max_shard_size="1MB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    return AutoModel.from_pretrained(folder, trust_remote_code=True)
+
+
+def by_state_dict(model, folder):
+    other = SarcseModel(model.config)
+    other.load_state_dict(model.state_dict())
+    return other.eval()
+
+
+def loaded(model, folder, **options):
+    model.save_pretrained(folder)
+    return AutoModel.from_pretrained(folder, trust_remote_code=True, **options)
+
+
+# Ways to come by the same model again, and how far its embeddings may be off, relative to the largest value.
+COPIES = {
+    "pickle": (lambda model, folder: pickle.loads(pickle.dumps(model)), 0),
+    "deepcopy": (lambda model, folder: copy.deepcopy(model), 0),
+    "state_dict": (by_state_dict, 0),
+    "shards": (in_shards, 0),
+    "device_map": (partial(loaded, device_map="auto"), 0),
+    "saved twice": (lambda model, folder: loaded(loaded(model, folder / "one"), folder / "two"), 0),
+    "half": (lambda model, folder: copy.deepcopy(model).half(), 0.02),
+    "bfloat16": (partial(loaded, dtype=torch.bfloat16), 0.1),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_of_a_model_is_the_model(tmp_path, tokenizer, way):
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER))
+    make, tolerance = COPIES[way]
+    given, expected = (each.encode(SENTENCES, tokenizer) for each in (make(model, tmp_path), model))
+    assert np.abs(given - expected).max() <= tolerance * np.abs(expected).max()
