@@ -1,13 +1,11 @@
 import json
 import math
 import re
-import shutil
 import subprocess
 
 import pytest
 import tokenizers
 import torch
-import yaml
 from sentence_transformers import SentenceTransformer
 from transformers import (
     AutoModel,
@@ -24,7 +22,6 @@ from sarcse.embedding import encode
 from sarcse.loading import load_model
 from sarcse.parsing import parse_arguments
 from sarcse.training import build_model, build_trainer
-from train import DEMO_RECIPE
 
 from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, refusal, run_python
 
@@ -344,132 +341,7 @@ def test_a_full_disk_ends_in_a_message(tmp_path):
     )
 
 
-# --- Arguments -------------------------------------------------------------------------------------------------------
-
-
-def test_the_recipe_that_is_run_without_arguments_is_the_demo():
-    model, data, training = parse_arguments([str(DEMO_RECIPE)])
-    demo = yaml.safe_load((PROJECT / "recipes" / "demo.yaml").read_text())
-    assert (model.model_name_or_path, data.train_file) == (demo["model_name_or_path"], demo["train_file"])
-    assert training.output_dir == demo["output_dir"]
-
-
-def test_flags_without_a_recipe_start_from_simcse_protocol():
-    model, data, training = parse_arguments(["--seed", "7"])
-    assert model.model_name_or_path == "FacebookAI/roberta-base"
-    assert data.train_file is None and data.max_seq_length == 32
-    assert (training.per_device_train_batch_size, training.learning_rate, training.num_train_epochs) == (512, 1e-5, 1)
-    assert (training.contrastive_temperature, training.warmup_steps, training.weight_decay) == (0.05, 0, 0)
-    assert str(training.lr_scheduler_type.value) == "linear"
-    assert (training.eval_steps, training.metric_for_best_model) == (125, "stsb_spearman")
-
-
-def test_a_flag_overrides_the_recipe(tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        "learning_rate: 1e-4\nkernel_sizes: [2, 3]\nbf16: false\nseed: 3\nlr_scheduler_kwargs: {a: 1}\n"
-        "eval_strategy: no\nmax_train_samples: null\n"
-    )
-    model, data, training = parse_arguments([str(recipe), "--seed", "4", "--output_dir", "x"])
-    assert (training.learning_rate, training.seed, training.output_dir) == (1e-4, 4, "x")
-    assert model.kernel_sizes == [2, 3] and training.bf16 is False and training.lr_scheduler_kwargs == {"a": 1}
-    assert training.eval_strategy == "no" and data.max_train_samples is None
-
-
-@pytest.mark.parametrize("recipe", sorted((PROJECT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_parses(recipe):
-    parse_arguments([str(recipe)])
-
-
-STREAM = ["--streaming", "true", "--max_steps", "3"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--learning_rat", "1"], "unknown field --learning_rat. Did you mean --learning_rate?"),
-        (["--learning_rate", "fast"], "argument --learning_rate.*invalid float value: 'fast'"),
-        (["--frequency_weighting", "tfidf"], "frequency_weighting.*invalid choice: 'tfidf'"),
-        (["--contrastive_temperature", "0"], "--contrastive_temperature must be above 0, got 0.0"),
-        (["--reconstruction_weight", "-1"], "--reconstruction_weight must not be negative"),
-        (["--reconstruction_anchor", "2"], "--reconstruction_anchor must be from 0 to 1, got 2.0"),
-        (["--pooling", "max"], "--pooling no longer exists. .* Leave it out."),
-        (["--reconstructed_views", "2"], "--reconstructed_views no longer exists. One view is reconstructed"),
-        (["--pooler", "first_last_average"], "--pooler: invalid choice: 'first_last_average'"),
-        (["--pooler", "cls"], "--pooler cls has no reconstruction: add --reconstruction_weight 0"),
-        (["--channels", "0"], "`channels` must be .* at least 1, got 0"),
-        (["--resume_from_checkpoint", "last"], "no checkpoint in"),
-        (["none.yaml"], "none.yaml: no such recipe"),
-        (["{tmp}/typo.yaml"], "typo.yaml: unknown field chanels. Did you mean channels?"),
-        (["{tmp}/type.yaml"], "invalid int value: 'many'"),
-        (["{tmp}/list.yaml"], "list.yaml: a recipe is made of lines"),
-        (["{tmp}/broken.yaml"], "broken.yaml: not a YAML file"),
-        (["--train_file", "none.txt"], "none.txt: no such file"),
-        (["--eval_pairs", "none.tsv"], "none.tsv: no such file"),
-        (["--sts_dir", "nowhere", "--eval_pairs="], "nowhere/STS"),
-        (
-            ["--model_name_or_path", "no/such-model"],
-            "no/such-model: neither a model folder nor a model on a reachable",
-        ),
-        (["--model_name_or_path", str(DEMO)], "demo: neither a model folder nor a model on a reachable Hub"),
-        (["--max_seq_length", "2"], "--max_seq_length must be from 3 to 128 for this encoder, got 2"),
-        (["--max_seq_length", "129"], "--max_seq_length must be from 3 to 128"),
-        (["--max_train_samples", "5"], "5 sentences do not fill one batch of 8"),
-        ([*STREAM, "--train_file", "{tmp}/short.txt"], "5 sentences do not fill one batch of 8"),
-        ([*STREAM, "--max_steps", "0"], "does not know where the corpus ends: .* --max_steps"),
-        ([*STREAM, "--max_train_samples", "3"], "--max_train_samples is for a corpus in memory"),
-        ([*STREAM, "--token_count_samples", "7"], "--token_count_samples must be at least one batch, 8, got 7"),
-        (["--gradient_cache_mini_batch_size", "0"], "--gradient_cache_mini_batch_size must be at least 1, got 0"),
-        (["--fp16", "true", "--use_cpu", "true"], "fp16 needs a GPU. On a CPU train in bfloat16"),
-        (["--deepspeed", "zero2.json"], "DeepSpeed is not supported: .* --gradient_cache_mini_batch_size"),
-        (["--fsdp", "true"], "FSDP is not supported: .*`accelerate launch --multi_gpu`"),
-    ],
-)
-def test_user_errors_are_one_message(tmp_path, capsys, arguments, message):
-    (tmp_path / "short.txt").write_text("A.\nB.\nC.\nD.\nE.\n")
-    (tmp_path / "typo.yaml").write_text("chanels: 3\n")
-    (tmp_path / "type.yaml").write_text("channels: many\n")
-    (tmp_path / "list.yaml").write_text("- channels\n")
-    (tmp_path / "broken.yaml").write_text("channels: [\n")
-    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
-    if not arguments[0].endswith(".yaml"):
-        fields = {"eval_pairs": None} if "--eval_pairs=" in arguments else {}
-        fields |= {"max_train_samples": None} if "--streaming" in arguments else {}
-        arguments = flags(tmp_path / "out", **fields) + [a for a in arguments if a != "--eval_pairs="]
-    try:
-        build_trainer(*parse_arguments(arguments))
-    except ValueError as error:
-        text = str(error)
-    except SystemExit as error:  # argparse
-        assert error.code == 2
-        text = capsys.readouterr().err
-        assert text.startswith("train.py: error: ") and text.count("\n") == 1
-    else:
-        pytest.fail("no error")
-    assert re.search(message, text), text
-
-
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP is not supported"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
-        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 needs a GPU"),
-        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "through MPI only: add --mpirun_hostfile FILE"),
-        ({"ACCELERATE_USE_CPU": "False", "MASTER_ADDR": "127.0.0.1"}, "through MPI only"),
-    ],
-)
-def test_what_accelerate_was_asked_for_is_refused_if_it_would_not_be_done(monkeypatch, environment, message):
-    """As `accelerate launch` says it, by a configuration file or its own flags."""
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=message):
-        parse_arguments(["--use_cpu", "true"])
-
-
-def test_the_precision_that_accelerate_was_asked_for_is_in_the_arguments(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert parse_arguments(["--use_cpu", "true"])[2].bf16
+# --- Tokenizers ------------------------------------------------------------------------------------------------------
 
 
 def encoder_with(folder, tokenizer, **fields) -> str:
@@ -519,33 +391,3 @@ def test_padding_on_the_left_gives_the_loss_of_padding_on_the_right(tmp_path, to
         assert (batch["attention_mask"][:, 0] == 0).any() == (side == "left")
         losses.append(loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-def test_weights_that_are_cut_short_are_named(tmp_path, saved_model):
-    for source in (saved_model, ENCODER):
-        folder = shutil.copytree(source, tmp_path / source.name)
-        with (folder / "model.safetensors").open("r+b") as weights:
-            weights.truncate(100_000)
-        for load in (load_model, lambda source: build_model(ModelArguments(source))):
-            with pytest.raises(ValueError, match=f"{folder.name}: the weights cannot be read, copy them anew"):
-                load(str(folder))
-
-
-def test_without_sts_data_the_message_comes_before_any_model(tmp_path):
-    """... and says both ways out: a folder, or training without evaluation."""
-    process = run_python(
-        PROJECT / "train.py", *flags(tmp_path / "out", eval_pairs=None, model_name_or_path="no/model"), cwd=tmp_path
-    )
-    assert process.returncode == 2
-    assert "--sts_dir" in process.stderr and "--eval_strategy no" in process.stderr
-    assert "no/model" not in process.stderr and "Traceback" not in process.stderr
-
-
-def test_help_lists_every_field_and_unknown_flags_exit_with_2(tmp_path):
-    listed = run_python(PROJECT / "train.py", "--help", cwd=tmp_path)
-    assert listed.returncode == 0
-    for field in ("kernel_sizes", "train_file", "contrastive_temperature", "frequency_weighting", "learning_rate"):
-        assert f"--{field}" in listed.stdout
-    wrong = run_python(PROJECT / "train.py", "--sts_dri", "x", cwd=tmp_path)
-    assert wrong.returncode == 2
-    assert wrong.stderr.splitlines()[-1] == "train.py: error: unknown field --sts_dri. Did you mean --sts_dir?"
