@@ -105,7 +105,7 @@ def onnx(sentences):
         model,
         kwargs=inputs,
         dynamic_shapes=dict.fromkeys(names, {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}),
-        output_names=["last_hidden_state", "pooler_output"],
+        output_names=["pooler_output", "last_hidden_state"],
         dynamo=True,
         verbose=False,
     )
