@@ -1,7 +1,8 @@
 """
-SARCSE's library: what `train.py`, `eval_sts.py` and `python -m model_card` are made of. Data flow one way: text
-(`files`, `sentences`, `sts`), token ids (`tokens`), models (`loading`), losses (`trainer`), embeddings and what they
-say (`embedding`, `comparison`, `figures`).
+SARCSE's library: what `train.py`, `eval_sts.py` and `python -m model_card` are made of. Modules import one way: text
+(`files`, `sentences`, `sts`), token ids (`tokens`), arguments (`arguments`, `parsing`), models (`loading`), embeddings
+and what they say (`comparison`, `figures`, `embedding`), losses (`losses`, `gradient_cache`), and the training
+(`checkpoints`, `watch`, `trainer`, `record`, `training`).
 """
 
 from configuration_sarcse import SarcseConfig
