@@ -55,21 +55,23 @@ def _encode_batch(
 
 def as_token_ids(
     rows: datasets.Dataset | datasets.IterableDataset | list[str],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     max_seq_length: int,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """
-    What a Trainer is given as training data, as `input_ids`: a column of that name as it is, or sentences, cut at
-    `max_seq_length` tokens, from a list or from the column `text` or the only one.
+    What a Trainer is given as training data, as `input_ids`: a column of that name as it is, with its mask if there is
+    one, or sentences, cut at `max_seq_length` tokens, from a list or from the column `text` or the only one.
 
     Raises:
-        ValueError: no column holds the sentences, for sure.
+        ValueError: no column holds the sentences, for sure, or there is no tokenizer for them.
     """
     if isinstance(rows, list):
         rows = datasets.Dataset.from_dict({"text": rows})
     columns = rows.column_names if rows.column_names is not None else list(next(iter(rows)))
     if "input_ids" in columns:
-        return rows.select_columns(["input_ids"])
+        return rows.select_columns([name for name in ("input_ids", "attention_mask") if name in columns])
+    if tokenizer is None:
+        raise ValueError("train_dataset has sentences: give the tokenizer as `processing_class`.")
     if "text" not in columns and len(columns) != 1:
         raise ValueError(
             f"train_dataset has the columns {', '.join(columns)}: the sentences must be in `text`, in the only "

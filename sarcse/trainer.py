@@ -82,7 +82,7 @@ class SarcseTrainer(Trainer):
 
     args: SarcseTrainingArguments
     control: TrainerControl
-    processing_class: PreTrainedTokenizerBase
+    processing_class: Any  # a tokenizer; None where there are token ids and weights
 
     # Each loss is a mean over its batch, for the Trainer to divide by the number of accumulated batches.
     loss_is_scaled_for_ga = False
@@ -111,20 +111,22 @@ class SarcseTrainer(Trainer):
         check_metric(own_args.metric_for_best_model, eval_name)
         self.reconstruct = own_args.reconstruction_weight > 0
         self.anchor: ReconstructionAnchor | None = None
-        if processing_class is None and model is not None:
-            processing_class = AutoTokenizer.from_pretrained(model.name_or_path, config=model.config.encoder_config)
-        if processing_class is None:
+        if model is None and (model_init is None or processing_class is None):
             raise ValueError("SarcseTrainer needs a `model`, or a `model_init` and a tokenizer as `processing_class`.")
+        if processing_class is None and model is not None and model.name_or_path:
+            processing_class = AutoTokenizer.from_pretrained(model.name_or_path, config=model.config.encoder_config)
         self.processing_class = processing_class  # for the check of a model that `model_init` makes
         super().__init__(
             model, own_args, data_collator, train_dataset, eval_dataset, processing_class, model_init, **kwargs
         )
         if train_dataset is not None and not isinstance(train_dataset, SentenceStream):
             self.train_dataset = as_token_ids(train_dataset, processing_class, max_seq_length)
-            if token_weights is None:
+            if token_weights is None and processing_class is not None:
                 token_weights = counted_weights(self.train_dataset, self.model, processing_class, self.args)
         self.eval_name = eval_name
         self.settings = run_settings(self.args) if settings is None else settings
+        if token_weights is None and self.reconstruct and train_dataset is not None:
+            raise ValueError("`token_weights` are needed, or a train_dataset and a tokenizer, to count the tokens.")
         if token_weights is not None:
             self.token_weights = token_weights.to(self.args.device)
         if model_init is None:

@@ -146,6 +146,23 @@ def test_a_trainer_without_a_model_ends_in_a_message(tmp_path):
         SarcseTrainer(args=SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=TEXTS)
 
 
+def test_a_trainer_without_training_data_evaluates(tmp_path, pairs):
+    trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), eval_dataset=pairs)
+    assert np.isfinite(trainer.evaluate()["eval_stsb_spearman"])
+
+
+def test_sentences_without_a_tokenizer_end_in_a_message(tmp_path):
+    """A model that was made from nothing has none beside it; token ids with weights of their own need none."""
+    model = fresh_model()
+    model.name_or_path = ""
+    arguments = SarcseTrainingArguments(str(tmp_path), **SMALL)
+    with pytest.raises(ValueError, match="train_dataset has sentences: give the tokenizer as `processing_class`"):
+        SarcseTrainer(model, arguments, train_dataset=TEXTS)
+    ids = datasets.Dataset.from_dict({"input_ids": [[0, 5, 2]] * 8})
+    with pytest.raises(ValueError, match="`token_weights` are needed"):
+        SarcseTrainer(model, arguments, train_dataset=ids)
+
+
 def test_what_the_trainer_saves_is_the_model_in_sentence_transformers_too(tmp_path, tokenizer):
     from sentence_transformers import SentenceTransformer
 
