@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 DECODER_INITIALIZATIONS = ("copy", "random")
 
-# `pipeline("feature-extraction")` then gives sentence embeddings; transformers' own class would give token vectors.
+# `pipeline("feature-extraction")` then cuts sentences that are too long; transformers' own class would stop at them.
 CUSTOM_PIPELINES = {
     "feature-extraction": {"impl": "modeling_sarcse.SarcsePipeline", "pt": ["AutoModel"], "type": "text"}
 }

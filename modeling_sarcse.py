@@ -353,11 +353,11 @@ class SarcseModel(PreTrainedModel):
         self.projection = pooler.projection(config) if pooler.projection else None
         self.post_init()
         if encoder is not None:
-            self._initialize_new_layers(encoder)
+            self._initialize_new_layers()
 
-    def _initialize_new_layers(self, encoder: PreTrainedModel) -> None:
+    def _initialize_new_layers(self) -> None:
         for layers in filter(None, (self.sentence_encoder, self.sentence_decoder, self.projection)):
-            layers.to(device=encoder.device, dtype=encoder.dtype)
+            layers.to(device=self.encoder.device, dtype=self.encoder.dtype)
         if isinstance(self.sentence_encoder, SarcseEncoder):
             self.sentence_encoder.initialize_as_pooling()
             if self.config.decoder_initialization == "copy" and isinstance(self.sentence_decoder, SarcseDecoder):
@@ -592,13 +592,10 @@ class SarcseModel(PreTrainedModel):
 
 
 class SarcsePipeline(FeatureExtractionPipeline):
-    """`pipeline("feature-extraction")` of a SARCSE model: the sentence embedding, `(1, d)`, of each sentence."""
+    """transformers' own, which gives the first output, the sentence embedding `(1, d)`; long sentences are cut."""
 
     def preprocess(self, inputs: str, **tokenize_kwargs: Any) -> Any:
         return super().preprocess(inputs, **{"truncation": True, **tokenize_kwargs})
-
-    def postprocess(self, model_outputs: SarcseModelOutput, return_tensors: bool = False) -> Any:
-        return super().postprocess((model_outputs["pooler_output"],), return_tensors=return_tensors)
 
 
 def _whole_characters(

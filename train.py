@@ -19,12 +19,7 @@ from safetensors import SafetensorError
 from transformers import ProgressCallback
 
 from configuration_sarcse import SarcseConfig
-from model_card.release import (
-    check_releasable,
-    options_of_training,
-    release,
-    write_json,
-)
+from model_card.release import check_releasable, options_of_training, release, write_json
 from sarcse import figures
 from sarcse.arguments import ModelArguments, SarcseTrainingArguments
 from sarcse.checkpoints import checkpoints

@@ -128,11 +128,12 @@ def encode(
     cannot read the text, and a progress bar on one process.
     """
     if len(sentences) >= 100:  # of a few nothing follows
-        token_ids = tokenizer(sentences[:100], truncation=True)["input_ids"]
+        sample = sentences[:: len(sentences) // 100]  # from all over: they may be sorted
+        token_ids = tokenizer(sample, truncation=True)["input_ids"]
         if unknown_share(token_ids, tokenizer) > 0.5:
             logger.warning_once("Most tokens of these sentences are unknown to the model: does it know the language?")
-    quiet = None if PartialState().is_main_process else False
-    return torch.from_numpy(model.encode(sentences, tokenizer, batch_size, show_progress_bar=quiet))
+    bar = None if PartialState().is_main_process else False
+    return torch.from_numpy(model.encode(sentences, tokenizer, batch_size, show_progress_bar=bar))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ From sentences to what the training reads: token ids, batches of like length, an
 
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import datasets
 import numpy as np
@@ -32,19 +33,18 @@ def tokenize(
     sentences: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
 ) -> datasets.Dataset:
     """`input_ids` of every sentence, cut at `max_seq_length` tokens, unpadded; cached by `datasets`."""
-    return sentences.map(
-        _encode_batch,
-        batched=True,
-        # The cache goes by these arguments alone, so that another run's other fields do not miss it.
-        fn_kwargs={
-            "tokenizer": tokenizer,
-            "text_column": arguments.text_column,
-            "max_seq_length": arguments.max_seq_length,
-        },
-        remove_columns=sentences.column_names,
-        num_proc=arguments.preprocessing_num_workers,
-        desc="Tokenising",
-    )
+    options = {"num_proc": arguments.preprocessing_num_workers, "desc": "Tokenising"}
+    options |= {"remove_columns": sentences.column_names}
+    return _tokenized(sentences, tokenizer, arguments.text_column, arguments.max_seq_length, **options)
+
+
+def _tokenized(
+    rows: Any, tokenizer: PreTrainedTokenizerBase, text_column: str, max_seq_length: int, **options: Any
+) -> Any:
+    """`map` of a data set or a stream, to `input_ids`."""
+    # The cache goes by these arguments alone, so that another run's other fields do not miss it.
+    arguments = {"tokenizer": tokenizer, "text_column": text_column, "max_seq_length": max_seq_length}
+    return rows.map(_encode_batch, batched=True, fn_kwargs=arguments, **options)
 
 
 def _encode_batch(
@@ -77,12 +77,8 @@ def as_token_ids(
             f"train_dataset has the columns {', '.join(columns)}: the sentences must be in `text`, in the only "
             "column, or as `input_ids`."
         )
-    options = {
-        "tokenizer": tokenizer,
-        "text_column": "text" if "text" in columns else columns[0],
-        "max_seq_length": max_seq_length,
-    }
-    return rows.map(_encode_batch, batched=True, fn_kwargs=options, remove_columns=columns)
+    column = "text" if "text" in columns else columns[0]
+    return _tokenized(rows, tokenizer, column, max_seq_length, remove_columns=columns)
 
 
 def tokenize_batch(

@@ -26,8 +26,8 @@ from transformers import (
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
-from modeling_sarcse import POOLERS, SarcseModel, SarcseModelOutput
-from sarcse.arguments import SarcseTrainingArguments, check_metric
+from modeling_sarcse import SarcseModel, SarcseModelOutput
+from sarcse.arguments import TRAINABLE_POOLERS, SarcseTrainingArguments, check_metric
 from sarcse.checkpoints import SETTINGS_NAME, SaveOnSignal, check_settings, load_weights, run_settings
 from sarcse.embedding import embed_pairs, encode, pair_metrics
 from sarcse.gradient_cache import GradientCache
@@ -109,7 +109,6 @@ class SarcseTrainer(Trainer):
             own_args.eval_strategy, own_args.load_best_model_at_end = IntervalStrategy.NO, False
             own_args.metric_for_best_model = None
         check_metric(own_args.metric_for_best_model, eval_name)
-        self.reconstruct = own_args.reconstruction_weight > 0
         self.anchor: ReconstructionAnchor | None = None
         if model is None and (model_init is None or processing_class is None):
             raise ValueError("SarcseTrainer needs a `model`, or a `model_init` and a tokenizer as `processing_class`.")
@@ -135,6 +134,11 @@ class SarcseTrainer(Trainer):
         self.add_callback(self.save_on_signal)
         self.losses = LossWatch(self)
 
+    @property
+    def reconstruct(self) -> bool:
+        """Whether there is a reconstruction loss; a search may change it."""
+        return self.args.reconstruction_weight > 0
+
     def prepare_to_train(self, model: SarcseModel) -> None:
         """What a fresh model needs before its first step."""
         check_trainable(model)
@@ -149,7 +153,6 @@ class SarcseTrainer(Trainer):
 
     def call_model_init(self, trial: Any = None) -> SarcseModel:
         model = super().call_model_init(trial)
-        self.reconstruct = self.args.reconstruction_weight > 0  # a search may change it
         self.prepare_to_train(model.to(self.args.device))
         return model
 
@@ -349,7 +352,7 @@ def check_trainable(model: SarcseModel) -> None:
         ValueError: the pooler is a baseline of evaluations.
     """
     if not model.sentence_encoder.trainable:
-        able = ", ".join(name for name, pooler in POOLERS.items() if pooler.trainable)
+        able = ", ".join(TRAINABLE_POOLERS)
         raise ValueError(f"pooler={model.config.pooler!r} is for evaluations only; to be trained: {able}.")
 
 
@@ -375,9 +378,9 @@ def counted_weights(
     tokenizer: PreTrainedTokenizerBase,
     args: SarcseTrainingArguments,
     name: str = "train_dataset",
-) -> torch.Tensor | None:
+) -> torch.Tensor:
     """
-    The reconstruction's weights, `(vocabulary_size,)`, by frequency; None if nothing is reconstructed.
+    The reconstruction's weights, `(vocabulary_size,)`, by the frequency of the tokens.
 
     Raises:
         ValueError: the tokenizer cannot read the sentences, which `name` stands for.
@@ -387,6 +390,4 @@ def counted_weights(
     vocabulary_size = getattr(model.config.encoder_config, "vocab_size", len(tokenizer))  # CANINE's has none
     counts = token_counts(tokens, vocabulary_size, model.config.special_token_ids)
     check_readable(counts, tokenizer, name)
-    if args.reconstruction_weight == 0:
-        return None
     return token_weights(counts, args.frequency_weighting, args.frequency_smoothing)

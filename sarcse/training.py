@@ -41,7 +41,7 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
             f"{training.n_gpu} GPUs are visible to one process. Start one process for each: "
             "`accelerate launch train.py ...`, or choose one GPU with CUDA_VISIBLE_DEVICES=0."
         )
-    if model.pooler and POOLERS[model.pooler].decoder is None and training.reconstruction_weight > 0:
+    if model.pooler in POOLERS and POOLERS[model.pooler].decoder is None and training.reconstruction_weight > 0:
         raise ValueError(f"--pooler {model.pooler} has no reconstruction: add --reconstruction_weight 0 (SimCSE).")
     if data.eval_pairs is not None and training.metric_for_best_model == "stsb_spearman":
         training.metric_for_best_model = "pairs_spearman"

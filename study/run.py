@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, SHARED
 from modeling_sarcse import SarcseModel, SarcseModelOutput
 from sarcse.checkpoints import last_good_checkpoint
 from sarcse.comparison import correlations
@@ -48,10 +49,7 @@ from sarcse.training import build_trainer
 from study.configurations import ENCODER, PARTS, REMOVED, SECOND_ENCODER, START, can_run
 
 
-PROJECT = Path(__file__).parent.parent
-SHARED = Path(os.environ.get("SARCSE_DATA") or PROJECT.parent / "shared")
 LINES = PROJECT / "study" / "results" / "study.jsonl"
-MAX_SEQ_LENGTH = 32
 TASKS = ["STS12", "STS14", "STS15", "STSB"]
 WRITING = Lock()
 EVALUATIONS = 4  # of STS-B dev in a run; the best one picks the checkpoint, as in SimCSE's protocol

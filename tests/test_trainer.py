@@ -141,6 +141,19 @@ def test_a_model_that_the_trainer_makes_is_prepared_as_one_that_it_is_given(tmp_
     assert any(name.startswith("sentence_decoder.") for name in moved) == (weight > 0)
 
 
+def test_a_search_may_bring_the_reconstruction_in(tmp_path, tokenizer):
+    """Tokens are counted whatever the weight is at first."""
+    arguments = SarcseTrainingArguments(str(tmp_path), reconstruction_weight=0.0, learning_rate=1e-3, **SMALL)
+    trainer = SarcseTrainer(
+        args=arguments, train_dataset=TEXTS, processing_class=tokenizer, model_init=lambda: fresh_model()
+    )
+    trainer.args.reconstruction_weight = 1.0
+    before = fresh_model().sentence_decoder.state_dict()
+    trainer.train()
+    decoder = trainer.model.sentence_decoder.state_dict()
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in decoder.items() if name.endswith("weight"))
+
+
 def test_a_trainer_without_a_model_ends_in_a_message(tmp_path):
     with pytest.raises(ValueError, match="needs a `model`, or a `model_init` and a tokenizer"):
         SarcseTrainer(args=SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=TEXTS)
