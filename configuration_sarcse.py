@@ -182,7 +182,9 @@ def _as_config(encoder_config: PretrainedConfig | dict[str, Any] | None) -> Pret
             f"model_type={encoder_config.model_type!r} is not a text encoder that SARCSE can wrap: its configuration "
             "has no single `hidden_size`."
         )
-    return encoder_config
+    # A copy, for transformers sets the attention of nested configurations anew, and a loaded encoder would compute
+    # with what is set in its own.
+    return copy.deepcopy(encoder_config)
 
 
 def _check_count(name: str, value: int, minimum: int = 1) -> None:

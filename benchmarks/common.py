@@ -54,7 +54,7 @@ def trainer_for(arguments: argparse.Namespace, flags: list[str], **fields: objec
     fields |= {"model_name_or_path": arguments.model, "train_file": arguments.train_file, "bf16": arguments.bf16}
     with tempfile.TemporaryDirectory() as fields["output_dir"]:
         options = [f"--{name}={value}" for name, value in fields.items()]
-        yield build_trainer(*parse_arguments(options + flags))[0]
+        yield build_trainer(*parse_arguments(options + flags))
 
 
 # --- Timing ----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from train import DEMO_RECIPE
 
 def one_step(flags: list[str], gradients: str) -> tuple[float, float]:
     """MiB that a training step adds at its peak, and its seconds; its gradients are written to a file."""
-    trainer, _, _ = build_trainer(*parse_arguments([str(DEMO_RECIPE), *flags]))
+    trainer = build_trainer(*parse_arguments([str(DEMO_RECIPE), *flags]))
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

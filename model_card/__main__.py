@@ -22,6 +22,7 @@ def parse_arguments(arguments: list[str] | None = None) -> ReleaseOptions:
     parser.add_argument("--private", action="store_true", help="Make a new repository private.")
     parser.add_argument("--revision", default="main", metavar="BRANCH", help="Branch to push to (main).")
     parser.add_argument("--tag", help="Name of this release, v1 for example. Default: release- and a content hash.")
+    parser.add_argument("--commit_message", help='Of the one commit. Default: "Release" and the tag.')
     parser.add_argument("--license", help="Licence of the model, for example apache-2.0; else the card has none.")
     parser.add_argument("--language", nargs="+", default=[], help="Of the training text, for example en.")
     parser.add_argument("--results", metavar="FILE", help="results.json of eval_sts.py. Default: train.py's scores.")

@@ -54,7 +54,7 @@ class Facts:
 
     Args:
         model, tokenizer: As released.
-        record (`dict`): training_record.json; empty where train.py left none.
+        record (`dict`): training_record.json; empty without.
         models (`dict[str, ModelScores]`): Its scores beside those of others, by row; empty without.
         row (`str`): The model's own row of `models`.
         figure_dir (`Path`): Where figures of these scores may be.
@@ -348,15 +348,15 @@ def selected_on(facts: Facts) -> str | None:
 
 
 def write_card(
-    path: Path, facts: Facts, repo_id: str, revision: str, license: str | None, language: list[str]
+    path: Path, facts: Facts, repo_id: str, revision: str | None, license: str | None, language: list[str]
 ) -> None:
-    """Write the card; `revision` is what its examples pin."""
+    """Write the card; `revision` is what its examples pin, and without one it is no release's."""
     card = ModelCard.from_template(
         card_data(facts, repo_id, license, language),
         template_path=str(TEMPLATE),
         name=repo_id.split("/")[-1],
         repo_id=repo_id,
-        revision=revision,
+        pinned=f', revision="{revision}"' if revision else "",
         dimensions=facts.model.config.hidden_size,
         base_model=facts.base_model(),
         method=facts.method(),

@@ -59,15 +59,16 @@ RETRY_AFTER = (1, 2, 4, 8)  # seconds
 @dataclass
 class ReleaseOptions:
     """
-    What the command and train.py ask for.
+    What the command and the trainer ask for.
 
     Args:
-        model_dir (`str`): What train.py wrote.
+        model_dir (`str`): What the trainer wrote.
         release_dir (`str`): Where the release is built; made anew each time.
         push (`str`, *optional*): Repository on the Hub, `you/name`. Without it the release stays here.
         private (`bool`): Make a new repository private.
         revision (`str`): Branch to push to.
         tag (`str`, *optional*): Name of this release. Default: `release-` and a hash of its content.
+        commit_message (`str`, *optional*): Default: `Release` and the tag.
         license (`str`, *optional*): Licence of the model, for the card.
         language (`list[str]`): Languages of the training text, for the card.
         results (`str`, *optional*): results.json of eval_sts.py. Default: the scores that train.py wrote.
@@ -80,6 +81,7 @@ class ReleaseOptions:
     private: bool = False
     revision: str = "main"
     tag: str | None = None
+    commit_message: str | None = None
     license: str | None = None
     language: list[str] = field(default_factory=list)
     results: str | None = None
@@ -88,7 +90,7 @@ class ReleaseOptions:
     def command(self) -> str:
         """The command line that does this again."""
         parts = ["python", "-m", "model_card", self.model_dir, "--release_dir", self.release_dir]
-        for name in ("push", "tag", "license", "results"):
+        for name in ("push", "tag", "commit_message", "license", "results"):
             if getattr(self, name) is not None:
                 parts += [f"--{name}", getattr(self, name)]
         parts += ["--private"] * self.private
@@ -98,9 +100,10 @@ class ReleaseOptions:
         return shlex.join(parts)
 
 
-def options_of_training(args: TrainingArguments) -> ReleaseOptions:
+def options_of_training(args: TrainingArguments, token: str | None = None) -> ReleaseOptions:
     """
-    What `--push_to_hub` asks for, and whether the Hub will have it: better known before the training than after it.
+    The release that the arguments of a training ask for, and whether the Hub will have it: better known before the
+    training than after it.
 
     Raises:
         ValueError: there is no token that can write there, or no Hub to reach.
@@ -108,7 +111,7 @@ def options_of_training(args: TrainingArguments) -> ReleaseOptions:
     name = args.hub_model_id or Path(args.output_dir).name
     validate_repo_id(name)
     try:
-        repo_id = full_repo_id(name)
+        repo_id = full_repo_id(name, token)
     except (HTTPError, OSError) as error:
         raise ValueError(f"--push_to_hub: {explain(error, name)}") from error
     return ReleaseOptions(
@@ -122,9 +125,9 @@ def options_of_training(args: TrainingArguments) -> ReleaseOptions:
     )
 
 
-def release(options: ReleaseOptions) -> None:
+def release(options: ReleaseOptions, token: str | None = None) -> str | None:
     """
-    Build, verify and, if asked, push a release; prints what was done.
+    Build, verify and, if asked, push a release; prints what was done, and returns the address of what was pushed.
 
     Raises:
         ValueError: with what is wrong, where the model is, and the command that finishes the job.
@@ -139,10 +142,10 @@ def release(options: ReleaseOptions) -> None:
     print(f"Built and verified: {folder}")
     if options.push is None:
         print("To publish it, the same with --push you/name.")
-        return
+        return None
     to_finish = f"The release is complete in {folder}. To finish:\n  {options.command()}"
     try:
-        commit = push(folder, options.push, options.private, options.revision, tag)
+        commit = push(folder, options.push, options.private, options.revision, tag, options.commit_message, token)
     except (HTTPError, OSError) as error:
         raise ValueError(f"{explain(error, options.push)}\n{to_finish}") from error
     except KeyboardInterrupt:
@@ -152,6 +155,7 @@ def release(options: ReleaseOptions) -> None:
         f"Pushed: {HfApi().endpoint}/{options.push}, tag {tag}, commit {commit}\n"
         f'AutoModel.from_pretrained("{options.push}", revision="{commit}", trust_remote_code=True)'
     )
+    return f"{HfApi().endpoint}/{options.push}/commit/{commit}"
 
 
 # --- The folder ------------------------------------------------------------------------------------------------------
@@ -196,7 +200,7 @@ def check_folders(model_dir: Path, release_dir: Path) -> None:
     if not model_dir.is_dir():
         raise ValueError(f"{model_dir}: no such folder.")
     if kind_of_model(str(model_dir)) != "sarcse":
-        raise ValueError(f"{model_dir}: no SARCSE model in it. MODEL_DIR is what train.py wrote.")
+        raise ValueError(f"{model_dir}: no SARCSE model in it. MODEL_DIR is what the training wrote.")
     fields, _ = PretrainedConfig.get_config_dict(str(model_dir))
     check_releasable(str(model_dir), fields["encoder_config"])
     if release_dir.resolve() == model_dir.resolve() or release_dir.resolve() in model_dir.resolve().parents:
@@ -327,7 +331,7 @@ def verify(folder: Path) -> None:
 # --- The Hub ---------------------------------------------------------------------------------------------------------
 
 
-def full_repo_id(name: str) -> str:
+def full_repo_id(name: str, token: str | None = None) -> str:
     """
     `name` with its owner, who is the user where it has none.
 
@@ -335,7 +339,7 @@ def full_repo_id(name: str) -> str:
         PermissionError: the token is for reading, or the owner is neither the user nor an organisation of the user's.
         HTTPError, OSError: there is no token, the Hub does not know it, or cannot be reached.
     """
-    user = HfApi().whoami()
+    user = HfApi(token=token).whoami()
     repo_id = name if "/" in name else f"{user['name']}/{name}"
     owners = {user["name"], *(organisation["name"] for organisation in user.get("orgs", []))}
     role = user.get("auth", {}).get("accessToken", {}).get("role")
@@ -344,7 +348,15 @@ def full_repo_id(name: str) -> str:
     return repo_id
 
 
-def push(folder: Path, repo_id: str, private: bool, revision: str, tag: str) -> str:
+def push(
+    folder: Path,
+    repo_id: str,
+    private: bool,
+    revision: str,
+    tag: str,
+    commit_message: str | None = None,
+    token: str | None = None,
+) -> str:
     """
     The folder as one commit, tagged; returns the commit. What is on the Hub already is not sent again. Answers that
     pass, and lost connections, are tried again.
@@ -355,18 +367,26 @@ def push(folder: Path, repo_id: str, private: bool, revision: str, tag: str) -> 
     """
     for seconds in RETRY_AFTER:
         try:
-            return push_once(folder, repo_id, private, revision, tag)
+            return push_once(folder, repo_id, private, revision, tag, commit_message, token)
         except HTTPError as error:
             if isinstance(error, HfHubHTTPError) and error.response.status_code not in TRANSIENT:
                 raise
             print(f"{explain(error, repo_id)} Trying again in {seconds} s.", file=sys.stderr)
             time.sleep(seconds)
-    return push_once(folder, repo_id, private, revision, tag)
+    return push_once(folder, repo_id, private, revision, tag, commit_message, token)
 
 
-def push_once(folder: Path, repo_id: str, private: bool, revision: str, tag: str) -> str:
-    api = HfApi()
-    full_repo_id(repo_id)  # says best what a token lacks
+def push_once(
+    folder: Path,
+    repo_id: str,
+    private: bool,
+    revision: str,
+    tag: str,
+    commit_message: str | None,
+    token: str | None,
+) -> str:
+    api = HfApi(token=token)
+    full_repo_id(repo_id, token)  # says best what a token lacks
     api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the organisation has it
     if revision != "main":
         api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -387,7 +407,7 @@ def push_once(folder: Path, repo_id: str, private: bool, revision: str, tag: str
             *(CommitOperationDelete(name) for name in sorted(set(there) - set(files))),
             *(CommitOperationAdd(name, path) for name, path in files.items()),
         ],
-        commit_message=f"Release {tag}",
+        commit_message=commit_message or f"Release {tag}",
         revision=revision,
         parent_commit=heads[revision],  # refused if somebody else has committed since
     )

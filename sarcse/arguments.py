@@ -148,6 +148,13 @@ class SarcseArguments:
     """
 
     output_dir: str = field(default="output/sarcse-roberta-base", metadata={"help": "Where the model is written."})
+    max_seq_length: int = field(
+        default=32, metadata={"help": "Sentences are cut at this many tokens in training, specials included."}
+    )
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
+    token_count_samples: int = field(
+        default=100_000, metadata={"help": "Sentences at the beginning of a stream whose tokens are counted."}
+    )
     contrastive_temperature: float = field(default=0.05, metadata={"help": "Temperature of InfoNCE."})
     reconstruction_weight: float = field(
         default=1.0, metadata={"help": "Weight (lambda) of the reconstruction loss; 0 leaves it out."}
@@ -219,7 +226,9 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
     per_device_train_batch_size: int = field(default=512, metadata={"help": "Sentences a step and device."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
     eval_strategy: str = field(default="steps", metadata={"help": "When to score STS-B dev: steps, epoch or no."})
-    eval_steps: float | None = field(default=125, metadata={"help": "Steps between two evaluations."})
+    eval_steps: float | None = field(
+        default=None, metadata={"help": "Steps between two evaluations. Default: save_steps."}
+    )
     save_steps: float = field(default=125, metadata={"help": "Steps between two checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best one among them."})
     logging_steps: float = field(default=25, metadata={"help": "Steps between two lines of the log."})
@@ -264,11 +273,18 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
             self.load_best_model_at_end = False  # there is none to be told, or to load
         if self.eval_strategy == "no":
             self.metric_for_best_model = None
+        if self.eval_steps is None:
+            self.eval_steps = self.save_steps  # so that each checkpoint has its score
         if self.data_seed is None:
             # Processes have random numbers of their own, for dropout, but must agree on the order of the sentences.
             self.data_seed = self.seed
         self.check_direction()
         super().__post_init__()
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"{self.n_gpu} GPUs are visible to one process. Start one process for each: `accelerate launch` and "
+                "the script, or choose one GPU with CUDA_VISIBLE_DEVICES=0."
+            )
         if self.accelerator_config.split_batches:
             raise ValueError("--accelerator_config split_batches: each process reads a batch of its own.")
         if self.per_device_train_batch_size * self.world_size == 1:

@@ -20,7 +20,13 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    logging,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -52,7 +58,8 @@ def flaw(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         except ValueError as error:
             return f"{name} is cut short: {error}"
-    shards = contents[SAFE_WEIGHTS_INDEX_NAME]["weight_map"].values() if has_shards else [SAFE_WEIGHTS_NAME]
+    one_file = ADAPTER_SAFE_WEIGHTS_NAME if (checkpoint / ADAPTER_CONFIG_NAME).exists() else SAFE_WEIGHTS_NAME
+    shards = contents[SAFE_WEIGHTS_INDEX_NAME]["weight_map"].values() if has_shards else [one_file]
     for name in sorted(set(shards)):
         try:
             with safe_open(checkpoint / name, framework="pt") as tensors:
@@ -128,6 +135,8 @@ MAY_CHANGE = {
     "gradient_checkpointing_kwargs",
     "activation_checkpointing",
     "activation_checkpointing_kwargs",
+    "preprocessing_num_workers",
+    "token_count_samples",  # the sentences that are counted are among the settings, by their hash
     "dataloader_num_workers",
     "dataloader_pin_memory",
     "dataloader_persistent_workers",

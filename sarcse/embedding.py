@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel
 from sarcse import figures
 from sarcse.comparison import (
@@ -205,6 +206,25 @@ def measure(embed: Embed, tasks: dict[str, datasets.Dataset], pooler: str | None
         if name == reference_task(tasks):
             measurement.geometry = embedded.geometry()
     return measurement
+
+
+def measure_before(
+    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, tasks: dict[str, datasets.Dataset], revision: str
+) -> dict[str, Measurement]:
+    """
+    What a model that is to be trained makes of the tasks as yet; of fresh layers, what their encoder makes of them
+    under both simple poolers. Mean pooling comes first, for the differences in sts_results.json are to it: it is the
+    baseline that is hard to beat.
+    """
+    name = model.name_or_path
+    if kind_of_model(name, revision) == "sarcse":
+        return {f"before: {name}": measure(partial(encode, model, tokenizer), tasks, model.config.pooler)}
+    measurements = {}
+    for pooler in ("mean", "cls"):
+        config = SarcseConfig(encoder_config=model.config.encoder_config, pooler=pooler)
+        baseline = SarcseModel(config, encoder=model.encoder)
+        measurements[f"before: {name}, {pooler}"] = measure(partial(encode, baseline, tokenizer), tasks, pooler)
+    return measurements
 
 
 def pair_metrics(embedded: EmbeddedPairs, name: str) -> dict[str, float | None]:

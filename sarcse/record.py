@@ -1,5 +1,5 @@
 """
-training_record.json: what a card tells of a training, written by train.py beside the model at its end.
+training_record.json: what a card tells of a training, written beside the model at its end.
 
 Nothing in it names this machine: of local files and folders only the last part of their names.
 """
@@ -20,7 +20,6 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from configuration_sarcse import __version__
 from sarcse.arguments import ModelArguments, SarcseArguments
 from sarcse.checkpoints import decides
-from sarcse.sentences import DataArguments
 
 
 FILE_NAME = "training_record.json"
@@ -28,7 +27,6 @@ FILE_NAME = "training_record.json"
 # What decides, with the data and the model's configuration, which weights come out: of transformers' arguments these,
 # and of SARCSE's all that decide.
 HYPERPARAMETERS = (
-    "max_seq_length",
     "num_train_epochs",
     "max_steps",
     "per_device_train_batch_size",
@@ -57,13 +55,18 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers")
 
 def describe_base_model(name_or_path: str, revision: str) -> dict[str, str | None]:
     """
-    The encoder or SARCSE model that a training starts from: `name`, and the commit as `revision`, which is None for a
-    local folder. Ask before the training: a branch may have moved on after it.
+    The encoder or SARCSE model that a training starts from: `name`, and the commit as `revision`, which is None for
+    what is not at the Hub. Ask before the training: a branch may have moved on after it.
     """
-    return {
-        "name": Path(name_or_path).name if Path(name_or_path).exists() else name_or_path,
-        "revision": extract_commit_hash(cached_file(name_or_path, CONFIG_NAME, revision=revision), None),
-    }
+    if not name_or_path:
+        return {"name": "random weights", "revision": None}
+    if Path(name_or_path).exists():
+        return {"name": Path(name_or_path).name, "revision": None}
+    try:
+        commit = extract_commit_hash(cached_file(name_or_path, CONFIG_NAME, revision=revision), None)
+    except OSError:  # a name that was given by hand
+        commit = None
+    return {"name": name_or_path, "revision": commit}
 
 
 def code_commit() -> str | None:
@@ -82,7 +85,6 @@ def code_commit() -> str | None:
 def training_record(
     base_model: dict[str, str | None],
     config: PretrainedConfig,
-    data: DataArguments,
     sentences: dict[str, Any],
     args: TrainingArguments,
     commit: str | None,
@@ -91,12 +93,11 @@ def training_record(
     Args:
         base_model (`dict`): From `describe_base_model`.
         config (`SarcseConfig`): Of the model that is trained.
-        data (`DataArguments`): Of the training.
-        sentences (`dict`): From `describe_sentences`.
+        sentences (`dict`): The description of a `Corpus`.
         args (`SarcseTrainingArguments`): Of the training.
         commit (`str`, *optional*): From `code_commit`, as the training began.
     """
-    values = {"max_seq_length": data.max_seq_length, **args.to_dict()}
+    values = args.to_dict()
     if values["eval_strategy"] != "steps":
         values["eval_steps"] = None
     return {
@@ -105,13 +106,14 @@ def training_record(
         "train_data": sentences,
         "hyperparameters": {name: values[name] for name in HYPERPARAMETERS},
         "hardware": hardware(args),
-        "versions": {
-            "sarcse": __version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in PACKAGES},
-        },
+        "versions": versions(),
         "commit": commit,
     }
+
+
+def versions() -> dict[str, str]:
+    packages = {package: version(package) for package in PACKAGES}
+    return {"sarcse": __version__, "python": platform.python_version(), **packages}
 
 
 def hardware(args: TrainingArguments) -> str:

@@ -54,16 +54,9 @@ class DataArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "The data set's configuration."})
     text_column: str = field(default="text", metadata={"help": "The column with the sentences."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many sentences."})
-    max_seq_length: int = field(
-        default=32, metadata={"help": "Sentences are cut at this many tokens in training, specials included."}
-    )
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
     streaming: bool = field(
         default=False,
         metadata={"help": "Read the sentences while training, for corpora of any size. Needs --max_steps."},
-    )
-    token_count_samples: int = field(
-        default=100_000, metadata={"help": "Sentences at the beginning of a stream whose tokens are counted."}
     )
     sts_dir: str | None = field(
         default=None, metadata={"help": "STS tasks in SentEval's layout. Default: the Hub's data sets."}
@@ -92,7 +85,7 @@ def load_sentences(arguments: DataArguments) -> datasets.Dataset | datasets.Iter
     """
     if arguments.dataset_name is not None and arguments.train_file is not None:
         raise ValueError("give either --train_file or --dataset_name, not both.")
-    name, column = name_of_sentences(arguments), arguments.text_column
+    name = name_of_sentences(arguments)
     try:
         if arguments.dataset_name is None:
             sentences = sentences_of_files(arguments)
@@ -100,17 +93,30 @@ def load_sentences(arguments: DataArguments) -> datasets.Dataset | datasets.Iter
             sentences = sentences_of_dataset(arguments.dataset_name, arguments)
     except MissingColumnError as error:
         raise ValueError(f"{error} --text_column names the one with the sentences.") from error
-    if arguments.streaming:
-        return sentences.filter(_not_blank, input_columns=column)
-    lines = len(sentences)
-    sentences = sentences.filter(_not_blank, input_columns=column, desc="Dropping blank lines")
-    if lines > len(sentences):
-        logger.warning(f"{name}: {lines - len(sentences)} of {lines} lines are blank and skipped.")
-    if len(sentences) == 0:
-        raise ValueError(f"{name}: no sentence in it.")
+    sentences = without_blank(sentences, name)
     if arguments.max_train_samples is not None:
         sentences = sentences.select(range(min(arguments.max_train_samples, len(sentences))))
     return sentences
+
+
+def without_blank(
+    sentences: datasets.Dataset | datasets.IterableDataset, name: str
+) -> datasets.Dataset | datasets.IterableDataset:
+    """
+    Without the rows of the only column that are empty; in memory their number is logged.
+
+    Raises:
+        ValueError: no other row is there, of what is in memory; `name` stands for it.
+    """
+    if isinstance(sentences, datasets.IterableDataset):
+        return sentences.filter(_has_text)
+    (column,) = sentences.column_names
+    kept = sentences.filter(_not_blank, input_columns=column, desc="Dropping blank lines")
+    if len(kept) < len(sentences):
+        logger.warning(f"{name}: {len(sentences) - len(kept)} of {len(sentences)} lines are blank and skipped.")
+    if len(kept) == 0:
+        raise ValueError(f"{name}: no sentence in it.")
+    return kept
 
 
 def sentences_of_files(arguments: DataArguments) -> datasets.Dataset | datasets.IterableDataset:
@@ -195,13 +201,12 @@ class SentenceStream(torch.utils.data.IterableDataset):
         self.name, self.sentences, self.seed = name, sentences, seed
         self.process_index, self.num_processes = process_index, num_processes
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         for number in itertools.count():
             seen = False
             for row in readable(self.name, self.one_pass(number)):
                 seen = True
-                (sentence,) = row.values()
-                yield sentence
+                yield row
             if not seen:
                 return  # a worker without a file of its own
 
@@ -214,34 +219,27 @@ def name_of_sentences(arguments: DataArguments) -> str:
     return arguments.dataset_name or arguments.train_file or WIKI1M
 
 
-def first_part(stream: datasets.IterableDataset, arguments: DataArguments) -> datasets.Dataset:
-    """The sentences at the beginning of a stream whose tokens are counted."""
-    name, number = name_of_sentences(arguments), arguments.token_count_samples
+def source_of_sentences(arguments: DataArguments) -> dict[str, str | None]:
+    """
+    For the card: `name` of the file (without its folder, if it is local) or data set, and its `hub_id`, if it comes
+    from the Hub.
+    """
+    name = name_of_sentences(arguments)
+    in_hub_file = re.match(r"hf://datasets/([^/@]+/[^/@]+)", name)
+    is_local = Path(name).exists() or arguments.dataset_name is None and "://" not in name
+    return {
+        "name": Path(name).name if is_local else name,
+        "hub_id": in_hub_file[1] if in_hub_file else None if is_local else arguments.dataset_name,
+    }
+
+
+def first_part(stream: datasets.IterableDataset, name: str, number: int) -> datasets.Dataset:
+    """The sentences at the beginning of a stream whose tokens are counted, no more than `number`."""
     rows = list(tqdm(readable(name, stream.take(number)), desc="First part", total=number, leave=False, disable=None))
     if not rows:
         raise ValueError(f"{name}: no sentence in it.")
     logger.warning(f"{name}: tokens are counted in the first {len(rows)} sentences.")
     return datasets.Dataset.from_list(rows)
-
-
-def describe_sentences(
-    arguments: DataArguments, sentences: datasets.Dataset | datasets.IterableDataset
-) -> dict[str, Any]:
-    """
-    For the card: `name` of the file (without its folder, if it is local) or data set, its `hub_id` if it comes from
-    the Hub, the number of `sentences` trained on, and the `sha256` of them, each followed by a newline. Instead of the
-    last two, which a stream does not know of itself, its `token_count_samples`.
-    """
-    name = name_of_sentences(arguments)
-    in_hub_file = re.match(r"hf://datasets/([^/@]+/[^/@]+)", name)
-    is_local = Path(name).exists() or arguments.dataset_name is None and "://" not in name
-    description = {
-        "name": Path(name).name if is_local else name,
-        "hub_id": in_hub_file[1] if in_hub_file else None if is_local else arguments.dataset_name,
-    }
-    if arguments.streaming:
-        return {**description, "token_count_samples": arguments.token_count_samples}
-    return {**description, "sentences": len(sentences), "sha256": fingerprint(sentences)}
 
 
 def fingerprint(rows: datasets.Dataset) -> str:
@@ -254,3 +252,7 @@ def fingerprint(rows: datasets.Dataset) -> str:
 
 def _not_blank(sentence: str | None) -> bool:
     return bool(sentence and sentence.strip())
+
+
+def _has_text(row: dict[str, str | None]) -> bool:
+    return all(map(_not_blank, row.values()))

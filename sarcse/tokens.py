@@ -4,47 +4,40 @@ From sentences to what the training reads: token ids, batches of like length, an
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from sarcse.sentences import DataArguments
-
 
 logger = logging.getLogger(__name__)
 
 
-def check_length(tokenizer: PreTrainedTokenizerBase, arguments: DataArguments) -> None:
+def check_length(tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> None:
     """
     Raises:
         ValueError: `max_seq_length` leaves no token beside the special ones, or is more than the encoder can take.
     """
     shortest, longest = tokenizer.num_special_tokens_to_add() + 1, tokenizer.model_max_length
-    if not shortest <= arguments.max_seq_length <= longest:
+    if not shortest <= max_seq_length <= longest:
         raise ValueError(
-            f"--max_seq_length must be from {shortest} to {longest} for this encoder, got {arguments.max_seq_length}."
+            f"--max_seq_length must be from {shortest} to {longest} for this encoder, got {max_seq_length}."
         )
 
 
 def tokenize(
-    sentences: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
+    sentences: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_seq_length: int,
+    num_proc: int | None = None,
 ) -> datasets.Dataset:
-    """`input_ids` of every sentence, cut at `max_seq_length` tokens, unpadded; cached by `datasets`."""
-    options = {"num_proc": arguments.preprocessing_num_workers, "desc": "Tokenising"}
-    options |= {"remove_columns": sentences.column_names}
-    return _tokenized(sentences, tokenizer, arguments.text_column, arguments.max_seq_length, **options)
-
-
-def _tokenized(
-    rows: Any, tokenizer: PreTrainedTokenizerBase, text_column: str, max_seq_length: int, **options: Any
-) -> Any:
-    """`map` of a data set or a stream, to `input_ids`."""
-    # The cache goes by these arguments alone, so that another run's other fields do not miss it.
-    arguments = {"tokenizer": tokenizer, "text_column": text_column, "max_seq_length": max_seq_length}
-    return rows.map(_encode_batch, batched=True, fn_kwargs=arguments, **options)
+    """`input_ids` of every sentence of the only column, cut and unpadded; cached by `datasets`."""
+    (column,) = sentences.column_names
+    # The cache goes by these arguments alone, so that another run's other options do not miss it.
+    arguments = {"tokenizer": tokenizer, "text_column": column, "max_seq_length": max_seq_length}
+    options = {"num_proc": num_proc, "desc": "Tokenising", "remove_columns": column}
+    return sentences.map(_encode_batch, batched=True, fn_kwargs=arguments, **options)
 
 
 def _encode_batch(
@@ -53,38 +46,11 @@ def _encode_batch(
     return {"input_ids": tokenizer(batch[text_column], truncation=True, max_length=max_seq_length)["input_ids"]}
 
 
-def as_token_ids(
-    rows: datasets.Dataset | datasets.IterableDataset | list[str],
-    tokenizer: PreTrainedTokenizerBase | None,
-    max_seq_length: int,
-) -> datasets.Dataset | datasets.IterableDataset:
-    """
-    What a Trainer is given as training data, as `input_ids`: a column of that name as it is, with its mask if there is
-    one, or sentences, cut at `max_seq_length` tokens, from a list or from the column `text` or the only one.
-
-    Raises:
-        ValueError: no column holds the sentences, for sure, or there is no tokenizer for them.
-    """
-    if isinstance(rows, list):
-        rows = datasets.Dataset.from_dict({"text": rows})
-    columns = rows.column_names if rows.column_names is not None else list(next(iter(rows)))
-    if "input_ids" in columns:
-        return rows.select_columns([name for name in ("input_ids", "attention_mask") if name in columns])
-    if tokenizer is None:
-        raise ValueError("train_dataset has sentences: give the tokenizer as `processing_class`.")
-    if "text" not in columns and len(columns) != 1:
-        raise ValueError(
-            f"train_dataset has the columns {', '.join(columns)}: the sentences must be in `text`, in the only "
-            "column, or as `input_ids`."
-        )
-    column = "text" if "text" in columns else columns[0]
-    return _tokenized(rows, tokenizer, column, max_seq_length, remove_columns=columns)
-
-
 def tokenize_batch(
-    sentences: list[str], tokenizer: PreTrainedTokenizerBase, max_seq_length: int
+    rows: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, max_seq_length: int
 ) -> dict[str, torch.Tensor]:
     """A stream's collator: `input_ids` and `attention_mask`, `(B, L)`, the same as from `tokenize` and padding."""
+    sentences = [sentence for row in rows for sentence in row.values()]
     batch = tokenizer(sentences, truncation=True, max_length=max_seq_length, padding=True, return_tensors="pt")
     return {name: batch[name] for name in ("input_ids", "attention_mask")}
 

@@ -4,16 +4,18 @@ The Trainer that minimises SARCSE's losses, on one process or many, with batches
 Shapes: B sentences of one process, L positions, d dimensions.
 """
 
+import copy
 import json
 import math
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, set_seed
 from torch.utils.data import DataLoader
 from transformers import (
     AutoTokenizer,
@@ -23,14 +25,34 @@ from transformers import (
     TrainerControl,
     TrainingArguments,
 )
-from transformers.trainer_utils import PredictionOutput
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import BestRun, PredictionOutput, TrainOutput
 from transformers.utils import logging
 
+import model_card.release  # not "from": it imports this package, whose __init__ imports this module
 from modeling_sarcse import SarcseModel, SarcseModelOutput
-from sarcse.arguments import TRAINABLE_POOLERS, SarcseTrainingArguments, check_metric
-from sarcse.checkpoints import SETTINGS_NAME, SaveOnSignal, check_settings, load_weights, run_settings
-from sarcse.embedding import embed_pairs, encode, pair_metrics
+from sarcse import figures
+from sarcse.arguments import (
+    LOWER_IS_BETTER,
+    TRAINABLE_POOLERS,
+    ModelArguments,
+    SarcseTrainingArguments,
+    check_metric,
+    metric_name,
+)
+from sarcse.checkpoints import (
+    SETTINGS_NAME,
+    SaveOnSignal,
+    check_settings,
+    checkpoint_to_resume,
+    load_weights,
+    run_settings,
+)
+from sarcse.comparison import Measurement, Results, compare, write_results
+from sarcse.corpus import Corpus, read_corpus
+from sarcse.embedding import draw_figures, embed_pairs, encode, measure, measure_before, pair_metrics
 from sarcse.gradient_cache import GradientCache
+from sarcse.loading import check_padding, check_tokenizer, encoder_max_length
 from sarcse.losses import (
     ReconstructionAnchor,
     content_weights,
@@ -40,49 +62,46 @@ from sarcse.losses import (
     two_views,
     weighted_reconstruction,
 )
-from sarcse.sentences import DataArguments, SentenceStream
-from sarcse.tokens import (
-    LengthGroupedSampler,
-    as_token_ids,
-    check_readable,
-    token_counts,
-    token_lengths,
-    token_weights,
-)
+from sarcse.record import FILE_NAME as RECORD_NAME
+from sarcse.record import code_commit, describe_base_model, training_record
+from sarcse.sentences import SentenceStream, fingerprint
+from sarcse.tokens import LengthGroupedSampler, token_lengths, token_weights
 from sarcse.watch import LossWatch, check_collapse, describe_failure
 
 
 logger = logging.get_logger(__name__)
 
-COUNTED = DataArguments.token_count_samples
-
 
 class SarcseTrainer(Trainer):
     """
-    transformers' Trainer with SARCSE's losses, and with graded sentence pairs as evaluation data.
+    transformers' Trainer with SARCSE's losses, graded sentence pairs as evaluation data, and releases for the Hub.
 
     Args:
-        model (`SarcseModel`), model_init (`Callable`): As in `Trainer`.
+        model (`SarcseModel`), model_init (`Callable`):
+            As in `Trainer`. The model may have adapters (PEFT), which are merged into what is released.
         args (`TrainingArguments`, *optional*): transformers' own or SARCSE's, see `SarcseTrainingArguments.of`.
-        train_dataset (`datasets.Dataset`, `datasets.IterableDataset`, `SentenceStream` or `list[str]`):
-            Sentences in `text` or the only column, or `input_ids`.
+        train_dataset (`datasets.Dataset`, `datasets.IterableDataset` or `list[str]`):
+            Sentences in `text` or the only column, or `input_ids`. A stream is shuffled, shared out among the
+            processes and begun anew at its end: set `max_steps`.
         eval_dataset (`datasets.Dataset`, *optional*): Columns sentence1, sentence2 and score. Default: no evaluations.
         processing_class (`PreTrainedTokenizerBase`, *optional*): Default: the tokenizer beside the model.
         token_weights (`torch.Tensor` of shape `(vocabulary_size,)`, *optional*):
-            Weights of the reconstruction errors by token id. Default: counted in the training data, of a stream in its
-            first `COUNTED` sentences.
+            Weights of the reconstruction errors by token id. Default: by the tokens' frequency in the training data,
+            of a stream in its first `token_count_samples` sentences.
         eval_name (`str`): What the pairs are called in the metrics: `eval_{eval_name}_spearman`.
-        settings (`dict`, *optional*): From `run_settings`, for the checkpoints. Default: those of the arguments alone.
-        max_seq_length (`int`): Tokens of a sentence; longer ones are cut.
+        tasks (`dict[str, datasets.Dataset]`, *optional*):
+            Graded pairs that are scored before and after the training, for the card. Default: the `eval_dataset`.
+        train_source (`dict`, *optional*): `name` and `hub_id` of the training data, for the card.
+        model_revision (`str`): Branch, tag or commit of the Hub that the model was loaded from, for the card.
 
     Raises:
-        ValueError: no evaluation has the metric that picks the best model, the model's pooler cannot be trained, or
-            the training data have no sentences.
+        ValueError: no evaluation has the metric that picks the best model, the model's pooler cannot be trained, the
+            tokenizer is another model's, or the training data have too few sentences.
     """
 
     args: SarcseTrainingArguments
     control: TrainerControl
-    processing_class: Any  # a tokenizer; None where there are token ids and weights
+    processing_class: Any  # a tokenizer; None where there are token ids
 
     # Each loss is a mean over its batch, for the Trainer to divide by the number of accumulated batches.
     loss_is_scaled_for_ga = False
@@ -99,8 +118,9 @@ class SarcseTrainer(Trainer):
         *,
         token_weights: torch.Tensor | None = None,
         eval_name: str = "stsb",
-        settings: dict[str, Any] | None = None,
-        max_seq_length: int = DataArguments.max_seq_length,
+        tasks: dict[str, datasets.Dataset] | None = None,
+        train_source: dict[str, str | None] | None = None,
+        model_revision: str = "main",
         **kwargs: Any,
     ) -> None:
         own_args = SarcseTrainingArguments.of(args)
@@ -109,27 +129,32 @@ class SarcseTrainer(Trainer):
             own_args.eval_strategy, own_args.load_best_model_at_end = IntervalStrategy.NO, False
             own_args.metric_for_best_model = None
         check_metric(own_args.metric_for_best_model, eval_name)
-        self.anchor: ReconstructionAnchor | None = None
-        if model is None and (model_init is None or processing_class is None):
-            raise ValueError("SarcseTrainer needs a `model`, or a `model_init` and a tokenizer as `processing_class`.")
-        if processing_class is None and model is not None and model.name_or_path:
-            processing_class = AutoTokenizer.from_pretrained(model.name_or_path, config=model.config.encoder_config)
-        self.processing_class = processing_class  # for the check of a model that `model_init` makes
+        if model is None and model_init is None:
+            raise ValueError("SarcseTrainer needs a `model` or a `model_init`.")
         super().__init__(
             model, own_args, data_collator, train_dataset, eval_dataset, processing_class, model_init, **kwargs
         )
-        if train_dataset is not None and not isinstance(train_dataset, SentenceStream):
-            self.train_dataset = as_token_ids(train_dataset, processing_class, max_seq_length)
-            if token_weights is None and processing_class is not None:
-                token_weights = counted_weights(self.train_dataset, self.model, processing_class, self.args)
+        name = self.model.name_or_path
+        if processing_class is None and name:
+            processing_class = AutoTokenizer.from_pretrained(name, config=self.model.config.encoder_config)
+        if processing_class is not None:
+            check_tokenizer(name or "the model", processing_class, self.model.config.encoder_config)
+            check_padding(name or "the model", self.model, processing_class)
+            processing_class.model_max_length = encoder_max_length(self.model, processing_class)
+        self.processing_class = self.callback_handler.processing_class = processing_class
         self.eval_name = eval_name
-        self.settings = run_settings(self.args) if settings is None else settings
-        if token_weights is None and self.reconstruct and train_dataset is not None:
-            raise ValueError("`token_weights` are needed, or a train_dataset and a tokenizer, to count the tokens.")
-        if token_weights is not None:
-            self.token_weights = token_weights.to(self.args.device)
-        if model_init is None:
-            self.prepare_to_train(self.model)
+        self.tasks = tasks if tasks is not None else {} if eval_dataset is None else {"pairs": eval_dataset}
+        self.measurements: dict[str, Measurement] = {}
+        self.base_model = describe_base_model(name, model_revision)
+        self.commit: str | None = None
+        self.anchor: ReconstructionAnchor | None = None
+        self.given_weights = token_weights
+        self.corpus: Corpus | None = None
+        if train_dataset is not None:
+            self.corpus = read_corpus(train_dataset, processing_class, self.model.config, self.args, train_source)
+            self.train_dataset = self.corpus.rows
+            self.data_collator = data_collator or self.corpus.collator
+            self.prepare_to_train(self.corpus)
         self.save_on_signal = SaveOnSignal()
         self.add_callback(self.save_on_signal)
         self.losses = LossWatch(self)
@@ -139,22 +164,108 @@ class SarcseTrainer(Trainer):
         """Whether there is a reconstruction loss; a search may change it."""
         return self.args.reconstruction_weight > 0
 
-    def prepare_to_train(self, model: SarcseModel) -> None:
-        """What a fresh model needs before its first step."""
+    @property
+    def unwrapped(self) -> SarcseModel:
+        """The model without what several processes or torch.compile put around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the outcome of the run, for its checkpoints."""
+        pairs = self.eval_dataset
+        return run_settings(
+            self.args,
+            **{name: getattr(self.model.config, name) for name in ModelArguments.architecture()},
+            model_name_or_path=" at ".join(filter(None, self.base_model.values())),
+            train_data=self.corpus and self.corpus.identity,
+            eval_data=pairs and f"{len(pairs)} pairs with SHA-256 {fingerprint(pairs)}",
+        )
+
+    # --- Training ---
+
+    def prepare_to_train(self, corpus: Corpus) -> None:
+        """What the model needs before its first step, as the arguments have it now."""
+        model, args = self.model, self.args
         check_trainable(model)
-        if self.reconstruct and self.args.reconstruction_anchor > 0:
+        self.anchor = None
+        if self.reconstruct and args.reconstruction_anchor > 0:
             # Before a checkpoint is loaded: a run that goes on has the anchor that it began with.
-            self.anchor = ReconstructionAnchor(model, self.args.reconstruction_anchor)
+            self.anchor = ReconstructionAnchor(model, args.reconstruction_anchor)
         if not self.reconstruct and model.sentence_decoder is not None:
             # Parameters that get no gradient would stop DistributedDataParallel.
             model.sentence_decoder.requires_grad_(False)
-        if self.args.world_size > 1 and idle_parameters(model, self.processing_class, self.reconstruct):
+        if args.world_size > 1 and idle_parameters(model, self.reconstruct):
             self.accelerator.ddp_handler.find_unused_parameters = True  # costs a little time
+        weights = self.given_weights
+        if weights is None:
+            weights = token_weights(corpus.counts, args.frequency_weighting, args.frequency_smoothing)
+        self.token_weights = weights.to(args.device)  # (vocabulary_size,)
 
-    def call_model_init(self, trial: Any = None) -> SarcseModel:
-        model = super().call_model_init(trial)
-        self.prepare_to_train(model.to(self.args.device))
-        return model
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Here a training has its model and, of a search, its arguments; a checkpoint is not loaded yet."""
+        super()._hp_search_setup(trial)
+        if self.model_init is not None and self.corpus is not None:
+            self.prepare_to_train(self.corpus)
+        # Each process has a seed of its own, so that no two draw the same dropout masks. And a run trains the same
+        # model whether it is scored before or not.
+        set_seed(self.args.seed, device_specific=True)
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """
+        `Trainer.train`, with the `tasks` scored before and after; `True` goes on from the last checkpoint that is
+        whole.
+
+        Raises:
+            ValueError: the checkpoint is of a run with other settings, or cannot be gone on from.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(checkpoint_to_resume("last", self.args.output_dir))
+        self.commit = code_commit()
+        scored = self.tasks and trial is None  # a search looks at its evaluations only
+        if scored:
+            start = self.call_model_init() if self.model is None else self.model  # after a search there is none
+            self.measurements = measure_before(
+                start, self.processing_class, self.tasks, self.base_model["revision"] or "main"
+            )
+        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        if scored:
+            after = measure(
+                partial(encode, self.unwrapped, self.processing_class), self.tasks, self.model.config.pooler
+            )
+            self.measurements[f"after: {self.args.output_dir}"] = after
+        return output
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Not behind the last step: transformers would make one more of a finished run that ended amid an epoch."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[[Any], dict[str, Any]] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        n_trials: int = 20,
+        direction: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> BestRun | list[BestRun]:
+        """
+        `Trainer.hyperparameter_search`, whose default objective is `metric_for_best_model`, or Spearman's correlation,
+        in its better direction. (transformers adds up all metrics, of which some are better when lower.)
+
+        Raises:
+            ValueError: there is no eval_dataset.
+        """
+        if self.eval_dataset is None:
+            raise ValueError("hyperparameter_search needs an eval_dataset: graded pairs, by which runs are compared.")
+        metric = metric_name(self.args.metric_for_best_model or f"{self.eval_name}_spearman")
+        if direction is None:
+            direction = "minimize" if compute_objective or metric in LOWER_IS_BETTER else "maximize"
+        objective = compute_objective or itemgetter(f"eval_{metric}")
+        return super().hyperparameter_search(hp_space, objective, n_trials, direction, **kwargs)
 
     # --- Data ---
 
@@ -305,8 +416,7 @@ class SarcseTrainer(Trainer):
         self, test_dataset: datasets.Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """Cosine similarities of graded pairs, `(P,)`, their scores, and what `evaluate` measures of them."""
-        model = self.accelerator.unwrap_model(self.model)
-        embedded = embed_pairs(partial(encode, model, self.processing_class), test_dataset)
+        embedded = embed_pairs(partial(encode, self.unwrapped, self.processing_class), test_dataset)
         measured = pair_metrics(embedded, self.eval_name)
         metrics = {f"{metric_key_prefix}_{name}": math.nan if v is None else v for name, v in measured.items()}
         return PredictionOutput(embedded.similarities(), embedded.scores, metrics)
@@ -315,15 +425,21 @@ class SarcseTrainer(Trainer):
         """The settings first: the state, by which a checkpoint is known to be whole, is written last."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / SETTINGS_NAME).write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+        (folder / SETTINGS_NAME).write_text(json.dumps(self.settings(), indent=2) + "\n", encoding="utf-8")
         super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        check_settings(Path(resume_from_checkpoint), self.settings)
-        load_weights(self.accelerator.unwrap_model(self.model if model is None else model), resume_from_checkpoint)
+        check_settings(Path(resume_from_checkpoint), self.settings())
+        if has_adapters(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.unwrapped, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        load_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
+        if has_adapters(self.model):
+            super()._load_best_model()
+        else:
+            load_weights(self.unwrapped, self.state.best_model_checkpoint)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, with the new layers' parameters in groups of their own learning rate."""
@@ -332,9 +448,139 @@ class SarcseTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         rate = self.args.new_layers_learning_rate
         if rate != self.args.learning_rate:
-            encoder = self.accelerator.unwrap_model(self.model).encoder
-            split_groups(optimizer, {*encoder.parameters()}, rate)
+            split_groups(optimizer, {*self.unwrapped.encoder.parameters()}, rate)
         return optimizer
+
+    # --- Results and releases ---
+
+    @property
+    def model_dir(self) -> Path:
+        """Where the finished model is. Not beside adapters, which transformers would put on it once more."""
+        return Path(self.args.output_dir, "merged" if has_adapters(self.model) else "")
+
+    def save_results(self) -> Results | None:
+        """
+        Write into `model_dir` the model and what its card tells: the record of the training, its log and curve, and
+        the scores before and after with their figures. Returns these scores; None without, and on other processes than
+        the first, which alone writes.
+        """
+        if not self.is_world_process_zero():
+            return None
+        folder, model = self.model_dir, self.unwrapped
+        if has_adapters(model):
+            model = copy.deepcopy(model).merge_and_unload()
+        model.save_pretrained(folder)  # not save_model, which adds a pickle of the arguments
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        if self.corpus is not None and self.state.global_step > 0:
+            record = training_record(self.base_model, model.config, self.corpus.description, self.args, self.commit)
+            model_card.release.write_json(folder / RECORD_NAME, record)
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+            figures.training_curve({folder.name: self.state.log_history}, folder / "training_curve")
+        if not self.measurements:
+            return None
+        results = compare(self.measurements, self.tasks)
+        write_results(results, folder / "sts_results.json")
+        draw_figures(results, self.measurements, self.tasks, folder)
+        return results
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """
+        With `push_to_hub`, before the training: whether the Hub will have the release. Nothing is made there yet.
+
+        Raises:
+            ValueError: there is no token that can write there, no Hub to reach, or no release to be made of the model.
+        """
+        model_card.release.check_releasable(self.model.name_or_path, self.model.config.encoder_config.to_dict())
+        self.hub_model_id = model_card.release.options_of_training(self.args).push
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Checkpoints stay here: what is pushed is a release."""
+
+    def check_tokenizer(self) -> None:
+        if self.processing_class is None:
+            raise ValueError("A release or its card needs the tokenizer: give it as `processing_class`.")
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        model_name: str | None = None,
+        **others: Any,
+    ) -> None:
+        """
+        The release's card as README.md beside the model, from the record and the scores, which it writes as well.
+
+        Args:
+            language, license: As `hub_language` and `hub_license`, which are the defaults.
+            model_name (`str`, *optional*): Its repository, you/name. Default: `hub_model_id` or the folder's name.
+            others: transformers' further arguments are known to the record, and not taken from here.
+        """
+        self.check_tokenizer()
+        self.save_results()
+        if not self.is_world_process_zero():
+            return
+        warn_of(others)
+        repo_id = model_name or self.args.hub_model_id or Path(self.args.output_dir).name
+        facts = model_card.release.read_facts(self.model_dir, self.unwrapped, self.processing_class)
+        languages = [language] if isinstance(language, str) else language or self.args.hub_language
+        license = license or self.args.hub_license
+        model_card.release.write_card(
+            self.model_dir / "README.md", facts, repo_id, None, license=license, language=languages
+        )
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tag: str | None = None,
+        **others: Any,
+    ) -> str | None:
+        """
+        Write the results, and build, verify and push a release of them; returns the commit's address, on the first
+        process. A push always waits until it is done.
+
+        Args:
+            commit_message (`str`, *optional*): Default: "Release" and the tag.
+            token (`str`, *optional*): Default: the one of `hf auth login`, or HF_TOKEN.
+            revision (`str`, *optional*): Branch. Default: `hub_revision`, or main.
+            language, license: As in `create_model_card`.
+            tag (`str`, *optional*): Name of the release. Default: `release-` and a hash of its content.
+
+        Raises:
+            ValueError: the release cannot be built or pushed; the message says how to finish.
+        """
+        self.check_tokenizer()
+        self.save_results()
+        if not self.is_world_process_zero():
+            return None
+        warn_of(others)
+        model_card.release.check_releasable(self.model.name_or_path, self.model.config.encoder_config.to_dict())
+        options = model_card.release.options_of_training(self.args, token)
+        options.model_dir = str(self.model_dir)
+        options.commit_message, options.tag = commit_message, tag
+        options.revision, options.license = revision or options.revision, license or options.license
+        options.language = as_list(language) or options.language
+        return model_card.release.release(options, token)
+
+
+def as_list(values: str | list[str] | None) -> list[str]:
+    return [values] if isinstance(values, str) else values or []
+
+
+def warn_of(others: dict[str, Any]) -> None:
+    """transformers' own scripts give what the record knows better."""
+    if others:
+        logger.warning(f"{', '.join(others)}: the card is made of the training's own record; not taken.")
+
+
+def has_adapters(model: torch.nn.Module) -> bool:
+    """Whether the weights are those of an encoder with PEFT's adapters on it."""
+    return hasattr(model, "peft_config")
 
 
 def split_groups(optimizer: torch.optim.Optimizer, encoder: set[torch.nn.Parameter], learning_rate: float) -> None:
@@ -356,38 +602,16 @@ def check_trainable(model: SarcseModel) -> None:
         raise ValueError(f"pooler={model.config.pooler!r} is for evaluations only; to be trained: {able}.")
 
 
-def idle_parameters(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, reconstruct: bool) -> list[str]:
+def idle_parameters(model: SarcseModel, reconstruct: bool) -> list[str]:
     """
-    Names of the parameters that get no gradient from two sentences, though they would be trained: XLNet's for masked
+    Names of the parameters that get no gradient from three sentences, though they would be trained: XLNet's for masked
     tokens and for segments. DistributedDataParallel would wait for them, and not average the others.
     """
-    batch = tokenizer(["A.", "A longer sentence."], padding=True, return_tensors="pt")
-    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    outputs = model.train()(**inputs, output_reconstruction=reconstruct)
+    input_ids = model.dummy_inputs["input_ids"].to(model.device)
+    outputs = model.train()(input_ids, torch.ones_like(input_ids), output_reconstruction=reconstruct)
     value = outputs.pooler_output.sum()
     if reconstruct:
         value = value + outputs.reconstruction_errors().sum()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
     return [name for name, gradient in zip(trained, gradients) if gradient is None]
-
-
-def counted_weights(
-    tokens: datasets.Dataset | datasets.IterableDataset,
-    model: SarcseModel,
-    tokenizer: PreTrainedTokenizerBase,
-    args: SarcseTrainingArguments,
-    name: str = "train_dataset",
-) -> torch.Tensor:
-    """
-    The reconstruction's weights, `(vocabulary_size,)`, by the frequency of the tokens.
-
-    Raises:
-        ValueError: the tokenizer cannot read the sentences, which `name` stands for.
-    """
-    if isinstance(tokens, datasets.IterableDataset):
-        tokens = datasets.Dataset.from_list(list(tokens.take(COUNTED)))
-    vocabulary_size = getattr(model.config.encoder_config, "vocab_size", len(tokenizer))  # CANINE's has none
-    counts = token_counts(tokens, vocabulary_size, model.config.special_token_ids)
-    check_readable(counts, tokenizer, name)
-    return token_weights(counts, args.frequency_weighting, args.frequency_smoothing)

@@ -1,34 +1,20 @@
 """From arguments to a trainer: everything that can go wrong for a reason of the user's goes wrong here."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
 import torch
 from accelerate.utils import set_seed
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from modeling_sarcse import POOLERS, SarcseModel
 from sarcse.arguments import ModelArguments, SarcseTrainingArguments, check_metric, metric_name
-from sarcse.checkpoints import check_saving, check_settings, checkpoint_to_resume, checkpoints, run_settings
-from sarcse.comparison import Measurement
-from sarcse.embedding import POSITIVE_SCORE, encode, measure
-from sarcse.loading import kind_of_model, load_model
-from sarcse.record import code_commit, describe_base_model, training_record
-from sarcse.sentences import (
-    DataArguments,
-    SentenceStream,
-    describe_sentences,
-    fingerprint,
-    first_part,
-    load_sentences,
-    name_of_sentences,
-)
+from sarcse.checkpoints import check_saving, check_settings, checkpoint_to_resume, checkpoints
+from sarcse.embedding import POSITIVE_SCORE
+from sarcse.loading import load_model
+from sarcse.sentences import DataArguments, load_sentences, source_of_sentences
 from sarcse.sts import load_sts, load_tasks
-from sarcse.tokens import check_length, tokenize, tokenize_batch
-from sarcse.trainer import SarcseTrainer, counted_weights
+from sarcse.trainer import SarcseTrainer
 
 
 def check_together(model: ModelArguments, data: DataArguments, training: SarcseTrainingArguments) -> None:
@@ -36,11 +22,6 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
     Raises:
         ValueError: arguments that are possible one by one and not together, or not on this machine.
     """
-    if training.n_gpu > 1:
-        raise ValueError(
-            f"{training.n_gpu} GPUs are visible to one process. Start one process for each: "
-            "`accelerate launch train.py ...`, or choose one GPU with CUDA_VISIBLE_DEVICES=0."
-        )
     if model.pooler in POOLERS and POOLERS[model.pooler].decoder is None and training.reconstruction_weight > 0:
         raise ValueError(f"--pooler {model.pooler} has no reconstruction: add --reconstruction_weight 0 (SimCSE).")
     if data.eval_pairs is not None and training.metric_for_best_model == "stsb_spearman":
@@ -52,14 +33,14 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
         raise ValueError("--streaming does not know where the corpus ends: say how long to train with --max_steps.")
     if data.dataset_config_name is not None and data.dataset_name is None:
         raise ValueError("--dataset_config_name has no effect without --dataset_name.")
-    if not data.streaming and data.token_count_samples != DataArguments.token_count_samples:
+    if not data.streaming and training.token_count_samples != SarcseTrainingArguments.token_count_samples:
         raise ValueError("--token_count_samples has no effect without --streaming: all tokens are counted.")
     if data.streaming and data.max_train_samples is not None:
         raise ValueError("--max_train_samples is for a corpus in memory; --max_steps says how long to read a stream.")
-    if data.streaming and data.token_count_samples < training.global_batch_size:
+    if data.streaming and training.token_count_samples < training.global_batch_size:
         raise ValueError(
             f"--token_count_samples must be at least one batch, {training.global_batch_size}, got "
-            f"{data.token_count_samples}."
+            f"{training.token_count_samples}."
         )
     if training.resume_from_checkpoint:
         checkpoint = checkpoint_to_resume(training.resume_from_checkpoint, training.output_dir)
@@ -117,12 +98,9 @@ def build_model(arguments: ModelArguments) -> tuple[SarcseModel, PreTrainedToken
 
 def build_trainer(
     model_arguments: ModelArguments, data: DataArguments, training: SarcseTrainingArguments
-) -> tuple[SarcseTrainer, dict[str, datasets.Dataset], Callable[[], dict[str, Any]]]:
+) -> SarcseTrainer:
     """
     Everything that can go wrong for a reason of the user's, in the order of its cost: arguments, data, model.
-
-    Returns:
-        The trainer, the STS tasks to score before and after training, and what makes the record of the training.
 
     Raises:
         ValueError: with a message that says what was found and what to do.
@@ -132,56 +110,27 @@ def build_trainer(
     with training.main_process_first(desc="reading the data"):
         sentences = load_sentences(data)
         eval_pairs, tasks = load_sts_data(data, training)
-    # Of a stream, those whose tokens are counted.
-    first_sentences = first_part(sentences, data) if data.streaming else sentences
-    if len(first_sentences) < training.global_batch_size:
-        raise ValueError(
-            f"{len(first_sentences)} sentences do not fill one batch of {training.global_batch_size}: lower "
-            "--per_device_train_batch_size."
-        )
     model, tokenizer = build_model(model_arguments)
-    check_length(tokenizer, data)
-    with training.main_process_first(desc="tokenising"):
-        tokens = tokenize(first_sentences, tokenizer, data)
-    weights = counted_weights(tokens, model, tokenizer, training, name_of_sentences(data))
-    train_dataset, collator = tokens, DataCollatorWithPadding(tokenizer)
-    if data.streaming:
-        train_dataset = SentenceStream(
-            name_of_sentences(data), sentences, training.data_seed, training.process_index, training.world_size
-        )
-        collator = partial(tokenize_batch, tokenizer=tokenizer, max_seq_length=data.max_seq_length)
-    base_model = describe_base_model(model_arguments.model_name_or_path, model_arguments.model_revision)
-    described = describe_sentences(data, sentences)
-    digest = described.get("sha256") or fingerprint(first_sentences)  # of a stream all that can be known
-    settings = run_settings(
-        training,
-        **{name: getattr(model.config, name) for name in ModelArguments.architecture()},
-        model_name_or_path=" at ".join(filter(None, base_model.values())),
-        train_data=f"{described['name']}, {len(first_sentences)} sentences with SHA-256 {digest}",
-        eval_data=eval_pairs and f"{len(eval_pairs)} pairs with SHA-256 {fingerprint(eval_pairs)}",
-        max_seq_length=data.max_seq_length,
-    )
-    if training.resume_from_checkpoint:
-        check_settings(Path(training.resume_from_checkpoint), settings)
     try:
         trainer = SarcseTrainer(
             model=model,
             args=training,
-            train_dataset=train_dataset,
+            train_dataset=sentences,
             eval_dataset=eval_pairs,
-            eval_name=eval_name(data),
             processing_class=tokenizer,
-            data_collator=collator,
-            token_weights=weights,
-            settings=settings,
+            eval_name=eval_name(data),
+            tasks=tasks,
+            train_source=source_of_sentences(data),
+            model_revision=model_arguments.model_revision,
         )
     except (ImportError, RuntimeError) as error:  # what transformers' reports need is not installed
         raise ValueError(f"--report_to {' '.join(training.report_to)}: {error}") from error
+    if training.resume_from_checkpoint:
+        check_settings(Path(training.resume_from_checkpoint), trainer.settings())
     check_optimizer(trainer)
     if training.local_process_index == 0:
         check_saving(model, Path(training.output_dir))
-    record = partial(training_record, base_model, model.config, data, described, training, code_commit())
-    return trainer, tasks, record
+    return trainer
 
 
 def check_optimizer(trainer: SarcseTrainer) -> None:
@@ -198,20 +147,3 @@ def check_optimizer(trainer: SarcseTrainer) -> None:
         what = f"--optim {args.optim.value}, --lr_scheduler_type {args.lr_scheduler_type.value}"
         raise ValueError(f"{what}: {error}") from error
     trainer.lr_scheduler = None
-
-
-def measure_before(
-    arguments: ModelArguments, device: torch.device, tasks: dict[str, datasets.Dataset]
-) -> dict[str, Measurement]:
-    """
-    What the model that training starts from makes of the tasks: an encoder under both simple poolers. Mean pooling
-    comes first, for the differences in sts_results.json are to it: it is the baseline that is hard to beat.
-    """
-    source, revision = arguments.model_name_or_path, arguments.model_revision
-    measurements = {}
-    for pooler in [None] if kind_of_model(source, revision) == "sarcse" else ["mean", "cls"]:
-        options = {"pooler": pooler} if pooler else {}
-        model, tokenizer = load_model(source, revision, arguments.trust_remote_code, **options)
-        name = f"before: {source}" + (f", {pooler}" if pooler else "")
-        measurements[name] = measure(partial(encode, model.to(device), tokenizer), tasks, model.config.pooler)
-    return measurements

@@ -76,7 +76,11 @@ def check_collapse(trainer: Trainer, uniformity: float) -> None:
 
 def describe_failure(trainer: Trainer, inputs: dict[str, Any]) -> str:
     """Of a loss that is not finite: which step and sentences, what to go back to. The batch is written to a file."""
-    mine = trainer.processing_class.batch_decode(inputs["input_ids"], skip_special_tokens=True)
+    tokenizer = trainer.processing_class
+    if tokenizer is None:
+        mine = [str(ids) for ids in inputs["input_ids"].tolist()]
+    else:
+        mine = tokenizer.batch_decode(inputs["input_ids"], skip_special_tokens=True)
     sentences = gather_object(mine)
     path = Path(trainer.args.output_dir, "non_finite_batch.txt")
     if trainer.is_world_process_zero():

@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import set_seed
 from datasets import Dataset
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -42,7 +41,7 @@ from sarcse.comparison import correlations
 from sarcse.embedding import encode, measure
 from sarcse.figures import gold_groups
 from sarcse.parsing import parse_arguments
-from sarcse.record import code_commit
+from sarcse.record import code_commit, hardware, versions
 from sarcse.sentences import DataArguments, load_sentences
 from sarcse.tokens import token_counts, tokenize
 from sarcse.training import build_trainer
@@ -194,28 +193,31 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
     model_arguments, data_arguments, training = parse_arguments(flags_of(run, data, folder))
     if not training.resume_from_checkpoint and Path(folder).exists():
         shutil.rmtree(folder)  # it was killed while it wrote its first checkpoint
-    trainer, tasks, record = build_trainer(model_arguments, data_arguments, training)
-    made = record()
-    set_seed(run["seed"], device_specific=True)  # as train.py does
+    trainer = build_trainer(model_arguments, data_arguments, training)
+    tasks, trainer.tasks = trainer.tasks, {}  # scored below, with more than the trainer measures
     seconds = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics["train_runtime"]
     history = [line for line in trainer.state.log_history if "eval_stsb_spearman" in line]
     return {
         "dev": [[line["step"], line["eval_stsb_spearman"]] for line in history],
-        **measured(trainer.model.eval(), trainer.processing_class, tasks, data_arguments),
+        **measured(trainer.model.eval(), trainer.processing_class, tasks, data_arguments, training.max_seq_length),
         "seconds": round(seconds, 1),
-        "hardware": made["hardware"],
-        "versions": made["versions"],
+        "hardware": hardware(training),
+        "versions": versions(),
     }
 
 
 def measured(
-    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, tasks: dict[str, Dataset], arguments: DataArguments
+    model: SarcseModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: dict[str, Dataset],
+    arguments: DataArguments,
+    max_seq_length: int,
 ) -> dict[str, Any]:
     """The trained model's scores, geometry and token bias."""
     measurement = measure(partial(encode, model, tokenizer), tasks, model.config.pooler)
     gold = {task: np.array(pairs["score"][:]) for task, pairs in tasks.items()}
     corpus = load_sentences(replace(arguments, max_train_samples=None))
-    tokens = tokenize(corpus.select(range(min(COUNTED, len(corpus)))), tokenizer, arguments)
+    tokens = tokenize(corpus.select(range(min(COUNTED, len(corpus)))), tokenizer, max_seq_length)
     counts = token_counts(tokens, model.config.encoder_config.vocab_size, model.config.special_token_ids)
     return {
         "sts": {task: correlations(values, gold[task]).spearman for task, values in measurement.similarities.items()},

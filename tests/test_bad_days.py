@@ -257,7 +257,7 @@ def test_the_last_good_checkpoint_is_named(uninterrupted, tmp_path):
     blow_up(run / "checkpoint-4" / "model.safetensors")
     write_few_pairs(tmp_path)
     options = {"eval_pairs": tmp_path / "few.tsv", "resume_from_checkpoint": "last"}
-    trainer, _, _ = build_trainer(*parse_arguments(flags(run, **LONG_RUN | options)))
+    trainer = build_trainer(*parse_arguments(flags(run, **LONG_RUN | options)))
     with torch.no_grad():
         trainer.model.encoder.embeddings.LayerNorm.bias.fill_(torch.nan)
     trainer.create_optimizer()

@@ -93,8 +93,7 @@ def test_tokens_are_those_of_the_tokenizer_and_cached(tmp_path):
     fingerprints = set()
     for sts_dir in (None, "elsewhere"):
         tokenizer = AutoTokenizer.from_pretrained(ENCODER)
-        arguments = DataArguments(train_file=str(path), max_seq_length=12, sts_dir=sts_dir)
-        tokens = tokenize(load_sentences(arguments), tokenizer, arguments)
+        tokens = tokenize(load_sentences(DataArguments(train_file=str(path), sts_dir=sts_dir)), tokenizer, 12)
         fingerprints.add(tokens._fingerprint)
     assert len(fingerprints) == 1
     assert tokens.column_names == ["input_ids"]
@@ -119,7 +118,7 @@ def test_token_weights_equal_a_hand_count():
 
 def test_frequent_tokens_weigh_less(tokenizer):
     arguments = DataArguments(train_file=str(ENCODER.parent / "sentences.txt"))
-    tokens = tokenize(load_sentences(arguments), tokenizer, arguments)
+    tokens = tokenize(load_sentences(arguments), tokenizer, 32)
     counts = token_counts(tokens, len(tokenizer), tokenizer.all_special_ids)
     assert counts.sum() == sum(len(ids) - 2 for ids in tokens["input_ids"])
     by_count = np.argsort(-counts, kind="stable")
@@ -190,7 +189,7 @@ def test_what_fills_no_batch_is_not_the_longest(batch_size):
 
 def test_lengths_count_the_tokens(tmp_path, tokenizer):
     sentences = ["One.", "A longer sentence than that.", "x " * 50]
-    tokens = tokenize(datasets.Dataset.from_dict({"text": sentences}), tokenizer, DataArguments(max_seq_length=16))
+    tokens = tokenize(datasets.Dataset.from_dict({"text": sentences}), tokenizer, 16)
     assert token_lengths(tokens).tolist() == [len(ids) for ids in tokens["input_ids"]]
 
 
@@ -206,11 +205,11 @@ def test_processes_share_a_stream_and_nothing_is_read_twice(tmp_path, num_proces
 
 def test_every_pass_through_a_stream_has_each_sentence_once_in_an_order_of_its_own(tmp_path):
     sentences = sharded_corpus(tmp_path / "corpus")
-    drawn = list(itertools.islice(stream(tmp_path / "corpus" / "*.txt"), 2 * len(sentences)))
+    drawn = [row["text"] for row in itertools.islice(stream(tmp_path / "corpus" / "*.txt"), 2 * len(sentences))]
     first, second = drawn[: len(sentences)], drawn[len(sentences) :]
     assert sorted(first) == sorted(second) == sorted(sentences)
     assert first != second and first != sentences
-    again = list(itertools.islice(stream(tmp_path / "corpus" / "*.txt"), 2 * len(sentences)))
+    again = [row["text"] for row in itertools.islice(stream(tmp_path / "corpus" / "*.txt"), 2 * len(sentences))]
     assert again == drawn, "the seed decides, so that a resumed run can skip what it has seen"
 
 
@@ -219,15 +218,15 @@ def test_workers_that_load_a_stream_share_it_too(tmp_path):
     sentences = sharded_corpus(tmp_path / "corpus", files=1)
     loader = DataLoader(stream(tmp_path / "corpus" / "*.txt"), batch_size=10, num_workers=2)
     batches = list(itertools.islice(loader, 3))
-    assert sorted(itertools.chain(*batches)) == sorted(sentences)
+    assert sorted(itertools.chain(*(batch["text"] for batch in batches))) == sorted(sentences)
 
 
 def test_the_collator_of_a_stream_makes_the_batches_of_a_corpus_in_memory(tmp_path, tokenizer):
     sharded_corpus(tmp_path / "corpus", files=1)
-    arguments = DataArguments(train_file=str(tmp_path / "corpus" / "part-0.txt"), max_seq_length=6)
+    arguments = DataArguments(train_file=str(tmp_path / "corpus" / "part-0.txt"))
     sentences = load_sentences(arguments)
-    expected = DataCollatorWithPadding(tokenizer)(list(tokenize(sentences, tokenizer, arguments)))
-    batch = tokenize_batch(sentences["text"][:], tokenizer, max_seq_length=6)
+    expected = DataCollatorWithPadding(tokenizer)(list(tokenize(sentences, tokenizer, 6)))
+    batch = tokenize_batch(list(sentences), tokenizer, max_seq_length=6)
     assert batch.keys() == expected.keys()
     assert all(torch.equal(batch[name], expected[name]) for name in batch)
 
@@ -261,7 +260,7 @@ def test_a_stream_without_sentences_is_refused(tmp_path, name):
         "numbers.jsonl": "line 1: 'text' is 3, not text",
     }
     with pytest.raises(ValueError, match=message[name]):
-        first_part(load_sentences(arguments), arguments)
+        first_part(load_sentences(arguments), name, 100)
 
 
 # --- Odd text --------------------------------------------------------------------------------------------------------
@@ -289,8 +288,8 @@ def test_odd_text_arrives_as_it_is(tmp_path, tokenizer, suffix, streaming):
         path.write_text("\n".join(sentences) + "\n", encoding="utf-8")
     else:
         data.to_json(path) if suffix == ".jsonl" else data.to_parquet(path)
-    loaded = [row["text"] for row in load_sentences(DataArguments(train_file=str(path), streaming=streaming))]
-    assert loaded == sentences
+    loaded = list(load_sentences(DataArguments(train_file=str(path), streaming=streaming)))
+    assert [row["text"] for row in loaded] == sentences
     batch = tokenize_batch(loaded, tokenizer, max_seq_length=16)
     assert batch["input_ids"].shape == (len(sentences), 16)
 
@@ -306,4 +305,4 @@ def test_lone_surrogates_are_named(tmp_path, streaming):
     ):
         arguments = DataArguments(train_file=str(tmp_path / name), streaming=streaming)
         with pytest.raises(ValueError, match=f"{name}, {message}"):
-            first_part(load_sentences(arguments), arguments)
+            first_part(load_sentences(arguments), name, 100)

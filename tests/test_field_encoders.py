@@ -256,7 +256,7 @@ def test_encoders_without_a_limit_of_length_are_trained(tmp_path, tokenizer):
     }
     for name, encoder in encoders.items():
         folder = random_encoder(tmp_path / name, encoder, tokenizer)
-        trainer, _, _ = build_trainer(*parse_arguments(flags(tmp_path / f"{name}-run", model_name_or_path=folder)))
+        trainer = build_trainer(*parse_arguments(flags(tmp_path / f"{name}-run", model_name_or_path=folder)))
         batch = next(iter(trainer.get_train_dataloader()))
         trainer.model.train()
         trainer.compute_loss(trainer.model, batch).backward()

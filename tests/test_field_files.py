@@ -13,7 +13,7 @@ import datasets
 import pytest
 
 from sarcse.files import UnreadableDataError
-from sarcse.sentences import DataArguments, SentenceStream, describe_sentences, load_sentences
+from sarcse.sentences import DataArguments, SentenceStream, fingerprint, load_sentences, source_of_sentences
 from sarcse.sts import load_pairs
 
 from .conftest import write
@@ -125,9 +125,8 @@ def test_a_file_that_exists_is_that_file_and_no_pattern(tmp_path, name, streamin
     assert sentences_of(path, streaming) == ["Of this file."]
     if not streaming:
         arguments = DataArguments(train_file=str(path))
-        described = describe_sentences(arguments, load_sentences(arguments))
-        assert described["name"] == path.name
-        assert described["sha256"] == hashlib.sha256(b"Of this file.\n").hexdigest()
+        assert source_of_sentences(arguments)["name"] == path.name
+        assert fingerprint(load_sentences(arguments)) == hashlib.sha256(b"Of this file.\n").hexdigest()
     pairs = write(path.with_suffix(".tsv"), "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t2\n")
     write(tmp_path / "data1.tsv", "sentence1\tsentence2\tscore\nx\ty\t1\nz\tz\t2\n")
     assert load_pairs(str(pairs))["sentence1"][:] == ["a", "c"]

@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel, AutoTokenizer, pipeline
 
-from configuration_sarcse import OF_ENCODER
+from configuration_sarcse import OF_ENCODER, SarcseConfig
 from modeling_sarcse import POOLERS, SarcseModel
 
 from .conftest import ENCODER, SENTENCES
@@ -181,3 +181,14 @@ def test_a_copy_of_a_model_is_the_model(tmp_path, tokenizer, way):
     make, tolerance = COPIES[way]
     given, expected = (each.encode(SENTENCES, tokenizer) for each in (make(model, tmp_path), model))
     assert np.abs(given - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def test_a_configuration_around_a_loaded_encoder_leaves_it_alone(tokenizer):
+    """transformers sets the attention of nested configurations anew; the encoder then computed other vectors."""
+    encoder = AutoModel.from_pretrained(ENCODER, add_pooling_layer=False).eval()
+    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        before = encoder(**batch).last_hidden_state
+        model = SarcseModel(SarcseConfig(encoder_config=encoder.config, pooler="mean"), encoder=encoder).eval()
+        assert torch.equal(encoder(**batch).last_hidden_state, before)
+        assert torch.equal(model(**batch).last_hidden_state, before)

@@ -136,7 +136,10 @@ def test_a_release_that_needs_the_project_is_stopped(release_folder, tmp_path):
     ("arguments", "message"),
     [
         (["{tmp}/nowhere", "--release_dir", "{tmp}/out"], "nowhere: no such folder"),
-        ([str(DEMO / "encoder"), "--release_dir", "{tmp}/out"], "no SARCSE model in it. MODEL_DIR is what train.py"),
+        (
+            [str(DEMO / "encoder"), "--release_dir", "{tmp}/out"],
+            "no SARCSE model in it. MODEL_DIR is what the training",
+        ),
         (["{model}", "--release_dir", "{model}"], "would overwrite the model in"),
         (["{model}", "--release_dir", "{model}/.."], "would overwrite the model in"),
         (["{model}", "--release_dir", "{tmp}/full"], "holds something that is not a release; choose a new folder"),
@@ -323,7 +326,7 @@ def test_what_was_not_measured_is_left_out(facts, tmp_path):
     text = (tmp_path / "README.md").read_text()
     for absent in ("## Scores", "## Training", "## Licence", "SHA-256", "](", "None", "nan"):
         assert absent not in text.replace("](https://arxiv.org", ""), absent
-    assert "This release has no measured scores." in text
+    assert "This model has no measured scores." in text
 
 
 def test_runs_that_differ_in_their_seed_alone_are_read(finished_run, tmp_path, tokenizer):

@@ -1,18 +1,22 @@
 """SarcseTrainer as people use a Trainer: with their own data, arguments and model, and without train.py."""
 
+import itertools
 import json
 import re
 
 import datasets
 import numpy as np
+import optuna
 import pytest
 import torch
-from transformers import EarlyStoppingCallback, TrainingArguments
+from peft import LoraConfig, get_peft_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModel, EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from modeling_sarcse import SarcseModel
 from sarcse import SarcseTrainer, SarcseTrainingArguments
 from sarcse.sts import load_pairs
-from sarcse.tokens import FREQUENCY_WEIGHTINGS
+from sarcse.tokens import FREQUENCY_WEIGHTINGS, token_weights
 
 from .conftest import DEMO, ENCODER, PROJECT, run_python
 
@@ -67,10 +71,46 @@ def test_sentences_are_taken_as_people_have_them(tmp_path, tokenizer, kind):
     assert trainer.train().global_step == 2
 
 
-def test_columns_that_do_not_say_where_the_sentences_are_end_in_a_message(tmp_path, tokenizer):
-    rows = datasets.Dataset.from_dict({"a": TEXTS, "b": TEXTS})
-    with pytest.raises(ValueError, match="train_dataset has the columns a, b: the sentences must be in `text`"):
+UNREADABLE = {
+    "train_dataset has the columns a, b: the sentences must be in `text`": {"a": TEXTS, "b": TEXTS},
+    "train_dataset: column 'text' holds Value\\('int64'\\), not text": {"text": [1, 2, 3]},
+    "a data set without a name: no sentence in it": {"text": ["", " ", None]},
+    "4 sentences do not fill one batch of 8": {"text": [*TEXTS[:4], *[""] * 8]},
+}
+
+
+@pytest.mark.parametrize("message", UNREADABLE)
+def test_data_that_cannot_be_trained_on_end_in_a_message(tmp_path, message):
+    rows = datasets.Dataset.from_dict(UNREADABLE[message])
+    with pytest.raises(ValueError, match=message):
         SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=rows)
+
+
+def test_data_of_another_kind_end_in_a_message(tmp_path):
+    splits = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": TEXTS})})
+    with pytest.raises(ValueError, match=r"a list of sentences, or a data set or stream .* not DatasetDict"):
+        SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=splits)
+
+
+def test_a_tokenizer_of_another_model_ends_in_a_message(tmp_path, tokenizer):
+    model = fresh_model()
+    model.resize_token_embeddings(100)
+    with pytest.raises(ValueError, match="the tokenizer has 8192 tokens and the encoder 100"):
+        SarcseTrainer(model, SarcseTrainingArguments(str(tmp_path), **SMALL), None, TEXTS, None, tokenizer)
+
+
+def test_a_stream_is_shuffled_and_begins_anew_at_its_end(tmp_path, tokenizer):
+    """As train.py's own: two passes have each sentence twice, in other orders."""
+    stream = datasets.Dataset.from_dict({"text": TEXTS}).to_iterable_dataset()
+    arguments = SarcseTrainingArguments(str(tmp_path), **{**SMALL, "max_steps": 8})
+    trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=stream, processing_class=tokenizer)
+    batches = itertools.islice(trainer.get_train_dataloader(), 8)
+    drawn = [text for batch in batches for text in tokenizer.batch_decode(batch["input_ids"], True)]
+    wanted = tokenizer.batch_decode(
+        [ids[:32] for ids in tokenizer(TEXTS, truncation=True, max_length=32).input_ids], True
+    )
+    assert sorted(drawn[:32]) == sorted(drawn[32:]) == sorted(wanted)
+    assert drawn[:32] != drawn[32:] and drawn[:32] != wanted
 
 
 def test_arguments_of_transformers_mean_the_defaults_of_sarcse(tmp_path, caplog):
@@ -99,6 +139,18 @@ def test_the_learning_rate_of_the_new_layers_follows_one_that_a_search_sets(tmp_
     rates = {group["lr"] for group in trainer.create_optimizer().param_groups}
     assert rates == {2e-4, 6e-4}
     assert trainer.args.to_dict()["autoencoder_learning_rate"] == 6e-4
+
+
+def test_a_finished_run_makes_no_step_more(tmp_path):
+    """... when it is gone on from: the model stays what it was."""
+    arguments = {**SMALL, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3}
+    arguments = SarcseTrainingArguments(str(tmp_path), **arguments)
+    finished, again = (SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS) for _ in range(2))
+    assert finished.train().global_step == again.train(resume_from_checkpoint=True).global_step == 2
+    for name, tensor in finished.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor), name
+    with pytest.raises(ValueError, match="is of a run with train_data 'a data set without a name, 32 sentences"):
+        SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS[:16]).train(resume_from_checkpoint=True)
 
 
 def test_predict_gives_the_similarities_that_evaluate_scores(tmp_path, pairs, tokenizer):
@@ -155,7 +207,7 @@ def test_a_search_may_bring_the_reconstruction_in(tmp_path, tokenizer):
 
 
 def test_a_trainer_without_a_model_ends_in_a_message(tmp_path):
-    with pytest.raises(ValueError, match="needs a `model`, or a `model_init` and a tokenizer"):
+    with pytest.raises(ValueError, match="needs a `model` or a `model_init`"):
         SarcseTrainer(args=SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=TEXTS)
 
 
@@ -165,15 +217,20 @@ def test_a_trainer_without_training_data_evaluates(tmp_path, pairs):
 
 
 def test_sentences_without_a_tokenizer_end_in_a_message(tmp_path):
-    """A model that was made from nothing has none beside it; token ids with weights of their own need none."""
+    """A model that was made from nothing has none beside it; token ids of equal length need none."""
     model = fresh_model()
     model.name_or_path = ""
     arguments = SarcseTrainingArguments(str(tmp_path), **SMALL)
     with pytest.raises(ValueError, match="train_dataset has sentences: give the tokenizer as `processing_class`"):
         SarcseTrainer(model, arguments, train_dataset=TEXTS)
     ids = datasets.Dataset.from_dict({"input_ids": [[0, 5, 2]] * 8})
-    with pytest.raises(ValueError, match="`token_weights` are needed"):
-        SarcseTrainer(model, arguments, train_dataset=ids)
+    trainer = SarcseTrainer(model, arguments, train_dataset=ids)
+    assert trainer.train().global_step == 2
+    ragged = datasets.Dataset.from_dict({"input_ids": [[0, 5, 2], [0, 5, 5, 2]] * 4})
+    with pytest.raises(ValueError, match="token ids of different lengths need padding"):
+        SarcseTrainer(model, arguments, train_dataset=ragged).train()
+    with pytest.raises(ValueError, match="needs the tokenizer: give it as `processing_class`"):
+        trainer.create_model_card()
 
 
 def test_what_the_trainer_saves_is_the_model_in_sentence_transformers_too(tmp_path, tokenizer):
@@ -197,3 +254,107 @@ def test_the_lines_of_the_readme_train_a_model(tmp_path):
     process = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(PROJECT))
     assert process.returncode == 0, process.stderr
     assert SarcseModel.from_pretrained(tmp_path / "output" / "mine").config.pooler == "autoencoder"
+
+
+# --- What transformers' Trainer can do -------------------------------------------------------------------------------
+
+
+def test_a_search_optimises_what_picks_the_best_model(tmp_path, pairs, tokenizer):
+    """... in its better direction, with every value that a trial sets; then the best values train the model."""
+    tried, used, found = [], [], []
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, args, state, control, optimizer, **kwargs):
+            used.append(({group["lr"] for group in optimizer.param_groups}, trainer.token_weights))
+
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            found.append(metrics["eval_uniformity"])
+
+    def space(trial):
+        tried.append({name: trial.suggest_float(name, 1e-6, 1) for name in ("learning_rate", "frequency_smoothing")})
+        return tried[-1]
+
+    arguments = {**SMALL, "lr_scheduler_type": "constant", "metric_for_best_model": "uniformity", "eval_steps": 2}
+    trainer = SarcseTrainer(
+        args=SarcseTrainingArguments(str(tmp_path), **arguments),
+        train_dataset=TEXTS,
+        eval_dataset=pairs,
+        processing_class=tokenizer,
+        model_init=lambda: fresh_model(),
+        callbacks=[Watch],
+    )
+    sampler = optuna.samplers.GridSampler({"learning_rate": [1e-3, 1e-4], "frequency_smoothing": [1e-2]}, seed=0)
+    best = trainer.hyperparameter_search(space, n_trials=2, backend="optuna", sampler=sampler)
+    for values, (rates, weights) in zip(tried, used, strict=True):
+        assert sorted(rates) == pytest.approx([values["learning_rate"], 3 * values["learning_rate"]])
+        wanted = token_weights(trainer.corpus.counts, "smooth_inverse", values["frequency_smoothing"])
+        torch.testing.assert_close(weights, wanted)
+    assert best.objective == min(found) and best.hyperparameters == tried[found.index(min(found))]
+    for name, value in best.hyperparameters.items():
+        setattr(trainer.args, name, value)
+    trainer.train()
+    assert found[-1] == best.objective
+
+
+def test_a_search_without_pairs_ends_in_a_message(tmp_path, tokenizer):
+    arguments = SarcseTrainingArguments(str(tmp_path), **SMALL)
+    trainer = SarcseTrainer(
+        args=arguments, train_dataset=TEXTS, processing_class=tokenizer, model_init=lambda: fresh_model()
+    )
+    with pytest.raises(ValueError, match="hyperparameter_search needs an eval_dataset"):
+        trainer.hyperparameter_search(backend="optuna")
+
+
+def weights_after(folder, **arguments) -> dict[str, torch.Tensor]:
+    given = {**SMALL, "learning_rate": 1e-3, **arguments}
+    trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(folder), **given), train_dataset=TEXTS)
+    trainer.train()
+    return {name: tensor.clone() for name, tensor in trainer.unwrapped.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"gradient_checkpointing": True}, {"torch_compile": True, "torch_compile_backend": "eager"}],
+    ids=["gradient checkpointing", "torch.compile"],
+)
+def test_what_saves_memory_or_time_trains_the_same_model(tmp_path, arguments):
+    """With dropout, too: both draw the masks that would be drawn without them."""
+    without, with_it = weights_after(tmp_path / "without"), weights_after(tmp_path / "with", **arguments)
+    assert any((without[name] - start).abs().max() > 1e-4 for name, start in fresh_model().state_dict().items())
+    for name, tensor in without.items():
+        torch.testing.assert_close(with_it[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_tensorboard_shows_both_losses(tmp_path):
+    arguments = SarcseTrainingArguments(str(tmp_path), **{**SMALL, "report_to": "tensorboard", "logging_steps": 1})
+    trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS)
+    trainer.train()
+    (file,) = tmp_path.rglob("events.out.tfevents*")
+    shown = EventAccumulator(str(file)).Reload()
+    for name in ("contrastive_loss", "reconstruction_loss"):
+        logged = [line[name] for line in trainer.state.log_history if name in line]
+        assert [event.value for event in shown.Scalars(f"train/{name}")] == pytest.approx(logged) and len(logged) == 2
+
+
+def test_adapters_are_trained_and_merged(tmp_path, pairs, tokenizer):
+    """PEFT's LoRA: the best checkpoint is taken, and what is saved is one model with the trained embeddings."""
+    lora = LoraConfig(target_modules=["query", "value"], modules_to_save=["sentence_encoder", "sentence_decoder"])
+    model = get_peft_model(fresh_model(), lora)
+    arguments = {**SMALL, "save_strategy": "steps", "learning_rate": 1e-2, "eval_steps": 1, "save_steps": 1}
+    arguments = SarcseTrainingArguments(str(tmp_path / "run"), **arguments)
+    trainer = SarcseTrainer(model, arguments, train_dataset=TEXTS, eval_dataset=pairs)
+    trainer.train()
+    best = max(line["eval_stsb_spearman"] for line in trainer.state.log_history if "eval_stsb_spearman" in line)
+    assert trainer.evaluate()["eval_stsb_spearman"] == pytest.approx(best, abs=1e-4)
+    trained = trainer.model.encode(TEXTS, tokenizer)
+    assert np.abs(trained - fresh_model().encode(TEXTS, tokenizer)).max() > 1e-3
+    trainer.save_results()
+    saved = AutoModel.from_pretrained(trainer.model_dir, trust_remote_code=True)
+    np.testing.assert_allclose(saved.encode(TEXTS), trained, atol=1e-5)
+    merged = trainer.model.merge_and_unload()
+    for name, tensor in merged.state_dict().items():
+        assert torch.equal(saved.state_dict()[name], tensor), name
+    continued = get_peft_model(fresh_model(), lora)
+    continued = SarcseTrainer(continued, arguments, train_dataset=TEXTS, eval_dataset=pairs)
+    assert continued.train(str(tmp_path / "run" / "checkpoint-1")).global_step == 2
+    np.testing.assert_allclose(continued.model.encode(TEXTS, tokenizer), trained, atol=1e-6)

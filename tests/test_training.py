@@ -141,7 +141,7 @@ def test_simcse_is_a_configuration_of_the_same_program(tmp_path):
 
 def first_step(tmp_path, **fields):
     """The trainer of a run, and the loss of its first batch with dropout off."""
-    trainer, _, _ = build_trainer(*parse_arguments(flags(tmp_path / "out", report_to="none", **fields)))
+    trainer = build_trainer(*parse_arguments(flags(tmp_path / "out", report_to="none", **fields)))
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

@@ -1,0 +1,151 @@
+"""
+What a Trainer is given to train on, as people have it: text or token ids, in memory or as a stream. Here it becomes
+token ids, with the frequencies of the tokens and a description for checkpoints and cards.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from configuration_sarcse import SarcseConfig
+from sarcse.arguments import SarcseTrainingArguments
+from sarcse.sentences import SentenceStream, fingerprint, first_part, without_blank
+from sarcse.tokens import check_length, check_readable, token_counts, tokenize, tokenize_batch
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """
+    Args:
+        rows (`datasets.Dataset` or `SentenceStream`): What batches are made of.
+        collator (`Callable`): From a list of rows to `input_ids` and `attention_mask`, `(B, L)`.
+        counts (`np.ndarray` of shape `(vocabulary_size,)`): How often each token id occurs; special ones count zero.
+        description (`dict`): For the card: `name`, `hub_id`, and the number of `sentences` with their `sha256`, each
+            followed by a newline; of a stream, which does not know these, `token_count_samples`.
+        identity (`str`): By which a checkpoint tells whether a run goes on with the data that it began with.
+    """
+
+    rows: datasets.Dataset | SentenceStream
+    collator: Callable[..., Any]
+    counts: np.ndarray
+    description: dict[str, Any]
+    identity: str
+
+
+def read_corpus(
+    given: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    config: SarcseConfig,
+    args: SarcseTrainingArguments,
+    source: dict[str, str | None] | None = None,
+) -> Corpus:
+    """
+    Args:
+        given: Sentences in a list or in a data set or stream of `datasets`, or `input_ids` there.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): The encoder's own. Token ids need none, if they need no
+            padding.
+        config (`SarcseConfig`): Of the model, which knows the vocabulary and the special tokens.
+        args (`SarcseTrainingArguments`): Of the training.
+        source (`dict`, *optional*): `name` and `hub_id` of the data. Default: what a data set knows of itself.
+
+    Raises:
+        ValueError: no column holds sentences, for sure, or there are too few of them, or no tokenizer that can read
+            them.
+    """
+    rows, is_text = one_column(given)
+    source = source or {"name": name_of_rows(rows), "hub_id": None}
+    name = str(source["name"])
+    if is_text:
+        if tokenizer is None:
+            raise ValueError("train_dataset has sentences: give the tokenizer as `processing_class`.")
+        check_length(tokenizer, args.max_seq_length)
+        with args.main_process_first(desc="reading the data"):
+            rows = without_blank(rows, name)
+    is_stream = isinstance(rows, datasets.IterableDataset)
+    first = first_part(rows, name, args.token_count_samples) if is_stream else rows
+    if len(first) < args.global_batch_size:
+        raise ValueError(
+            f"{len(first)} sentences do not fill one batch of {args.global_batch_size}: lower "
+            "--per_device_train_batch_size."
+        )
+    tokens = first
+    if is_text:
+        with args.main_process_first(desc="tokenising"):
+            tokens = tokenize(first, tokenizer, args.max_seq_length, args.preprocessing_num_workers)
+    vocabulary_size = getattr(config.encoder_config, "vocab_size", None)
+    if vocabulary_size is None:  # CANINE's
+        vocabulary_size = len(tokenizer or ())
+    counts = token_counts(tokens, vocabulary_size, config.special_token_ids)
+    if tokenizer is not None:
+        check_readable(counts, tokenizer, name)
+    digest = fingerprint(first)
+    known = {"sentences": len(first), "sha256": digest}
+    return Corpus(
+        rows=SentenceStream(name, rows, args.data_seed, args.process_index, args.world_size) if is_stream else tokens,
+        collator=collator_for(tokenizer, args.max_seq_length if is_stream and is_text else None),
+        counts=counts,
+        description={**source, **({"token_count_samples": args.token_count_samples} if is_stream else known)},
+        identity=f"{name}, {len(first)} sentences with SHA-256 {digest}",
+    )
+
+
+def one_column(given: Any) -> tuple[datasets.Dataset | datasets.IterableDataset, bool]:
+    """
+    The rows with `input_ids` alone (and the mask, if there is one), or with sentences alone, from `text` or the only
+    column; and whether they are sentences.
+
+    Raises:
+        ValueError: no column holds the sentences, for sure, or they are not text.
+    """
+    rows = datasets.Dataset.from_dict({"text": given}) if isinstance(given, list) else given
+    if not isinstance(rows, datasets.Dataset | datasets.IterableDataset):
+        raise ValueError(
+            "train_dataset must be a list of sentences, or a data set or stream of `datasets` (one split of it), not "
+            f"{type(given).__name__}."
+        )
+    columns = rows.column_names if rows.column_names is not None else list(next(iter(rows), ()))
+    if "input_ids" in columns:
+        return rows.select_columns([name for name in ("input_ids", "attention_mask") if name in columns]), False
+    if "text" not in columns and len(columns) != 1:
+        raise ValueError(
+            f"train_dataset has the columns {', '.join(columns) or '(none)'}: the sentences must be in `text`, in the "
+            "only column, or as `input_ids`."
+        )
+    column = "text" if "text" in columns else columns[0]
+    kind = (rows.features or {}).get(column, datasets.Value("string"))  # of some streams it is not known
+    if kind not in (datasets.Value("string"), datasets.Value("large_string")):
+        raise ValueError(f"train_dataset: column {column!r} holds {kind}, not text.")
+    return rows.select_columns([column]), True
+
+
+def name_of_rows(rows: datasets.Dataset | datasets.IterableDataset) -> str:
+    """The name of a data set that has one; files are read by builders such as `text`, which name nothing."""
+    name = rows.info.dataset_name
+    return name if name and name != rows.info.builder_name else "a data set without a name"
+
+
+def collator_for(tokenizer: PreTrainedTokenizerBase | None, max_seq_length: int | None) -> Callable[..., Any]:
+    """Pads token ids or, with `max_seq_length`, makes them of sentences."""
+    if tokenizer is None:
+        return collate_without_padding
+    if max_seq_length is None:
+        return DataCollatorWithPadding(tokenizer)
+    return partial(tokenize_batch, tokenizer=tokenizer, max_seq_length=max_seq_length)
+
+
+def collate_without_padding(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """
+    Raises:
+        ValueError: the rows need padding.
+    """
+    lengths = {len(row["input_ids"]) for row in rows}
+    if len(lengths) > 1:
+        raise ValueError("token ids of different lengths need padding: give the tokenizer as `processing_class`.")
+    input_ids = torch.tensor([row["input_ids"] for row in rows])  # (B, L)
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
