@@ -19,11 +19,12 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # fixtures of a file are made once
 
 # The demo's release under older and newer versions of its libraries, each in an environment of its own: the table of
-# the README. Gigabytes of downloads; no part of the tests.
+# the README; and its score by mteb. Gigabytes of downloads; no part of the tests.
 compat: .venv/installed-dev
 	test -f output/demo/config.json || $(BIN)/python train.py
 	$(BIN)/python -m model_card output/demo --release_dir output/demo-release
 	$(BIN)/python tests/compat.py output/demo-release
+	$(BIN)/python -m tests.compat_mteb output/demo-release $(if $(SARCSE_DATA),--sts_dir $(SARCSE_DATA)/data/senteval)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

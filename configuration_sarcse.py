@@ -22,13 +22,15 @@ CUSTOM_PIPELINES = {
 }
 
 # With these two files sentence-transformers takes `pooler_output` for the sentence embedding; without them it would
-# pool the token vectors by itself, silently.
+# pool the token vectors by itself, silently. Inputs stay padded: with flash attention it would put the sentences of a
+# batch end to end, and a pooler here would see a single one.
 SENTENCE_TRANSFORMERS_FILES = {
-    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}],
+    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "modeling_sarcse.SarcseTransformer"}],
     "sentence_bert_config.json": {
         "transformer_task": "feature-extraction",
         "modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}},
         "module_output_name": "sentence_embedding",
+        "unpad_inputs": False,
     },
 }
 

@@ -598,6 +598,31 @@ class SarcsePipeline(FeatureExtractionPipeline):
         return super().preprocess(inputs, **{"truncation": True, **tokenize_kwargs})
 
 
+def __getattr__(name: str) -> Any:
+    """
+    Makes `SarcseTransformer` when sentence-transformers first asks for it, by its name in modules.json. At the top of
+    the file the class would import that library for everyone, and fail for those who do not have it.
+    """
+    if name != "SarcseTransformer":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    base: Any = importlib.import_module("sentence_transformers.base.modules").Transformer
+
+    global SarcseTransformer  # where pickle finds the class, for the processes of a pool
+
+    class SarcseTransformer(base):
+        """sentence-transformers' own, which hands on one output of a model, here with the token vectors beside it."""
+
+        def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+            given = {**features, **kwargs}
+            inputs = {key: given[key] for key in self.tokenizer.model_input_names if key in given}
+            output = self.model(**inputs, return_dict=True)
+            features["sentence_embedding"] = output.pooler_output  # (B, d)
+            features["token_embeddings"] = output.last_hidden_state  # (B, L, d)
+            return features
+
+    return SarcseTransformer  # type: ignore[name-defined]  # mypy takes no class for a global
+
+
 def _whole_characters(
     token_ids: list[int], errors: list[float], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[str, float]]:

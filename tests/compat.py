@@ -37,6 +37,7 @@ COLUMNS = {
         "sentence_transformer_multi_process",
         "sentence_transformer_normalized",
         "sentence_transformer_truncated",
+        "sentence_transformer_tokens",
     ),
     "pipeline": ("feature_extraction_pipeline", "feature_extraction_pipeline_batched"),
     "langchain": ("langchain",),

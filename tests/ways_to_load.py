@@ -71,6 +71,19 @@ def sentence_transformer_truncated(sentences):
     return torch.cat([half, whole[:, half.shape[1] :]], dim=1)
 
 
+def sentence_transformer_tokens(sentences):
+    """`output_value=None` gives the token vectors beside the embedding; `token_embeddings` gives them alone."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(RELEASE, device="cpu", **TRUST)
+    alone = model.encode(sentences, output_value="token_embeddings")
+    inputs = batch(sentences)
+    expected = AutoModel.from_pretrained(RELEASE, **TRUST)(**inputs).last_hidden_state
+    for vectors, padded, mask in zip(alone, expected, inputs["attention_mask"].bool(), strict=True):
+        torch.testing.assert_close(vectors, padded[mask], atol=1e-5, rtol=0)
+    return torch.stack([row["sentence_embedding"] for row in model.encode(sentences, output_value=None)])
+
+
 def feature_extraction_pipeline(sentences):
     extractor = pipeline("feature-extraction", model=RELEASE, **TRUST)
     return torch.tensor(extractor(sentences))[:, 0]
@@ -143,6 +156,7 @@ EXACT = [
     sentence_transformer_multi_process,
     sentence_transformer_normalized,
     sentence_transformer_truncated,
+    sentence_transformer_tokens,
     feature_extraction_pipeline,
     feature_extraction_pipeline_batched,
     langchain,
