@@ -1,5 +1,6 @@
 """
 Several runs of train.py in each of the processes that started this module together; what test_distributed.py launches.
+The runs that are called `own-...` are those of somebody's own Trainer, with a list of sentences and a `model_init`.
 
     python -m tests.distributed_runs RUNS.json
 
@@ -16,7 +17,10 @@ import torch
 from accelerate import PartialState
 
 import train
+from sarcse.parsing import parse_arguments
+from sarcse.sentences import load_sentences
 from sarcse.trainer import SarcseTrainer
+from sarcse.training import build_model
 
 
 def record_views(path: Path) -> None:
@@ -31,6 +35,17 @@ def record_views(path: Path) -> None:
     SarcseTrainer.contrastive_loss = recorded
 
 
+def own_trainer(flags: list[str]) -> None:
+    model_arguments, data, training = parse_arguments(flags)
+    trainer = SarcseTrainer(
+        args=training,
+        train_dataset=load_sentences(data)["text"][:],
+        model_init=lambda: build_model(model_arguments)[0],
+    )
+    trainer.train()
+    trainer.save_results()
+
+
 if __name__ == "__main__":
     original = SarcseTrainer.contrastive_loss
     runs = Path(sys.argv[1])
@@ -38,5 +53,5 @@ if __name__ == "__main__":
         SarcseTrainer.contrastive_loss = original
         record_views(runs.with_name(f"{name}-views-{os.environ.get('RANK', '0')}.pt"))
         sys.argv[1:] = flags
-        train.main()
+        own_trainer(flags) if name.startswith("own-") else train.main()
     PartialState().destroy_process_group()  # as train.py does at its end

@@ -67,6 +67,7 @@ def runs(tmp_path_factory):
         common["per_device_train_batch_size"] = BATCH // world_size
         fields = {name: {**common, **exact, **options} for name, options in EXACT_RUNS.items()}
         if world_size < 4:
+            fields["own"] = fields["contrastive-loss"]
             fields["xlnet"] = {**common, **exact, "model_name_or_path": folder / "xlnet"}
         if world_size == 1:
             fields["xlnet-start"] = {**fields["xlnet"], "learning_rate": 0}
@@ -99,6 +100,13 @@ def test_several_processes_take_the_step_of_one_on_the_same_global_batch(runs, r
     start, one, several = (parameters(runs / name) for name in ("start-1", f"{run}-1", f"{run}-{world_size}"))
     assert (one - start).norm() > 1e-3 * start.norm()
     assert difference(one - start, several - start) < 1e-6
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES[:2])
+def test_a_trainer_of_ones_own_takes_the_step_of_train_py(runs, world_size):
+    """... with a model that it makes itself, whose decoder gets no gradient."""
+    start, one, own = (parameters(runs / name) for name in ("start-1", "contrastive-loss-1", f"own-{world_size}"))
+    assert difference(one - start, own - start) < 1e-6
 
 
 def test_an_encoder_with_parameters_that_take_no_part_is_trained_on_several_processes(runs):

@@ -4,6 +4,7 @@ The whole life of a model on a Hub: the real clients, in processes of their own,
 Tokens here look like real ones and must turn up nowhere but in the requests' headers.
 """
 
+import hashlib
 import io
 import json
 import random
@@ -366,6 +367,47 @@ def test_files_of_the_hub_are_found_by_name_and_by_pattern(tmp_path):
         assert read[f"more/*.jsonl {streaming}"] == ["A.", "B."]
         assert read[f"bad.csv {streaming}"] == "hf://datasets/org/files/bad.csv"
         assert read[f"none.csv {streaming}"] == "hf://datasets/org/files/none.csv: no such file."
+
+
+def test_the_lines_of_the_readme_train_a_model_and_push_a_release(tmp_path):
+    """As they stand, but for the encoder's name and the size of the batch; the release says what was done."""
+    section = (PROJECT / "README.md").read_text().split("## Train\n")[1]
+    (code,) = re.findall(r"^```python\n(.*?)^```", section.split("\n## ")[0], re.DOTALL | re.MULTILINE)
+    sentences = (DEMO / "sentences.txt").read_text().splitlines()[:32]
+    (tmp_path / "sentences.txt").write_text("\n".join([*sentences, "", " "]) + "\n")
+    code = code.replace("FacebookAI/roberta-base", "org/encoder")
+    code = code.replace("num_train_epochs=1", "max_steps=1, per_device_train_batch_size=8, report_to='none'")
+    with LoopbackHub(TOKENS) as hub:
+        commit = hub.add("models", "org/encoder", ENCODER)
+        environment = hub.environment(tmp_path / "home", MINE)
+        process = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(PROJECT), **environment)
+        assert process.returncode == 0, process.stderr
+        assert_tells_no_token(process, tmp_path / "output")
+        repository = hub.repositories["models", "me/mine"]
+        (tag,) = repository.tags
+        files = repository.commits[repository.tags[tag]]
+        load = ["-c", LOAD_A_RELEASE, "me/mine", tag]
+        process = run_python(*load, cwd=tmp_path, **hub.environment(tmp_path / "user", None))
+    assert process.returncode == 0, process.stderr
+    assert float(process.stdout.splitlines()[-1]) <= 1e-5
+    assert not [name for name in files if re.search(r"checkpoint|\.bin$|optimizer", name)]
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.base_model == "org/encoder" and f"`org/encoder` at commit `{commit}`" in card.text
+    digest = hashlib.sha256("".join(f"{sentence}\n" for sentence in sentences).encode()).hexdigest()
+    assert f"32 sentences without labels. SHA-256 of them, each followed by a newline: `{digest}`" in card.text
+    assert "This model has no measured scores." in card.text and f'revision="{tag}"' in card.text
+
+
+LOAD_A_RELEASE = """
+import json, sys
+import numpy
+from huggingface_hub import hf_hub_download
+from sentence_transformers import SentenceTransformer
+name, revision = sys.argv[1:]
+golden = json.load(open(hf_hub_download(name, "golden_embeddings.json", revision=revision)))
+embedder = SentenceTransformer(name, revision=revision, trust_remote_code=True, device="cpu")
+print(numpy.abs(embedder.encode(golden["sentences"]) - numpy.array(golden["embeddings"])).max())
+"""
 
 
 PUSH_AS_PEOPLE_DO = """

@@ -1,5 +1,6 @@
 """SarcseTrainer as people use a Trainer: with their own data, arguments and model, and without train.py."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -9,6 +10,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, EarlyStoppingCallback, TrainerCallback, TrainingArguments
@@ -18,7 +20,7 @@ from sarcse import SarcseTrainer, SarcseTrainingArguments
 from sarcse.sts import load_pairs
 from sarcse.tokens import FREQUENCY_WEIGHTINGS, token_weights
 
-from .conftest import DEMO, ENCODER, PROJECT, run_python
+from .conftest import DEMO, ENCODER
 
 
 TEXTS = (DEMO / "sentences.txt").read_text().splitlines()[:32]
@@ -29,6 +31,10 @@ SMALL = {**QUIET, "per_device_train_batch_size": 8, "max_steps": 2}
 def fresh_model(**fields) -> SarcseModel:
     torch.manual_seed(0)
     return SarcseModel.from_encoder_pretrained(str(ENCODER), **{"channels": 4, **fields})
+
+
+def sha256(sentences: list[str]) -> str:
+    return hashlib.sha256("".join(f"{sentence}\n" for sentence in sentences).encode()).hexdigest()
 
 
 def text_file(folder) -> str:
@@ -165,6 +171,26 @@ def test_predict_gives_the_similarities_that_evaluate_scores(tmp_path, pairs, to
     assert [predicted.metrics[f"test_{name}"] for name in names] == [evaluated[f"eval_{name}"] for name in names]
 
 
+def test_the_card_is_the_releases_without_a_pinned_revision(tmp_path, pairs, caplog):
+    """... with the scores before and after on the pairs that the trainer has, and what transformers' scripts add."""
+    arguments = {**SMALL, "eval_steps": 2, "hub_model_id": "me/mine"}
+    arguments = SarcseTrainingArguments(str(tmp_path), **arguments)
+    trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, eval_dataset=pairs)
+    trainer.train()
+    trainer.create_model_card(language="en", license="mit", tasks="sentence-similarity", finetuned_from="x")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (card.data.language, card.data.license, card.data.library_name) == (["en"], "mit", "sentence-transformers")
+    assert "Started from `encoder`." in card.text and 'from_pretrained("me/mine", trust_remote_code=True)' in card.text
+    assert f"32 sentences without labels. SHA-256 of them, each followed by a newline: `{sha256(TEXTS)}`" in card.text
+    assert "revision" not in card.text and "golden" not in card.text
+    scores = json.loads((tmp_path / "sts_results.json").read_text())["models"]
+    evaluated = trainer.evaluate()["eval_stsb_spearman"]
+    assert scores[f"after: {tmp_path}"]["average"] == pytest.approx(evaluated)
+    assert re.search(rf"\| this model, autoencoder +\| +(\*\*)?{evaluated:.2f}", card.text)
+    assert list(scores) == [f"before: {ENCODER}, mean", f"before: {ENCODER}, cls", f"after: {tmp_path}"]
+    assert "tasks, finetuned_from: the card is made of the training's own record; not taken." in caplog.text
+
+
 def test_callbacks_stop_early_by_the_pairs(tmp_path, pairs):
     arguments = {**SMALL, "save_strategy": "steps", "max_steps": 4}
     arguments = SarcseTrainingArguments(str(tmp_path), eval_steps=1, save_steps=1, learning_rate=0.0, **arguments)
@@ -242,18 +268,6 @@ def test_what_the_trainer_saves_is_the_model_in_sentence_transformers_too(tmp_pa
     assert json.loads((tmp_path / "saved" / "modules.json").read_text())
     given = SentenceTransformer(str(tmp_path / "saved"), trust_remote_code=True, device="cpu").encode(TEXTS)
     np.testing.assert_allclose(given, trainer.model.encode(TEXTS, tokenizer), atol=1e-5)
-
-
-def test_the_lines_of_the_readme_train_a_model(tmp_path):
-    """As they stand, but for the encoder and the size of the batch."""
-    section = (PROJECT / "README.md").read_text().split("## Train\n")[1]
-    (code,) = re.findall(r"^```python\n(.*?)^```", section.split("\n## ")[0], re.DOTALL | re.MULTILINE)
-    text_file(tmp_path)
-    code = code.replace("FacebookAI/roberta-base", str(ENCODER))
-    code = code.replace("num_train_epochs=1", "max_steps=1, per_device_train_batch_size=8, report_to='none'")
-    process = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(PROJECT))
-    assert process.returncode == 0, process.stderr
-    assert SarcseModel.from_pretrained(tmp_path / "output" / "mine").config.pooler == "autoencoder"
 
 
 # --- What transformers' Trainer can do -------------------------------------------------------------------------------
