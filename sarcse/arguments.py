@@ -82,6 +82,15 @@ class ModelArguments:
         return {name: getattr(self, name) for name in self.architecture() if getattr(self, name) is not None}
 
 
+def check_reconstruction(pooler: str, reconstruction_weight: float) -> None:
+    """
+    Raises:
+        ValueError: a reconstruction loss for a pooler that has none.
+    """
+    if pooler in POOLERS and POOLERS[pooler].decoder is None and reconstruction_weight > 0:
+        raise ValueError(f"--pooler {pooler} has no reconstruction: add --reconstruction_weight 0 (SimCSE).")
+
+
 # Metrics of an evaluation whose lower values are better.
 LOWER_IS_BETTER = ("alignment", "uniformity")
 

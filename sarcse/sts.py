@@ -193,6 +193,18 @@ def _dataset(rows: list[dict[str, Any]], path: Path) -> datasets.Dataset:
     return datasets.Dataset.from_list(rows)
 
 
+def check_pairs(name: str, pairs: Any) -> None:
+    """
+    Raises:
+        ValueError: `pairs`, which `name` stands for, are no data set of graded sentence pairs.
+    """
+    columns = pairs.column_names if isinstance(pairs, datasets.Dataset) else type(pairs).__name__
+    if isinstance(columns, str) or not {"sentence1", "sentence2", "score"} <= {*columns}:
+        raise ValueError(
+            f"{name} must be a data set with the columns sentence1, sentence2 and score (from 0 to 5), not {columns}."
+        )
+
+
 def load_pairs(path: str) -> datasets.Dataset:
     """
     Scored pairs of one's own: a .tsv, .csv, .jsonl or .parquet file with the columns sentence1, sentence2 and score,

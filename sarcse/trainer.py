@@ -38,6 +38,7 @@ from sarcse.arguments import (
     ModelArguments,
     SarcseTrainingArguments,
     check_metric,
+    check_reconstruction,
     metric_name,
 )
 from sarcse.checkpoints import (
@@ -65,6 +66,7 @@ from sarcse.losses import (
 from sarcse.record import FILE_NAME as RECORD_NAME
 from sarcse.record import code_commit, describe_base_model, training_record
 from sarcse.sentences import SentenceStream, fingerprint
+from sarcse.sts import check_pairs
 from sarcse.tokens import LengthGroupedSampler, token_lengths, token_weights
 from sarcse.watch import LossWatch, check_collapse, describe_failure
 
@@ -129,6 +131,12 @@ class SarcseTrainer(Trainer):
             own_args.eval_strategy, own_args.load_best_model_at_end = IntervalStrategy.NO, False
             own_args.metric_for_best_model = None
         check_metric(own_args.metric_for_best_model, eval_name)
+        for unused in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
+            if kwargs.get(unused) is not None:
+                raise ValueError(f"{unused} has no effect: the losses are SARCSE's, and graded pairs are scored.")
+        for pairs_name, pairs in {"eval_dataset": eval_dataset, **(tasks or {})}.items():
+            if pairs is not None:
+                check_pairs(pairs_name, pairs)
         if model is None and model_init is None:
             raise ValueError("SarcseTrainer needs a `model` or a `model_init`.")
         super().__init__(
@@ -186,6 +194,7 @@ class SarcseTrainer(Trainer):
         """What the model needs before its first step, as the arguments have it now."""
         model, args = self.model, self.args
         check_trainable(model)
+        check_reconstruction(model.config.pooler, args.reconstruction_weight)
         self.anchor = None
         if self.reconstruct and args.reconstruction_anchor > 0:
             # Before a checkpoint is loaded: a run that goes on has the anchor that it began with.
@@ -226,7 +235,7 @@ class SarcseTrainer(Trainer):
             resume_from_checkpoint = str(checkpoint_to_resume("last", self.args.output_dir))
         self.commit = code_commit()
         scored = self.tasks and trial is None  # a search looks at its evaluations only
-        if scored:
+        if scored and not self.measurements:
             start = self.call_model_init() if self.model is None else self.model  # after a search there is none
             self.measurements = measure_before(
                 start, self.processing_class, self.tasks, self.base_model["revision"] or "main"
@@ -416,6 +425,7 @@ class SarcseTrainer(Trainer):
         self, test_dataset: datasets.Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """Cosine similarities of graded pairs, `(P,)`, their scores, and what `evaluate` measures of them."""
+        check_pairs("eval_dataset", test_dataset)
         embedded = embed_pairs(partial(encode, self.unwrapped, self.processing_class), test_dataset)
         measured = pair_metrics(embedded, self.eval_name)
         metrics = {f"{metric_key_prefix}_{name}": math.nan if v is None else v for name, v in measured.items()}

@@ -7,8 +7,14 @@ import torch
 from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
-from modeling_sarcse import POOLERS, SarcseModel
-from sarcse.arguments import ModelArguments, SarcseTrainingArguments, check_metric, metric_name
+from modeling_sarcse import SarcseModel
+from sarcse.arguments import (
+    ModelArguments,
+    SarcseTrainingArguments,
+    check_metric,
+    check_reconstruction,
+    metric_name,
+)
 from sarcse.checkpoints import check_saving, check_settings, checkpoint_to_resume, checkpoints
 from sarcse.embedding import POSITIVE_SCORE
 from sarcse.loading import load_model
@@ -22,8 +28,7 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
     Raises:
         ValueError: arguments that are possible one by one and not together, or not on this machine.
     """
-    if model.pooler in POOLERS and POOLERS[model.pooler].decoder is None and training.reconstruction_weight > 0:
-        raise ValueError(f"--pooler {model.pooler} has no reconstruction: add --reconstruction_weight 0 (SimCSE).")
+    check_reconstruction(model.pooler or "", training.reconstruction_weight)
     if data.eval_pairs is not None and training.metric_for_best_model == "stsb_spearman":
         training.metric_for_best_model = "pairs_spearman"
     check_metric(training.metric_for_best_model, eval_name(data))

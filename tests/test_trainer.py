@@ -237,6 +237,32 @@ def test_a_trainer_without_a_model_ends_in_a_message(tmp_path):
         SarcseTrainer(args=SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=TEXTS)
 
 
+def test_what_would_have_no_effect_or_no_scores_ends_in_a_message(tmp_path, pairs):
+    arguments = SarcseTrainingArguments(str(tmp_path), **SMALL)
+    with pytest.raises(ValueError, match="compute_metrics has no effect"):
+        SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, compute_metrics=len)
+    named = "must be a data set with the columns sentence1, sentence2 and score"
+    with pytest.raises(ValueError, match=rf"eval_dataset {named} .*, not dict"):
+        SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, eval_dataset={"dev": pairs})
+    with pytest.raises(ValueError, match=rf"SICK {named} .*, not \['sentence1', 'sentence2'\]"):
+        SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, tasks={"SICK": pairs.remove_columns("score")})
+    with pytest.raises(ValueError, match="has no reconstruction: add --reconstruction_weight 0"):
+        SarcseTrainer(SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="cls"), arguments, None, TEXTS)
+    with pytest.raises(ValueError, match=f"eval_dataset {named} .*, not NoneType"):
+        SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS).evaluate()
+
+
+def test_a_second_training_is_compared_with_the_first_start(tmp_path, pairs):
+    arguments = SarcseTrainingArguments(str(tmp_path), **{**SMALL, "eval_steps": 2, "learning_rate": 1e-3})
+    trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, eval_dataset=pairs)
+    trainer.train()
+    first = {name: value.similarities["pairs"] for name, value in trainer.measurements.items()}
+    trainer.train()
+    second = {name: value.similarities["pairs"] for name, value in trainer.measurements.items()}
+    same = [name for name in first if np.array_equal(first[name], second[name])]
+    assert same == [f"before: {ENCODER}, mean", f"before: {ENCODER}, cls"]
+
+
 def test_a_trainer_without_training_data_evaluates(tmp_path, pairs):
     trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), eval_dataset=pairs)
     assert np.isfinite(trainer.evaluate()["eval_stsb_spearman"])
