@@ -468,6 +468,10 @@ class SarcseTrainer(Trainer):
         """Where the finished model is. Not beside adapters, which transformers would put on it once more."""
         return Path(self.args.output_dir, "merged" if has_adapters(self.model) else "")
 
+    def merged(self) -> SarcseModel:
+        """The model or, if it has adapters, a copy with these in its weights."""
+        return copy.deepcopy(self.unwrapped).merge_and_unload() if has_adapters(self.model) else self.unwrapped
+
     def save_results(self) -> Results | None:
         """
         Write into `model_dir` the model and what its card tells: the record of the training, its log and curve, and
@@ -476,9 +480,7 @@ class SarcseTrainer(Trainer):
         """
         if not self.is_world_process_zero():
             return None
-        folder, model = self.model_dir, self.unwrapped
-        if has_adapters(model):
-            model = copy.deepcopy(model).merge_and_unload()
+        folder, model = self.model_dir, self.merged()
         model.save_pretrained(folder)  # not save_model, which adds a pickle of the arguments
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
@@ -532,11 +534,13 @@ class SarcseTrainer(Trainer):
             return
         warn_of(others)
         repo_id = model_name or self.args.hub_model_id or Path(self.args.output_dir).name
-        facts = model_card.release.read_facts(self.model_dir, self.unwrapped, self.processing_class)
-        languages = [language] if isinstance(language, str) else language or self.args.hub_language
-        license = license or self.args.hub_license
         model_card.release.write_card(
-            self.model_dir / "README.md", facts, repo_id, None, license=license, language=languages
+            self.model_dir / "README.md",
+            model_card.release.read_facts(self.model_dir, self.merged(), self.processing_class),
+            repo_id,
+            revision=None,
+            license=license or self.args.hub_license,
+            language=as_list(language) or self.args.hub_language,
         )
 
     def push_to_hub(

@@ -23,6 +23,8 @@ from huggingface_hub.errors import HTTPError
 
 from model_card import release as release_module
 from model_card.release import ReleaseOptions
+from modeling_sarcse import SarcseModel
+from sarcse import SarcseTrainer, SarcseTrainingArguments
 from sarcse.parsing import parse_arguments
 
 from .conftest import DEMO, ENCODER, PROJECT, flags, run_python, start_python
@@ -396,6 +398,28 @@ def test_the_lines_of_the_readme_train_a_model_and_push_a_release(tmp_path):
     digest = hashlib.sha256("".join(f"{sentence}\n" for sentence in sentences).encode()).hexdigest()
     assert f"32 sentences without labels. SHA-256 of them, each followed by a newline: `{digest}`" in card.text
     assert "This model has no measured scores." in card.text and f'revision="{tag}"' in card.text
+
+
+def test_what_a_push_may_say_reaches_the_hub(hub, tmp_path, monkeypatch, capsys):
+    """A token that is not in the environment, a branch, a tag, and what the card says."""
+    monkeypatch.delenv("HF_TOKEN")
+    sentences = (DEMO / "sentences.txt").read_text().splitlines()[:16]
+    arguments = {"per_device_train_batch_size": 8, "max_steps": 1, "report_to": "none", "save_strategy": "no"}
+    trainer = SarcseTrainer(
+        SarcseModel.from_encoder_pretrained(str(ENCODER), channels=4),
+        SarcseTrainingArguments(str(tmp_path / "mine"), **arguments),
+        train_dataset=sentences,
+    )
+    trainer.train()
+    with pytest.raises(ValueError, match="no access token: log in"):
+        trainer.push_to_hub()
+    address = trainer.push_to_hub("The first", token=MINE, revision="next", tag="v1", language="en", license="mit")
+    repository = hub.repositories["models", "me/mine"]
+    assert address == f"{hub.endpoint}/me/mine/commit/{repository.branches['next']}"
+    assert repository.tags == {"v1": repository.branches["next"]}
+    card = ModelCard(repository.commits[repository.tags["v1"]]["README.md"].decode())
+    assert (card.data.language, card.data.license) == (["en"], "mit")
+    assert MINE not in "".join(capsys.readouterr())
 
 
 LOAD_A_RELEASE = """

@@ -391,6 +391,9 @@ def test_adapters_are_trained_and_merged(tmp_path, pairs, tokenizer):
     trainer.save_results()
     saved = AutoModel.from_pretrained(trainer.model_dir, trust_remote_code=True)
     np.testing.assert_allclose(saved.encode(TEXTS), trained, atol=1e-5)
+    trainer.create_model_card()
+    parameters = fresh_model().num_parameters()
+    assert f"| Parameters | {parameters:,} |" in (trainer.model_dir / "README.md").read_text()
     merged = trainer.model.merge_and_unload()
     for name, tensor in merged.state_dict().items():
         assert torch.equal(saved.state_dict()[name], tensor), name
