@@ -574,7 +574,13 @@ class SarcseTrainer(Trainer):
             return None
         warn_of(others)
         model_card.release.check_releasable(self.model.name_or_path, self.model.config.encoder_config.to_dict())
-        options = model_card.release.options_of_training(self.args, token)
+        try:
+            options = model_card.release.options_of_training(self.args, token)
+        except ValueError as error:
+            finish = (
+                f"python -m model_card {self.model_dir} --release_dir {self.args.output_dir}/release --push you/name"
+            )
+            raise ValueError(f"{error}\nThe model is in {self.model_dir}. To finish:\n  {finish}") from error
         options.model_dir = str(self.model_dir)
         options.commit_message, options.tag = commit_message, tag
         options.revision, options.license = revision or options.revision, license or options.license

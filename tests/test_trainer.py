@@ -57,6 +57,7 @@ DATA = {
         {"title": ["x"] * len(TEXTS), "text": TEXTS}
     ),
     "one column of another name": lambda folder, ids: datasets.Dataset.from_dict({"sentence": TEXTS}),
+    "a stream of token ids": lambda folder, ids: datasets.Dataset.from_dict({"input_ids": ids}).to_iterable_dataset(),
     "token ids": lambda folder, ids: datasets.Dataset.from_dict({"input_ids": ids, "text": TEXTS}),
 }
 
