@@ -44,6 +44,7 @@ from sarcse.arguments import (
 from sarcse.checkpoints import (
     SETTINGS_NAME,
     SaveOnSignal,
+    check_saving,
     check_settings,
     checkpoint_to_resume,
     load_weights,
@@ -155,6 +156,7 @@ class SarcseTrainer(Trainer):
         self.measurements: dict[str, Measurement] = {}
         self.base_model = describe_base_model(name, model_revision)
         self.commit: str | None = None
+        self.rehearsed = False
         self.anchor: ReconstructionAnchor | None = None
         self.given_weights = token_weights
         self.corpus: Corpus | None = None
@@ -209,6 +211,27 @@ class SarcseTrainer(Trainer):
             weights = token_weights(corpus.counts, args.frequency_weighting, args.frequency_smoothing)
         self.token_weights = weights.to(args.device)  # (vocabulary_size,)
 
+    def rehearse(self) -> None:
+        """
+        Try once what a training needs, before the time that it takes could be lost; `train` does it by itself.
+
+        Raises:
+            ValueError: there can be no such optimizer, with what is installed, or no such scheduler; or the model
+                cannot be saved, or not loaded again as it was.
+        """
+        args, given = self.args, self.lr_scheduler
+        try:
+            self.create_optimizer()  # the one that is used
+            rehearsal = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+            self.create_scheduler(num_training_steps=10, optimizer=rehearsal)
+        except (ImportError, ValueError, TypeError, RuntimeError) as error:
+            what = f"--optim {args.optim.value}, --lr_scheduler_type {args.lr_scheduler_type.value}"
+            raise ValueError(f"{what}: {error}") from error
+        self.lr_scheduler = given
+        if args.local_process_index == 0 and not has_adapters(self.model):
+            check_saving(self.unwrapped, Path(args.output_dir))
+        self.rehearsed = True
+
     def _hp_search_setup(self, trial: Any) -> None:
         """Here a training has its model and, of a search, its arguments; a checkpoint is not loaded yet."""
         super()._hp_search_setup(trial)
@@ -233,6 +256,8 @@ class SarcseTrainer(Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(checkpoint_to_resume("last", self.args.output_dir))
+        if not self.rehearsed:
+            self.rehearse()
         self.commit = code_commit()
         scored = self.tasks and trial is None  # a search looks at its evaluations only
         if scored and not self.measurements:

@@ -15,7 +15,7 @@ from sarcse.arguments import (
     check_reconstruction,
     metric_name,
 )
-from sarcse.checkpoints import check_saving, check_settings, checkpoint_to_resume, checkpoints
+from sarcse.checkpoints import check_settings, checkpoint_to_resume, checkpoints
 from sarcse.embedding import POSITIVE_SCORE
 from sarcse.loading import load_model
 from sarcse.sentences import DataArguments, load_sentences, source_of_sentences
@@ -132,23 +132,5 @@ def build_trainer(
         raise ValueError(f"--report_to {' '.join(training.report_to)}: {error}") from error
     if training.resume_from_checkpoint:
         check_settings(Path(training.resume_from_checkpoint), trainer.settings())
-    check_optimizer(trainer)
-    if training.local_process_index == 0:
-        check_saving(model, Path(training.output_dir))
+    trainer.rehearse()
     return trainer
-
-
-def check_optimizer(trainer: SarcseTrainer) -> None:
-    """
-    Raises:
-        ValueError: there can be no such optimizer, with what is installed, or no such scheduler.
-    """
-    args = trainer.args
-    try:
-        trainer.create_optimizer()  # the one that is used
-        rehearsal = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
-        trainer.create_scheduler(num_training_steps=10, optimizer=rehearsal)
-    except (ImportError, ValueError, TypeError, RuntimeError) as error:
-        what = f"--optim {args.optim.value}, --lr_scheduler_type {args.lr_scheduler_type.value}"
-        raise ValueError(f"{what}: {error}") from error
-    trainer.lr_scheduler = None

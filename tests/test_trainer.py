@@ -253,6 +253,28 @@ def test_what_would_have_no_effect_or_no_scores_ends_in_a_message(tmp_path, pair
         SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS).evaluate()
 
 
+def test_what_would_fail_later_fails_before_the_training(tmp_path):
+    """As in train.py: an optimizer that is not installed, a folder that cannot be written."""
+    arguments = SarcseTrainingArguments(str(tmp_path / "a"), optim="adamw_bnb_8bit", **SMALL)
+    with pytest.raises(ValueError, match="--optim adamw_bnb_8bit"):
+        SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS).train()
+    trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path / "b"), **SMALL), train_dataset=TEXTS)
+    (tmp_path / "b").rmdir()
+    (tmp_path / "b").touch()
+    with pytest.raises(ValueError, match="--output_dir .*b: nothing can be saved there"):
+        trainer.train()
+
+
+def test_an_optimizer_and_a_schedule_of_ones_own_are_used(tmp_path):
+    model = fresh_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    arguments = SarcseTrainingArguments(str(tmp_path), **SMALL)
+    trainer = SarcseTrainer(model, arguments, train_dataset=TEXTS, optimizers=(optimizer, schedule))
+    trainer.train()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125]  # after two steps
+
+
 def test_a_second_training_is_compared_with_the_first_start(tmp_path, pairs):
     arguments = SarcseTrainingArguments(str(tmp_path), **{**SMALL, "eval_steps": 2, "learning_rate": 1e-3})
     trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, eval_dataset=pairs)
