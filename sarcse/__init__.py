@@ -2,7 +2,7 @@
 SARCSE's library: what `train.py`, `eval_sts.py` and `python -m model_card` are made of. Modules import one way: text
 (`files`, `sentences`, `sts`), token ids (`tokens`), arguments (`arguments`, `parsing`), models (`loading`), embeddings
 and what they say (`comparison`, `figures`, `embedding`), losses (`losses`, `gradient_cache`), and the training
-(`checkpoints`, `watch`, `record`, `corpus`, `trainer`, `training`).
+(`checkpoints`, `watch`, `record`, `corpus`, `releasing`, `trainer`, `training`).
 """
 
 from configuration_sarcse import SarcseConfig

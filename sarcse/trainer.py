@@ -4,7 +4,6 @@ The Trainer that minimises SARCSE's losses, on one process or many, with batches
 Shapes: B sentences of one process, L positions, d dimensions.
 """
 
-import copy
 import json
 import math
 from collections.abc import Callable
@@ -21,17 +20,13 @@ from transformers import (
     AutoTokenizer,
     IntervalStrategy,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerControl,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import BestRun, PredictionOutput, TrainOutput
 from transformers.utils import logging
 
-import model_card.release  # not "from": it imports this package, whose __init__ imports this module
 from modeling_sarcse import SarcseModel, SarcseModelOutput
-from sarcse import figures
 from sarcse.arguments import (
     LOWER_IS_BETTER,
     TRAINABLE_POOLERS,
@@ -50,9 +45,8 @@ from sarcse.checkpoints import (
     load_weights,
     run_settings,
 )
-from sarcse.comparison import Measurement, Results, compare, write_results
 from sarcse.corpus import Corpus, read_corpus
-from sarcse.embedding import draw_figures, embed_pairs, encode, measure, measure_before, pair_metrics
+from sarcse.embedding import embed_pairs, encode, measure, measure_before, pair_metrics
 from sarcse.gradient_cache import GradientCache
 from sarcse.loading import check_padding, check_tokenizer, encoder_max_length
 from sarcse.losses import (
@@ -64,8 +58,8 @@ from sarcse.losses import (
     two_views,
     weighted_reconstruction,
 )
-from sarcse.record import FILE_NAME as RECORD_NAME
-from sarcse.record import code_commit, describe_base_model, training_record
+from sarcse.record import code_commit, describe_base_model
+from sarcse.releasing import ReleasingTrainer, has_adapters
 from sarcse.sentences import SentenceStream, fingerprint
 from sarcse.sts import check_pairs
 from sarcse.tokens import LengthGroupedSampler, token_lengths, token_weights
@@ -75,9 +69,10 @@ from sarcse.watch import LossWatch, check_collapse, describe_failure
 logger = logging.get_logger(__name__)
 
 
-class SarcseTrainer(Trainer):
+class SarcseTrainer(ReleasingTrainer):
     """
-    transformers' Trainer with SARCSE's losses, graded sentence pairs as evaluation data, and releases for the Hub.
+    transformers' Trainer with SARCSE's losses, graded sentence pairs as evaluation data, and releases for the Hub
+    (`ReleasingTrainer`).
 
     Args:
         model (`SarcseModel`), model_init (`Callable`):
@@ -102,9 +97,8 @@ class SarcseTrainer(Trainer):
             tokenizer is another model's, or the training data have too few sentences.
     """
 
-    args: SarcseTrainingArguments
     control: TrainerControl
-    processing_class: Any  # a tokenizer; None where there are token ids
+    lr_scheduler: Any
 
     # Each loss is a mean over its batch, for the Trainer to divide by the number of accumulated batches.
     loss_is_scaled_for_ga = False
@@ -153,13 +147,13 @@ class SarcseTrainer(Trainer):
         self.processing_class = self.callback_handler.processing_class = processing_class
         self.eval_name = eval_name
         self.tasks = tasks if tasks is not None else {} if eval_dataset is None else {"pairs": eval_dataset}
-        self.measurements: dict[str, Measurement] = {}
+        self.measurements = {}
         self.base_model = describe_base_model(name, model_revision)
-        self.commit: str | None = None
+        self.commit = None
         self.rehearsed = False
         self.anchor: ReconstructionAnchor | None = None
         self.given_weights = token_weights
-        self.corpus: Corpus | None = None
+        self.corpus = None
         if train_dataset is not None:
             self.corpus = read_corpus(train_dataset, processing_class, self.model.config, self.args, train_source)
             self.train_dataset = self.corpus.rows
@@ -173,11 +167,6 @@ class SarcseTrainer(Trainer):
     def reconstruct(self) -> bool:
         """Whether there is a reconstruction loss; a search may change it."""
         return self.args.reconstruction_weight > 0
-
-    @property
-    def unwrapped(self) -> SarcseModel:
-        """The model without what several processes or torch.compile put around it."""
-        return self.accelerator.unwrap_model(self.model)
 
     def settings(self) -> dict[str, Any]:
         """What decides the outcome of the run, for its checkpoints."""
@@ -485,147 +474,6 @@ class SarcseTrainer(Trainer):
         if rate != self.args.learning_rate:
             split_groups(optimizer, {*self.unwrapped.encoder.parameters()}, rate)
         return optimizer
-
-    # --- Results and releases ---
-
-    @property
-    def model_dir(self) -> Path:
-        """Where the finished model is. Not beside adapters, which transformers would put on it once more."""
-        return Path(self.args.output_dir, "merged" if has_adapters(self.model) else "")
-
-    def merged(self) -> SarcseModel:
-        """The model or, if it has adapters, a copy with these in its weights."""
-        return copy.deepcopy(self.unwrapped).merge_and_unload() if has_adapters(self.model) else self.unwrapped
-
-    def save_results(self) -> Results | None:
-        """
-        Write into `model_dir` the model and what its card tells: the record of the training, its log and curve, and
-        the scores before and after with their figures. Returns these scores; None without, and on other processes than
-        the first, which alone writes.
-        """
-        if not self.is_world_process_zero():
-            return None
-        folder, model = self.model_dir, self.merged()
-        model.save_pretrained(folder)  # not save_model, which adds a pickle of the arguments
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
-        if self.corpus is not None and self.state.global_step > 0:
-            record = training_record(self.base_model, model.config, self.corpus.description, self.args, self.commit)
-            model_card.release.write_json(folder / RECORD_NAME, record)
-            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-            figures.training_curve({folder.name: self.state.log_history}, folder / "training_curve")
-        if not self.measurements:
-            return None
-        results = compare(self.measurements, self.tasks)
-        write_results(results, folder / "sts_results.json")
-        draw_figures(results, self.measurements, self.tasks, folder)
-        return results
-
-    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """
-        With `push_to_hub`, before the training: whether the Hub will have the release. Nothing is made there yet.
-
-        Raises:
-            ValueError: there is no token that can write there, no Hub to reach, or no release to be made of the model.
-        """
-        model_card.release.check_releasable(self.model.name_or_path, self.model.config.encoder_config.to_dict())
-        self.hub_model_id = model_card.release.options_of_training(self.args).push
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Checkpoints stay here: what is pushed is a release."""
-
-    def check_tokenizer(self) -> None:
-        if self.processing_class is None:
-            raise ValueError("A release or its card needs the tokenizer: give it as `processing_class`.")
-
-    def create_model_card(
-        self,
-        language: str | list[str] | None = None,
-        license: str | None = None,
-        model_name: str | None = None,
-        **others: Any,
-    ) -> None:
-        """
-        The release's card as README.md beside the model, from the record and the scores, which it writes as well.
-
-        Args:
-            language, license: As `hub_language` and `hub_license`, which are the defaults.
-            model_name (`str`, *optional*): Its repository, you/name. Default: `hub_model_id` or the folder's name.
-            others: transformers' further arguments are known to the record, and not taken from here.
-        """
-        self.check_tokenizer()
-        self.save_results()
-        if not self.is_world_process_zero():
-            return
-        warn_of(others)
-        repo_id = model_name or self.args.hub_model_id or Path(self.args.output_dir).name
-        model_card.release.write_card(
-            self.model_dir / "README.md",
-            model_card.release.read_facts(self.model_dir, self.merged(), self.processing_class),
-            repo_id,
-            revision=None,
-            license=license or self.args.hub_license,
-            language=as_list(language) or self.args.hub_language,
-        )
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = None,
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        language: str | list[str] | None = None,
-        license: str | None = None,
-        tag: str | None = None,
-        **others: Any,
-    ) -> str | None:
-        """
-        Write the results, and build, verify and push a release of them; returns the commit's address, on the first
-        process. A push always waits until it is done.
-
-        Args:
-            commit_message (`str`, *optional*): Default: "Release" and the tag.
-            token (`str`, *optional*): Default: the one of `hf auth login`, or HF_TOKEN.
-            revision (`str`, *optional*): Branch. Default: `hub_revision`, or main.
-            language, license: As in `create_model_card`.
-            tag (`str`, *optional*): Name of the release. Default: `release-` and a hash of its content.
-
-        Raises:
-            ValueError: the release cannot be built or pushed; the message says how to finish.
-        """
-        self.check_tokenizer()
-        self.save_results()
-        if not self.is_world_process_zero():
-            return None
-        warn_of(others)
-        model_card.release.check_releasable(self.model.name_or_path, self.model.config.encoder_config.to_dict())
-        try:
-            options = model_card.release.options_of_training(self.args, token)
-        except ValueError as error:
-            finish = (
-                f"python -m model_card {self.model_dir} --release_dir {self.args.output_dir}/release --push you/name"
-            )
-            raise ValueError(f"{error}\nThe model is in {self.model_dir}. To finish:\n  {finish}") from error
-        options.model_dir = str(self.model_dir)
-        options.commit_message, options.tag = commit_message, tag
-        options.revision, options.license = revision or options.revision, license or options.license
-        options.language = as_list(language) or options.language
-        return model_card.release.release(options, token)
-
-
-def as_list(values: str | list[str] | None) -> list[str]:
-    return [values] if isinstance(values, str) else values or []
-
-
-def warn_of(others: dict[str, Any]) -> None:
-    """transformers' own scripts give what the record knows better."""
-    if others:
-        logger.warning(f"{', '.join(others)}: the card is made of the training's own record; not taken.")
-
-
-def has_adapters(model: torch.nn.Module) -> bool:
-    """Whether the weights are those of an encoder with PEFT's adapters on it."""
-    return hasattr(model, "peft_config")
 
 
 def split_groups(optimizer: torch.optim.Optimizer, encoder: set[torch.nn.Parameter], learning_rate: float) -> None:

@@ -1,0 +1,190 @@
+"""What a training leaves: the model with its record and scores, and the release of it at the Hub."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import logging
+
+import model_card.release  # not "from": it imports this package, whose __init__ imports this module
+from modeling_sarcse import SarcseModel
+from sarcse import figures
+from sarcse.arguments import SarcseTrainingArguments
+from sarcse.comparison import Measurement, Results, compare, write_results
+from sarcse.corpus import Corpus
+from sarcse.embedding import draw_figures
+from sarcse.record import FILE_NAME as RECORD_NAME
+from sarcse.record import training_record
+
+
+logger = logging.get_logger(__name__)
+
+
+class ReleasingTrainer(Trainer):
+    """
+    A Trainer whose `push_to_hub` is a verified release with a card made of what was recorded and measured; its own
+    would upload checkpoints and pickles, and a card that knows nothing. How it trains, `SarcseTrainer` says.
+
+    Attributes:
+        corpus (`Corpus`, *optional*): What is trained on.
+        base_model (`dict`): From `describe_base_model`.
+        commit (`str`, *optional*): Of the code, as the training began.
+        tasks (`dict[str, datasets.Dataset]`), measurements (`dict[str, Measurement]`):
+            Graded pairs, and what was measured on them before and after the training, by row.
+    """
+
+    args: SarcseTrainingArguments
+    processing_class: Any  # a tokenizer; None where there are token ids
+    corpus: Corpus | None
+    base_model: dict[str, str | None]
+    commit: str | None
+    tasks: dict[str, datasets.Dataset]
+    measurements: dict[str, Measurement]
+
+    @property
+    def unwrapped(self) -> SarcseModel:
+        """The model without what several processes or torch.compile put around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def model_dir(self) -> Path:
+        """Where the finished model is. Not beside adapters, which transformers would put on it once more."""
+        return Path(self.args.output_dir, "merged" if has_adapters(self.model) else "")
+
+    def merged(self) -> SarcseModel:
+        """The model or, if it has adapters, a copy with these in its weights."""
+        return copy.deepcopy(self.unwrapped).merge_and_unload() if has_adapters(self.model) else self.unwrapped
+
+    def save_results(self) -> Results | None:
+        """
+        Write into `model_dir` the model and what its card tells: the record of the training, its log and curve, and
+        the scores before and after with their figures. Returns these scores; None without, and on other processes than
+        the first, which alone writes.
+        """
+        if not self.is_world_process_zero():
+            return None
+        folder, model = self.model_dir, self.merged()
+        model.save_pretrained(folder)  # not save_model, which adds a pickle of the arguments
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        if self.corpus is not None and self.state.global_step > 0:
+            record = training_record(self.base_model, model.config, self.corpus.description, self.args, self.commit)
+            model_card.release.write_json(folder / RECORD_NAME, record)
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+            figures.training_curve({folder.name: self.state.log_history}, folder / "training_curve")
+        if not self.measurements:
+            return None
+        results = compare(self.measurements, self.tasks)
+        write_results(results, folder / "sts_results.json")
+        draw_figures(results, self.measurements, self.tasks, folder)
+        return results
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """
+        With `push_to_hub`, before the training: whether the Hub will have the release. Nothing is made there yet.
+
+        Raises:
+            ValueError: there is no token that can write there, no Hub to reach, or no release to be made of the model.
+        """
+        model_card.release.check_releasable(self.model.name_or_path, self.model.config.encoder_config.to_dict())
+        self.hub_model_id = model_card.release.options_of_training(self.args).push
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Checkpoints stay here: what is pushed is a release."""
+
+    def check_tokenizer(self) -> None:
+        if self.processing_class is None:
+            raise ValueError("A release or its card needs the tokenizer: give it as `processing_class`.")
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        model_name: str | None = None,
+        **others: Any,
+    ) -> None:
+        """
+        The release's card as README.md beside the model, from the record and the scores, which it writes as well.
+
+        Args:
+            language, license: As `hub_language` and `hub_license`, which are the defaults.
+            model_name (`str`, *optional*): Its repository, you/name. Default: `hub_model_id` or the folder's name.
+            others: transformers' further arguments are known to the record, and not taken from here.
+        """
+        self.check_tokenizer()
+        self.save_results()
+        if not self.is_world_process_zero():
+            return
+        warn_of(others)
+        repo_id = model_name or self.args.hub_model_id or Path(self.args.output_dir).name
+        model_card.release.write_card(
+            self.model_dir / "README.md",
+            model_card.release.read_facts(self.model_dir, self.merged(), self.processing_class),
+            repo_id,
+            revision=None,
+            license=license or self.args.hub_license,
+            language=as_list(language) or self.args.hub_language,
+        )
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tag: str | None = None,
+        **others: Any,
+    ) -> str | None:
+        """
+        Write the results, and build, verify and push a release of them; returns the commit's address, on the first
+        process. A push always waits until it is done.
+
+        Args:
+            commit_message (`str`, *optional*): Default: "Release" and the tag.
+            token (`str`, *optional*): Default: the one of `hf auth login`, or HF_TOKEN.
+            revision (`str`, *optional*): Branch. Default: `hub_revision`, or main.
+            language, license: As in `create_model_card`.
+            tag (`str`, *optional*): Name of the release. Default: `release-` and a hash of its content.
+
+        Raises:
+            ValueError: the release cannot be built or pushed; the message says how to finish.
+        """
+        self.check_tokenizer()
+        self.save_results()
+        if not self.is_world_process_zero():
+            return None
+        warn_of(others)
+        model_card.release.check_releasable(self.model.name_or_path, self.model.config.encoder_config.to_dict())
+        try:
+            options = model_card.release.options_of_training(self.args, token)
+        except ValueError as error:
+            finish = (
+                f"python -m model_card {self.model_dir} --release_dir {self.args.output_dir}/release --push you/name"
+            )
+            raise ValueError(f"{error}\nThe model is in {self.model_dir}. To finish:\n  {finish}") from error
+        options.model_dir = str(self.model_dir)
+        options.commit_message, options.tag = commit_message, tag
+        options.revision, options.license = revision or options.revision, license or options.license
+        options.language = as_list(language) or options.language
+        return model_card.release.release(options, token)
+
+
+def as_list(values: str | list[str] | None) -> list[str]:
+    return [values] if isinstance(values, str) else values or []
+
+
+def warn_of(others: dict[str, Any]) -> None:
+    """transformers' own scripts give what the record knows better."""
+    if others:
+        logger.warning(f"{', '.join(others)}: the card is made of the training's own record; not taken.")
+
+
+def has_adapters(model: torch.nn.Module) -> bool:
+    """Whether the weights are those of an encoder with PEFT's adapters on it."""
+    return hasattr(model, "peft_config")
