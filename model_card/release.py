@@ -100,10 +100,10 @@ class ReleaseOptions:
         return shlex.join(parts)
 
 
-def options_of_training(args: TrainingArguments, token: str | None = None) -> ReleaseOptions:
+def repository_of_training(args: TrainingArguments, token: str | None = None) -> str:
     """
-    The release that the arguments of a training ask for, and whether the Hub will have it: better known before the
-    training than after it.
+    Where the arguments of a training want the release, with its owner, if the Hub will have it there: better known
+    before the training than after it.
 
     Raises:
         ValueError: there is no token that can write there, or no Hub to reach.
@@ -111,18 +111,9 @@ def options_of_training(args: TrainingArguments, token: str | None = None) -> Re
     name = args.hub_model_id or Path(args.output_dir).name
     validate_repo_id(name)
     try:
-        repo_id = full_repo_id(name, token)
+        return full_repo_id(name, token)
     except (HTTPError, OSError) as error:
         raise ValueError(f"--push_to_hub: {explain(error, name)}") from error
-    return ReleaseOptions(
-        model_dir=args.output_dir,
-        release_dir=str(Path(args.output_dir, "release")),
-        push=repo_id,
-        private=bool(args.hub_private_repo),
-        revision=args.hub_revision or "main",
-        license=args.hub_license,
-        language=args.hub_language,
-    )
 
 
 def release(options: ReleaseOptions, token: str | None = None) -> str | None:

@@ -59,8 +59,7 @@ def load_model(
                 name_or_path, tokenizer=tokenizer, revision=revision, **options
             )
             point_to_code(model.config.encoder_config, name_or_path)
-    check_padding(name_or_path, model, tokenizer)
-    tokenizer.model_max_length = encoder_max_length(model, tokenizer)
+    fit_tokenizer(name_or_path, model, tokenizer)
     return model.eval(), tokenizer
 
 
@@ -143,6 +142,12 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, encoder_confi
         raise ValueError(
             f"{name}: the tokenizer has no padding token. Set its `pad_token` and save it beside the model."
         )
+
+
+def fit_tokenizer(name: str, model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives the tokenizer the encoder's limit, and checks their padding (`check_padding`)."""
+    check_padding(name, model, tokenizer)
+    tokenizer.model_max_length = encoder_max_length(model, tokenizer)
 
 
 def check_padding(name: str, model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> None:

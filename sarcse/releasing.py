@@ -14,7 +14,7 @@ import model_card.release  # not "from": it imports this package, whose __init__
 from modeling_sarcse import SarcseModel
 from sarcse import figures
 from sarcse.arguments import SarcseTrainingArguments
-from sarcse.comparison import Measurement, Results, compare, write_results
+from sarcse.comparison import Measurement, Results, write_results
 from sarcse.corpus import Corpus
 from sarcse.embedding import draw_figures
 from sarcse.record import FILE_NAME as RECORD_NAME
@@ -35,6 +35,7 @@ class ReleasingTrainer(Trainer):
         commit (`str`, *optional*): Of the code, as the training began.
         tasks (`dict[str, datasets.Dataset]`), measurements (`dict[str, Measurement]`):
             Graded pairs, and what was measured on them before and after the training, by row.
+        results (`Results`, *optional*): The scores of these, on the first process.
     """
 
     args: SarcseTrainingArguments
@@ -44,6 +45,7 @@ class ReleasingTrainer(Trainer):
     commit: str | None
     tasks: dict[str, datasets.Dataset]
     measurements: dict[str, Measurement]
+    results: Results | None
 
     @property
     def unwrapped(self) -> SarcseModel:
@@ -76,12 +78,10 @@ class ReleasingTrainer(Trainer):
             model_card.release.write_json(folder / RECORD_NAME, record)
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             figures.training_curve({folder.name: self.state.log_history}, folder / "training_curve")
-        if not self.measurements:
-            return None
-        results = compare(self.measurements, self.tasks)
-        write_results(results, folder / "sts_results.json")
-        draw_figures(results, self.measurements, self.tasks, folder)
-        return results
+        if self.results is not None:
+            write_results(self.results, folder / "sts_results.json")
+            draw_figures(self.results, self.measurements, self.tasks, folder)
+        return self.results
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """
@@ -91,14 +91,24 @@ class ReleasingTrainer(Trainer):
             ValueError: there is no token that can write there, no Hub to reach, or no release to be made of the model.
         """
         model_card.release.check_releasable(self.model.name_or_path, self.model.config.encoder_config.to_dict())
-        self.hub_model_id = model_card.release.options_of_training(self.args).push
+        self.hub_model_id = model_card.release.repository_of_training(self.args)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Checkpoints stay here: what is pushed is a release."""
 
-    def check_tokenizer(self) -> None:
+    def save_for_card(self, others: dict[str, Any]) -> bool:
+        """
+        Write the results, for a card to be made of them; whether this process makes it.
+
+        Raises:
+            ValueError: there is no tokenizer.
+        """
         if self.processing_class is None:
             raise ValueError("A release or its card needs the tokenizer: give it as `processing_class`.")
+        if others:  # which transformers' own scripts give
+            logger.warning(f"{', '.join(others)}: the card is made of the training's own record; not taken.")
+        self.save_results()
+        return self.is_world_process_zero()
 
     def create_model_card(
         self,
@@ -115,11 +125,8 @@ class ReleasingTrainer(Trainer):
             model_name (`str`, *optional*): Its repository, you/name. Default: `hub_model_id` or the folder's name.
             others: transformers' further arguments are known to the record, and not taken from here.
         """
-        self.check_tokenizer()
-        self.save_results()
-        if not self.is_world_process_zero():
+        if not self.save_for_card(others):
             return
-        warn_of(others)
         repo_id = model_name or self.args.hub_model_id or Path(self.args.output_dir).name
         model_card.release.write_card(
             self.model_dir / "README.md",
@@ -155,34 +162,30 @@ class ReleasingTrainer(Trainer):
         Raises:
             ValueError: the release cannot be built or pushed; the message says how to finish.
         """
-        self.check_tokenizer()
-        self.save_results()
-        if not self.is_world_process_zero():
+        if not self.save_for_card(others):
             return None
-        warn_of(others)
-        model_card.release.check_releasable(self.model.name_or_path, self.model.config.encoder_config.to_dict())
+        args = self.args
+        options = model_card.release.ReleaseOptions(
+            model_dir=str(self.model_dir),
+            release_dir=str(Path(args.output_dir, "release")),
+            push="you/name",  # so that the message below has a whole command
+            private=bool(args.hub_private_repo),
+            revision=revision or args.hub_revision or "main",
+            tag=tag,
+            commit_message=commit_message,
+            license=license or args.hub_license,
+            language=as_list(language) or args.hub_language,
+        )
         try:
-            options = model_card.release.options_of_training(self.args, token)
+            options.push = self.hub_model_id or model_card.release.repository_of_training(args, token)
         except ValueError as error:
-            finish = (
-                f"python -m model_card {self.model_dir} --release_dir {self.args.output_dir}/release --push you/name"
-            )
-            raise ValueError(f"{error}\nThe model is in {self.model_dir}. To finish:\n  {finish}") from error
-        options.model_dir = str(self.model_dir)
-        options.commit_message, options.tag = commit_message, tag
-        options.revision, options.license = revision or options.revision, license or options.license
-        options.language = as_list(language) or options.language
+            finish = f"The model is in {self.model_dir}. To finish:\n  {options.command()}"
+            raise ValueError(f"{error}\n{finish}") from error
         return model_card.release.release(options, token)
 
 
 def as_list(values: str | list[str] | None) -> list[str]:
     return [values] if isinstance(values, str) else values or []
-
-
-def warn_of(others: dict[str, Any]) -> None:
-    """transformers' own scripts give what the record knows better."""
-    if others:
-        logger.warning(f"{', '.join(others)}: the card is made of the training's own record; not taken.")
 
 
 def has_adapters(model: torch.nn.Module) -> bool:

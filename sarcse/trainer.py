@@ -45,10 +45,11 @@ from sarcse.checkpoints import (
     load_weights,
     run_settings,
 )
+from sarcse.comparison import compare
 from sarcse.corpus import Corpus, read_corpus
 from sarcse.embedding import embed_pairs, encode, measure, measure_before, pair_metrics
 from sarcse.gradient_cache import GradientCache
-from sarcse.loading import check_padding, check_tokenizer, encoder_max_length
+from sarcse.loading import check_tokenizer, fit_tokenizer
 from sarcse.losses import (
     ReconstructionAnchor,
     content_weights,
@@ -142,12 +143,11 @@ class SarcseTrainer(ReleasingTrainer):
             processing_class = AutoTokenizer.from_pretrained(name, config=self.model.config.encoder_config)
         if processing_class is not None:
             check_tokenizer(name or "the model", processing_class, self.model.config.encoder_config)
-            check_padding(name or "the model", self.model, processing_class)
-            processing_class.model_max_length = encoder_max_length(self.model, processing_class)
+            fit_tokenizer(name or "the model", self.model, processing_class)
         self.processing_class = self.callback_handler.processing_class = processing_class
         self.eval_name = eval_name
         self.tasks = tasks if tasks is not None else {} if eval_dataset is None else {"pairs": eval_dataset}
-        self.measurements = {}
+        self.measurements, self.results = {}, None
         self.base_model = describe_base_model(name, model_revision)
         self.commit = None
         self.rehearsed = False
@@ -260,6 +260,8 @@ class SarcseTrainer(ReleasingTrainer):
                 partial(encode, self.unwrapped, self.processing_class), self.tasks, self.model.config.pooler
             )
             self.measurements[f"after: {self.args.output_dir}"] = after
+            if self.is_world_process_zero():
+                self.results = compare(self.measurements, self.tasks)
         return output
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
