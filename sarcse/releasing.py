@@ -10,6 +10,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
+import model_card.hub
 import model_card.release  # not "from": it imports this package, whose __init__ imports this module
 from modeling_sarcse import SarcseModel
 from sarcse import figures
@@ -91,7 +92,7 @@ class ReleasingTrainer(Trainer):
             ValueError: there is no token that can write there, no Hub to reach, or no release to be made of the model.
         """
         model_card.release.check_releasable(self.model.name_or_path, self.model.config.encoder_config.to_dict())
-        self.hub_model_id = model_card.release.repository_of_training(self.args)
+        self.hub_model_id = model_card.hub.repository_of_training(self.args)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Checkpoints stay here: what is pushed is a release."""
@@ -177,7 +178,7 @@ class ReleasingTrainer(Trainer):
             language=as_list(language) or args.hub_language,
         )
         try:
-            options.push = self.hub_model_id or model_card.release.repository_of_training(args, token)
+            options.push = self.hub_model_id or model_card.hub.repository_of_training(args, token)
         except ValueError as error:
             finish = f"The model is in {self.model_dir}. To finish:\n  {options.command()}"
             raise ValueError(f"{error}\n{finish}") from error

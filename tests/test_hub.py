@@ -21,6 +21,7 @@ import yaml
 from huggingface_hub import ModelCard, constants, parse_eval_result_entries
 from huggingface_hub.errors import HTTPError
 
+from model_card import hub as hub_module
 from model_card import release as release_module
 from model_card.release import ReleaseOptions
 from modeling_sarcse import SarcseModel
@@ -57,7 +58,7 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setenv("HF_TOKEN", MINE)
-        monkeypatch.setattr(release_module, "RETRY_AFTER", (0, 0, 0, 0))
+        monkeypatch.setattr(hub_module, "RETRY_AFTER", (0, 0, 0, 0))
         yield hub
 
 
@@ -66,7 +67,7 @@ def push(release_folder):
     """Push a release that is built already, to me/x unless told otherwise; returns the commit."""
 
     def push(folder=release_folder, repo_id="me/x", private=False, revision="main", tag="v1") -> str:
-        return release_module.push(folder, repo_id, private, revision, tag)
+        return hub_module.push(folder, repo_id, private, revision, tag)
 
     return push
 
@@ -226,11 +227,11 @@ def test_no_network(hub, push, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(HTTPError) as error:
         push()
-    assert release_module.explain(error.value, "me/x") == "the connection to the Hub failed (ConnectError)."
+    assert hub_module.explain(error.value, "me/x") == "the connection to the Hub failed (ConnectError)."
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError) as error:
         push()
-    assert release_module.explain(error.value, "me/x").startswith("HF_HUB_OFFLINE is set, so nothing can be pushed")
+    assert hub_module.explain(error.value, "me/x").startswith("HF_HUB_OFFLINE is set, so nothing can be pushed")
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/commit/"), ("PUT", "/large/"), ("GET", "/whoami-v2")])
@@ -281,8 +282,8 @@ def test_interrupting_a_push(hub, finished_run, tmp_path):
 
 
 PATIENT_PUSH = """
-from model_card import __main__, release
-release.RETRY_AFTER = (10**6,)
+from model_card import __main__, hub
+hub.RETRY_AFTER = (10**6,)
 __main__.main()
 """
 

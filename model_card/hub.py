@@ -1,0 +1,164 @@
+"""A release folder at the Hub: who may write there, one commit, what went wrong."""
+
+import sys
+import time
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
+from transformers import TrainingArguments
+
+
+TRANSIENT = (408, 429, 500, 502, 503, 504)
+RETRY_AFTER = (1, 2, 4, 8)  # seconds
+
+
+def repository_of_training(args: TrainingArguments, token: str | None = None) -> str:
+    """
+    Where the arguments of a training want the release, with its owner, if the Hub will have it there: better known
+    before the training than after it.
+
+    Raises:
+        ValueError: there is no token that can write there, or no Hub to reach.
+    """
+    name = args.hub_model_id or Path(args.output_dir).name
+    validate_repo_id(name)
+    try:
+        return full_repo_id(name, token)
+    except (HTTPError, OSError) as error:
+        raise ValueError(f"--push_to_hub: {explain(error, name)}") from error
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """Every file by its path in the repository."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return sha_fileobj(file).hex()
+
+
+def full_repo_id(name: str, token: str | None = None) -> str:
+    """
+    `name` with its owner, who is the user where it has none.
+
+    Raises:
+        PermissionError: the token is for reading, or the owner is neither the user nor an organisation of the user's.
+        HTTPError, OSError: there is no token, the Hub does not know it, or cannot be reached.
+    """
+    user = HfApi(token=token).whoami()
+    repo_id = name if "/" in name else f"{user['name']}/{name}"
+    owners = {user["name"], *(organisation["name"] for organisation in user.get("orgs", []))}
+    role = user.get("auth", {}).get("accessToken", {}).get("role")
+    if repo_id.split("/")[0] not in owners or role == "read":
+        raise PermissionError(explain_refusal(repo_id))
+    return repo_id
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    private: bool,
+    revision: str,
+    tag: str,
+    commit_message: str | None = None,
+    token: str | None = None,
+) -> str:
+    """
+    The folder as one commit, tagged; returns the commit. What is on the Hub already is not sent again. Answers that
+    pass, and lost connections, are tried again.
+
+    Raises:
+        ValueError: the repository or the tag holds something else; nothing has been sent then.
+        HTTPError, OSError: the Hub says no, or cannot be reached.
+    """
+    for seconds in RETRY_AFTER:
+        try:
+            return push_once(folder, repo_id, private, revision, tag, commit_message, token)
+        except HTTPError as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code not in TRANSIENT:
+                raise
+            print(f"{explain(error, repo_id)} Trying again in {seconds} s.", file=sys.stderr)
+            time.sleep(seconds)
+    return push_once(folder, repo_id, private, revision, tag, commit_message, token)
+
+
+def push_once(
+    folder: Path,
+    repo_id: str,
+    private: bool,
+    revision: str,
+    tag: str,
+    commit_message: str | None,
+    token: str | None,
+) -> str:
+    api = HfApi(token=token)
+    full_repo_id(repo_id, token)  # says best what a token lacks
+    api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the organisation has it
+    if revision != "main":
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    files, references = files_of(folder), api.list_repo_refs(repo_id)
+    heads, tags = ({ref.name: ref.target_commit for ref in refs} for refs in (references.branches, references.tags))
+    if tag in tags:
+        if not same_content(files, remote_files(api, repo_id, tag)):
+            raise ValueError(f"{repo_id} has a tag {tag} already, of another release: choose another --tag.")
+        return tags[tag]
+    there = remote_files(api, repo_id, heads[revision])
+    if set(there) - {"README.md"} and "golden_embeddings.json" not in there:
+        names = ", ".join(sorted(there)[:5])
+        raise ValueError(f"{repo_id} holds something that is not a release ({names}): choose another name.")
+    # Not upload_folder, which may spread a slow upload over several commits: nobody shall load half a release.
+    commit = api.create_commit(
+        repo_id,
+        operations=[
+            *(CommitOperationDelete(name) for name in sorted(set(there) - set(files))),
+            *(CommitOperationAdd(name, path) for name, path in files.items()),
+        ],
+        commit_message=commit_message or f"Release {tag}",
+        revision=revision,
+        parent_commit=heads[revision],  # refused if somebody else has committed since
+    )
+    api.create_tag(repo_id, tag=tag, revision=commit.oid)
+    return commit.oid
+
+
+def remote_files(api: HfApi, repo_id: str, revision: str) -> dict[str, RepoFile]:
+    entries = api.list_repo_tree(repo_id, recursive=True, revision=revision)
+    return {e.path: e for e in entries if isinstance(e, RepoFile) and e.path != ".gitattributes"}
+
+
+def same_content(files: dict[str, Path], there: dict[str, RepoFile]) -> bool:
+    """By the hashes that the Hub keeps: SHA-256 of a large file, git's of another."""
+    if set(files) != set(there):
+        return False
+    hashes = ((path, there[name]) for name, path in files.items())
+    return all(sha256(p) == e.lfs.sha256 if e.lfs else git_hash(p.read_bytes()) == e.blob_id for p, e in hashes)
+
+
+def explain(error: Exception, repo_id: str) -> str:
+    """What the user can do about it; never the token."""
+    if isinstance(error, PermissionError):
+        return str(error)
+    if isinstance(error, LocalTokenNotFoundError):
+        return "no access token: log in with `hf auth login`, or set HF_TOKEN."
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it."
+    if not isinstance(error, HfHubHTTPError):
+        return f"the connection to the Hub failed ({type(error).__name__})."
+    status = error.response.status_code
+    if status == 401:
+        return "the Hub does not know this access token: log in with `hf auth login`, or set HF_TOKEN to a valid one."
+    if status == 403:
+        return explain_refusal(repo_id)
+    return f"the Hub answered {status} for {repo_id}: {error.server_message or 'no reason given'}."
+
+
+def explain_refusal(repo_id: str) -> str:
+    return (
+        f"this access token may not write to {repo_id}: use one with write access from the repository's owner, "
+        "or choose a name of your own."
+    )
