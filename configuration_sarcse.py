@@ -67,6 +67,8 @@ class SarcseConfig(PretrainedConfig):
             What a fresh decoder reconstructs: `"copy"`, the sentence embedding at every position, so that its error
             pulls the embedding towards the tokens' weighted mean from the first step on (this project's idea);
             `"random"`, noise, which it first has to unlearn.
+        with_decoder (`bool`, defaults to `True`):
+            False in releases, whose decoder is left out: only training and `token_importance` use it.
         special_token_ids (`list[int]`, defaults to `[]`):
             Ids that are not content: the paper drops `<s>` and `</s>` from the sequence. They are stored here because
             not every encoder configuration carries them (BERT's has neither `[CLS]` nor `[SEP]`);
@@ -89,6 +91,7 @@ class SarcseConfig(PretrainedConfig):
         activation: str = "gelu",
         decoder_length: int = 32,
         decoder_initialization: str = "copy",
+        with_decoder: bool = True,
         special_token_ids: list[int] | tuple[int, ...] = (),
         **kwargs: Any,
     ) -> None:
@@ -124,6 +127,7 @@ class SarcseConfig(PretrainedConfig):
         self.activation = activation
         self.decoder_length = decoder_length
         self.decoder_initialization = decoder_initialization
+        self.with_decoder = with_decoder
         self.special_token_ids = sorted(special_token_ids)
         # Of the code that runs, which is also the code that travels with what is saved.
         self.sarcse_version = __version__

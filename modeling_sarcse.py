@@ -176,6 +176,7 @@ class Pooler(nn.Module):
         has_layers (`bool`): It has weights: an encoder alone does not make such embeddings.
         of_content (`bool`): Its vectors are the content tokens', packed to the left, instead of all attended ones.
         with_first_layer (`bool`): They are the mean of the first and the last layer's, instead of the last one's.
+        pooling_mode (`str`, *optional*): sentence-transformers' name of it: an encoder alone makes such embeddings.
         decoder (`type`, *optional*): From embeddings `(B, d)` and a mask `(B, T)` to the reconstruction `(B, T, d)`.
         projection (`type`, *optional*): A layer behind the embedding, `(B, d)` -> `(B, d)`, during training only.
         trainable (`bool`): False for a baseline of evaluations.
@@ -185,6 +186,7 @@ class Pooler(nn.Module):
     has_layers = False
     of_content = False
     with_first_layer = False
+    pooling_mode: str | None = None
     decoder: type[nn.Module] | None = None
     projection: type[nn.Module] | None = None
     trainable = True
@@ -259,6 +261,7 @@ class FirstToken(Pooler):
     """The vector of the first position of the mask, which is not position 0 where padding is on the left."""
 
     description = "the first token's vector"
+    pooling_mode = "cls"
     projection = TrainingProjection
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -283,6 +286,7 @@ class Mean(Pooler):
     """Summed in float32."""
 
     description = "the mean of the token vectors"
+    pooling_mode: str | None = "mean"
     decoder: type[nn.Module] | None = Repetition
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -295,6 +299,7 @@ class FirstLastMean(Mean):
 
     description = "the mean of the first and the last layer's token vectors"
     with_first_layer = True
+    pooling_mode = None
     decoder = None
     trainable = False
 
@@ -349,7 +354,7 @@ class SarcseModel(PreTrainedModel):
             self.encoder = encoder
             config.encoder_config = encoder.config
         self.sentence_encoder = pooler = POOLERS[config.pooler](config)
-        self.sentence_decoder = pooler.decoder(config) if pooler.decoder else None
+        self.sentence_decoder = pooler.decoder(config) if pooler.decoder and config.with_decoder else None
         self.projection = pooler.projection(config) if pooler.projection else None
         self.post_init()
         if encoder is not None:
@@ -451,7 +456,7 @@ class SarcseModel(PreTrainedModel):
             ValueError: a reconstruction is asked of a model whose pooler has none, or the special tokens cannot be
                 told, since there are no `input_ids`.
         """
-        decoder = self._decoder() if output_reconstruction else None
+        decoder = self.require_decoder() if output_reconstruction else None
         pooler = self.sentence_encoder
         read: dict[str, torch.Tensor] = {}
         if inputs_embeds is not None:
@@ -494,11 +499,23 @@ class SarcseModel(PreTrainedModel):
             **reconstruction,
         )
 
-    def _decoder(self) -> nn.Module:
-        if self.sentence_decoder is None:
-            able = " and ".join(name for name, pooler in POOLERS.items() if pooler.decoder is not None)
-            raise ValueError(f"pooler={self.config.pooler!r} has no reconstruction: only {able} do.")
-        return self.sentence_decoder
+    def require_decoder(self) -> nn.Module:
+        """
+        The decoder, for training with a reconstruction and for token importance.
+
+        Raises:
+            ValueError: the pooler has none, or it was left out of a release.
+        """
+        if self.sentence_decoder is not None:
+            return self.sentence_decoder
+        if self.sentence_encoder.decoder is not None:
+            raise ValueError(
+                f"{self.name_or_path or 'this model'} has no decoder, which a release leaves out: nothing can be "
+                "reconstructed. Take the folder that the training wrote, or a release that was made --with_decoder; a "
+                "training with --reconstruction_weight 0 needs none."
+            )
+        able = " and ".join(name for name, pooler in POOLERS.items() if pooler.decoder is not None)
+        raise ValueError(f"pooler={self.config.pooler!r} has no reconstruction: only {able} do.")
 
     def pack_content(
         self, hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
@@ -575,7 +592,7 @@ class SarcseModel(PreTrainedModel):
         An error is a mean square over d, in units of the encoder's vectors squared.
 
         Raises:
-            ValueError: the pooler has no reconstruction.
+            ValueError: the pooler has no reconstruction, or the model no decoder.
         """
         training = self.training
         self.eval()

@@ -1,7 +1,10 @@
 """
 Releases: a trained model as one clean, verified folder with an honest card, and its way to the Hub.
 
-`release.py` builds, verifies and pushes the folder; `card.py` and `card.md` write its README.md from what was scored
-and from `record.py`'s account of the training; `check.py` is what the verification runs in a process of its own;
-`python -m model_card` is the command.
+`release.py` builds the folder. What is in it says `folder.py`, with `plain.py` for models that need no code of ours
+and `onnx_files.py`; `check.py` is what its verification runs in a process of its own. `facts.py` reads what was
+recorded and measured, and `card.py` and `card.md` write its README.md from that. `hub.py` pushes it. `python -m
+model_card` is the command.
 """
+
+import sarcse  # noqa: F401  # before the modules here, which sarcse's trainer imports: so their order is always one

@@ -5,8 +5,10 @@ Build, verify and push a release.
 """
 
 import argparse
+from dataclasses import fields
 
 from model_card.release import ReleaseOptions, release
+from sarcse.arguments import ReleaseArguments
 from sarcse.parsing import one_line_errors
 
 
@@ -29,6 +31,10 @@ def parse_arguments(arguments: list[str] | None = None) -> ReleaseOptions:
     parser.add_argument(
         "--seeds", nargs="+", default=[], metavar="DIR", help="The same training with other seeds: mean and deviation."
     )
+    for argument in fields(ReleaseArguments):
+        parser.add_argument(f"--{argument.name}", action="store_true", help=argument.metadata["help"])
+    parser.add_argument("--sts_dir", metavar="DIR", help="--onnx_int8: where STS-B is, as in eval_sts.py.")
+    parser.add_argument("--pairs", metavar="FILE", help="--onnx_int8: graded pairs of your own, instead of STS-B.")
     return ReleaseOptions(**vars(parser.parse_args(arguments)))
 
 

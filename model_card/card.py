@@ -2,34 +2,50 @@
 The README.md of a release, from what was measured and recorded: a number that nobody measured is left out.
 """
 
-import json
 import math
+import re
 import statistics
-from dataclasses import dataclass, field
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
-from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import PreTrainedTokenizerBase
 
-from modeling_sarcse import SarcseModel
+from model_card.facts import Facts
+from model_card.plain import unused_weights
 from sarcse.arguments import ModelArguments
 from sarcse.comparison import ModelScores, intervals_table, markdown_table, reference_task, results_table, short_name
 from sarcse.figures import FIGURES
-from sarcse.record import FILE_NAME
 from sarcse.sts import STS_TASKS
 
 
-TEMPLATE = Path(__file__).with_name("card.md")
+# Of the lines of a card.
+WIDTH = 119
 
-SARCSE = "[arXiv 2402.15153](https://arxiv.org/abs/2402.15153)"
-SIMCSE = "[arXiv 2104.08821](https://arxiv.org/abs/2104.08821)"
-WITH_RECONSTRUCTION = f"""Trained without labels with the losses of SARCSE ({SARCSE}): InfoNCE over two dropout
-views of each sentence spreads the embeddings; and reconstructing every token's vector from the embedding, with weights
-that fall with the token's frequency, keeps the rare, meaning-bearing tokens in it."""
-WITHOUT_RECONSTRUCTION = f"""Trained without labels by InfoNCE over two dropout views of each sentence, as SimCSE
-({SIMCSE})."""
+# Owner of the repository in the examples of a card that belongs to none yet.
+PLACEHOLDER = "you"
+
+# What the model's page on the Hub offers to compare.
+WIDGET = [
+    {
+        "source_sentence": "A child plays football on the grass.",
+        "sentences": [
+            "A boy is kicking a ball in the park.",
+            "The children watch a football match on television.",
+            "The bank raised its interest rates again.",
+        ],
+    },
+    {
+        "source_sentence": "The committee postponed its vote until the spring.",
+        "sentences": [
+            "The decision was put off for some months.",
+            "The committee voted against the proposal.",
+            "Spring is the season in which most birds nest.",
+        ],
+    },
+]
+
+TEMPLATE = Path(__file__).with_name("card.md")
 
 CITATIONS = {
     "sarcse": """@article{liu2024sarcse,
@@ -47,137 +63,6 @@ CITATIONS = {
 }
 
 
-@dataclass
-class Facts:
-    """
-    What is known of a model.
-
-    Args:
-        model, tokenizer: As released.
-        record (`dict`): training_record.json; empty without.
-        models (`dict[str, ModelScores]`): Its scores beside those of others, by row; empty without.
-        row (`str`): The model's own row of `models`.
-        figure_dir (`Path`): Where figures of these scores may be.
-        seeds (`dict[int, ModelScores]`): Of the same training with other seeds, by seed.
-    """
-
-    model: SarcseModel
-    tokenizer: PreTrainedTokenizerBase
-    record: dict[str, Any]
-    models: dict[str, ModelScores]
-    row: str | None
-    figure_dir: Path
-    seeds: dict[int, ModelScores] = field(default_factory=dict)
-
-    def own(self) -> ModelScores | None:
-        """The model's own row, if it was scored."""
-        return None if self.row is None else self.models[self.row]
-
-    def base_model(self) -> str | None:
-        """Hub id of what the training started from, if it came from the Hub."""
-        base = self.record.get("base_model", {})
-        return base["name"] if base.get("revision") else None
-
-    def figures(self) -> list[Path]:
-        """Those of `FIGURES` that are there."""
-        return [file for name in FIGURES if (file := self.figure_dir / f"{name}.png").is_file()]
-
-    def reconstructs(self) -> bool:
-        """Whether the training had the reconstruction loss."""
-        return self.record.get("hyperparameters", {}).get("reconstruction_weight", 0) > 0
-
-    def method(self) -> str:
-        """What the embedding is, and how it was trained, as far as that was recorded."""
-        training = WITH_RECONSTRUCTION if self.reconstructs() else WITHOUT_RECONSTRUCTION
-        embedding = f"The embedding is {self.model.sentence_encoder.description}."
-        return f"{embedding} {training}" if self.record else embedding
-
-    def is_sarcse(self) -> bool:
-        """Whether it has the paper's autoencoder, or at least its reconstruction."""
-        return self.model.sentence_encoder.has_layers or self.reconstructs()
-
-
-# --- Reading ---------------------------------------------------------------------------------------------------------
-
-
-def read_facts(
-    model_dir: Path,
-    model: SarcseModel,
-    tokenizer: PreTrainedTokenizerBase,
-    results_file: str | None = None,
-    seed_dirs: list[str] | tuple[str, ...] = (),
-) -> Facts:
-    """
-    Raises:
-        ValueError: a file cannot be read, `results_file` has no row of this model, or the runs of `seed_dirs` differ
-            in more than their seeds.
-    """
-    results_path = Path(results_file) if results_file else model_dir / "sts_results.json"
-    models, row = read_scores(results_path, model_dir) if results_file or results_path.is_file() else ({}, None)
-    record_path = model_dir / FILE_NAME
-    return Facts(
-        model=model,
-        tokenizer=tokenizer,
-        record=read_json(record_path) if record_path.is_file() else {},
-        models=models,
-        row=row,
-        figure_dir=results_path.parent,
-        seeds=read_seeds(model_dir, seed_dirs),
-    )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} could not be read: {error}") from error
-
-
-def read_scores(path: Path, model_dir: Path) -> tuple[dict[str, ModelScores], str]:
-    """All rows, and the name of the model's own: train.py says `after: FOLDER`, eval_sts.py the folder as given."""
-    try:
-        rows = read_json(path).get("models", {})
-        own = [name for name in rows if name.startswith("after: ") or Path(name).resolve() == model_dir.resolve()]
-        if len(own) != 1:
-            raise ValueError(
-                f"{path}: no scores of {model_dir} among {', '.join(rows) or 'no models'}. Make them with "
-                f"`python eval_sts.py {model_dir} --output_dir OUT`, and give --results OUT/results.json."
-            )
-        models = {name: ModelScores.from_json(row) for name, row in rows.items()}
-    except (AttributeError, KeyError, TypeError, StrictDataclassFieldValidationError) as error:
-        found = repr(error.__cause__ or error)  # strict's own message has two lines
-        raise ValueError(f"{path}: no scores as eval_sts.py and train.py write them: {found}") from error
-    if len({tuple(scores.tasks) for scores in models.values()}) > 1:
-        raise ValueError(f"{path}: its rows have different tasks.")
-    return models, own[0]
-
-
-def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[int, ModelScores]:
-    """Own scores of this run and of the same training with other seeds, by seed; empty if there are no others."""
-    if not seed_dirs:
-        return {}
-    seeds: dict[int, ModelScores] = {}
-    common = None
-    for folder in (model_dir, *map(Path, seed_dirs)):
-        record = read_json(folder / FILE_NAME)
-        seed = record["hyperparameters"].pop("seed")
-        trained = {name: record[name] for name in ("base_model", "architecture", "train_data", "hyperparameters")}
-        if common is not None and trained != common:
-            pairs = [(part, name) for part in trained for name in trained[part]]
-            differing = [f"{part}.{name}" for part, name in pairs if trained[part][name] != common[part][name]]
-            raise ValueError(
-                f"--seeds {folder}: differs from {model_dir} in more than the seed: {', '.join(differing)}."
-            )
-        if seed in seeds:
-            raise ValueError(f"--seeds {folder}: seed {seed} is there already.")
-        common = trained
-        models, row = read_scores(folder / "sts_results.json", folder)
-        seeds[seed] = models[row]
-    if len({tuple(scores.tasks) for scores in seeds.values()}) > 1:
-        raise ValueError("--seeds: the runs were scored on different tasks.")
-    return seeds
-
-
 # --- Metadata --------------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +77,7 @@ def published_scores(facts: Facts) -> dict[str, float]:
 
 
 def eval_results(facts: Facts) -> list[EvalResult]:
-    """For the card's model-index, under the names that sentence-transformers' cards use."""
+    """For the card's model-index, under the names and on the scale, 0 to 1, of sentence-transformers' cards."""
     return [
         EvalResult(
             task_type="semantic-similarity",
@@ -201,15 +86,15 @@ def eval_results(facts: Facts) -> list[EvalResult]:
             dataset_name=task,
             dataset_split="test",
             metric_type="spearman_cosine",
-            metric_name="Spearman correlation of cosine similarities x 100",
-            metric_value=round(value, 2),
+            metric_name="Spearman Cosine",
+            metric_value=round(value / 100, 4),
         )
         for task, value in published_scores(facts).items()
     ]
 
 
 def eval_result_entries(facts: Facts) -> list[dict[str, Any]]:
-    """The same for `.eval_results/` (huggingface.co/docs/hub/eval-results)."""
+    """The same for `.eval_results/` (huggingface.co/docs/hub/eval-results), times 100, as mteb writes it there."""
     entries = [
         EvalResultEntry(
             dataset_id=STS_TASKS[task].hub_id,
@@ -223,9 +108,8 @@ def eval_result_entries(facts: Facts) -> list[dict[str, Any]]:
 
 
 def card_data(facts: Facts, repo_id: str, license: str | None, language: list[str]) -> ModelCardData:
-    dataset = facts.record.get("train_data", {}).get("hub_id")
-    base_model = facts.base_model()
-    method_tags = ["sarcse"] if facts.is_sarcse() else ["simcse"]
+    data = facts.record.get("train_data", {})
+    dataset, base_model = data.get("hub_id"), facts.base_model()
     return ModelCardData(
         model_name=repo_id.split("/")[-1],
         language=language or None,
@@ -234,7 +118,13 @@ def card_data(facts: Facts, repo_id: str, license: str | None, language: list[st
         pipeline_tag="sentence-similarity",
         base_model=base_model if base_model != repo_id else None,  # trained further: the text names the commit
         datasets=[dataset] if dataset else None,
-        tags=["sentence-transformers", "transformers", "feature-extraction", "sentence-similarity", *method_tags],
+        tags=[
+            *("sentence-transformers", "sentence-similarity", "feature-extraction", "dense", "transformers"),
+            *([f"dataset_size:{data['sentences']}"] if "sentences" in data else []),
+            *(f"loss:{name}" for name in facts.losses()),
+            "sarcse" if facts.is_sarcse() else "simcse",
+        ],
+        widget=WIDGET if "en" in (language or ["en"]) else None,
         eval_results=eval_results(facts) or None,
         metrics=["spearman_cosine"] if published_scores(facts) else None,
     )
@@ -247,12 +137,38 @@ def model_facts(facts: Facts) -> dict[str, str]:
     config = facts.model.config
     # Without the autoencoder nothing but the pooler counts.
     names = ModelArguments.architecture() if facts.model.sentence_encoder.has_layers else ["pooler"]
+    if not config.with_decoder:
+        names = [name for name in names if not name.startswith("decoder_")]
     return {
-        "Parameters": f"{facts.model.num_parameters():,}",
-        "Embedding": f"{config.hidden_size} dimensions, not normalised; compare by cosine similarity",
         "Encoder": config.encoder_config.model_type,
         **{f"`{name}`": str(getattr(config, name)) for name in names},
+        **({} if config.with_decoder else {"Decoder": "left out: only training and `token_importance` use it"}),
     }
+
+
+def summary(facts: Facts) -> list[str]:
+    """What decides whether one can use a model at all."""
+    parameters, length = facts.model.num_parameters(), max_length(facts)
+    return [
+        f"{facts.model.config.hidden_size} dimensions, not normalised: compare them by cosine similarity.",
+        f"{parameters:,} parameters, {megabytes(4 * parameters)} in float32.",
+        *([f"Up to {length:,} tokens; what is longer is cut."] if length else []),
+    ]
+
+
+def max_length(facts: Facts) -> int | None:
+    """In tokens. An encoder without positions has no limit; its tokenizer then says 10^30."""
+    length = facts.tokenizer.model_max_length
+    return length if length < 10**9 else None
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB" if size >= 10**7 else f"{size / 1e6:,.1f} MB"
+
+
+def onnx_section(facts: Facts, repo_id: str) -> str | None:
+    """TODO"""
+    return None
 
 
 def scores_section(facts: Facts) -> str | None:
@@ -311,19 +227,32 @@ def training_section(facts: Facts) -> str | None:
         return None
     record, data = facts.record, facts.record["train_data"]
     base = record["base_model"]
-    base_text = f"`{base['name']}`" + (f" at commit `{base['revision']}`" if base["revision"] else "")
+    commit = f" at commit `{base['revision']}`" if base["revision"] else ""
     values = {name: value for name, value in record["hyperparameters"].items() if value not in (None, -1)}
     rows = [["hyperparameter", "value"], *([f"`{name}`", str(value)] for name, value in values.items())]
-    return "\n\n".join(
+    lines = [
+        f"Started from `{base['name']}`{commit}.",
+        f"Data: {training_data(data)}",
+        f"Hardware: {record['hardware']}.",
+        *([f"Time: {duration(record['seconds'])}, with evaluations."] if record.get("seconds") else []),
+        f"Versions: {', '.join(f'{name} {number}' for name, number in record['versions'].items())}.",
+        *([f"Commit of the code: `{record['commit']}`."] if record.get("commit") else []),
+    ]
+    return "\n".join(
         [
-            f"- Started from {base_text}.\n"
-            f"- Data: {training_data(data)}\n"
-            f"- Hardware: {record['hardware']}.\n"
-            f"- Versions: {', '.join(f'{name} {number}' for name, number in record['versions'].items())}."
-            + (f"\n- Commit of the code: `{record['commit']}`." if record.get("commit") else ""),
+            *(f"- {line}" for line in lines),
+            "\n<details>\n<summary>Hyperparameters</summary>\n",
             markdown_table(rows),
+            "\n</details>",
         ]
     )
+
+
+def duration(seconds: float) -> str:
+    """In seconds, minutes or hours, whichever is below a hundred."""
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
 def training_data(data: dict[str, Any]) -> str:
@@ -350,24 +279,58 @@ def selected_on(facts: Facts) -> str | None:
 def write_card(
     path: Path, facts: Facts, repo_id: str, revision: str | None, license: str | None, language: list[str]
 ) -> None:
-    """Write the card; `revision` is what its examples pin, and without one it is no release's."""
+    """
+    Write the card; `revision` is what its examples pin where they run code, and without one it is no release's. A
+    repository of `PLACEHOLDER`'s is said to be none.
+    """
     card = ModelCard.from_template(
         card_data(facts, repo_id, license, language),
         template_path=str(TEMPLATE),
         name=repo_id.split("/")[-1],
         repo_id=repo_id,
-        pinned=f', revision="{revision}"' if revision else "",
+        placeholder=repo_id.startswith(f"{PLACEHOLDER}/"),
+        plain=facts.plain,
+        pooling=facts.model.sentence_encoder.pooling_mode,
+        zero_pooler=facts.plain and bool(unused_weights(facts.model)),
+        trust="" if facts.plain else ", trust_remote_code=True",
+        pinned=f', revision="{revision}"' if revision and not facts.plain else "",
         dimensions=facts.model.config.hidden_size,
         base_model=facts.base_model(),
         method=facts.method(),
+        summary=summary(facts),
+        onnx=onnx_section(facts, repo_id),
         model_facts=model_facts(facts),
         scores=scores_section(facts),
         training=training_section(facts),
-        # An encoder without positions has no limit; its tokenizer then says 10^30.
-        max_length=facts.tokenizer.model_max_length if facts.tokenizer.model_max_length < 10**9 else None,
         training_length=facts.record.get("hyperparameters", {}).get("max_seq_length"),
         selected_on=selected_on(facts),
         license=license,
         citation=CITATIONS["sarcse" if facts.is_sarcse() else "simcse"],
     )
+    card.text = wrapped(card.text)
     card.save(path)
+
+
+def wrapped(text: str) -> str:
+    """Paragraphs and list items in lines of at most `WIDTH`, for those who read the file as it is; the rest stays."""
+    lines: list[str] = []
+    code = prose = False
+    for line in text.split("\n"):
+        code ^= line.startswith("```")
+        starts = line.startswith("- ")
+        if code or (not starts and re.match(r"$|[|!<#]|```", line)):
+            prose = False
+            lines.append(line)
+        elif prose and not starts:
+            lines[-1] += f" {line.strip()}"
+        else:
+            prose = True
+            lines.append(line)
+    return "\n".join(part for line in lines for part in wrapped_line(line))
+
+
+def wrapped_line(line: str) -> list[str]:
+    if re.match(r"[|!<#]", line) or len(line) <= WIDTH:
+        return [line]
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -3,10 +3,12 @@ Load a release as a stranger does, and compare its embeddings with the golden on
 
     python check.py RELEASE_DIR
 
-It needs torch and transformers, and runs the code in the folder. It prints the largest difference, relative to the
-largest golden value, and exits with 1 where that is above the release's tolerance.
+It needs torch and transformers. What is read: with AutoModel, which runs the code in the folder if there is any; and,
+of a folder without code, with sentence-transformers as well, if that is installed. For each it prints the largest
+difference, relative to the largest golden value, and it exits with 1 where one is above the release's tolerance.
 """
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -15,18 +17,47 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 
-def main(release_dir: str) -> None:
-    golden = json.loads(Path(release_dir, "golden_embeddings.json").read_text(encoding="utf-8"))
-    tokenizer = AutoTokenizer.from_pretrained(release_dir, trust_remote_code=True)
-    model = AutoModel.from_pretrained(release_dir, trust_remote_code=True, dtype=torch.float32)
-    batch = tokenizer(golden["sentences"], padding=True, truncation=True, return_tensors="pt")
-    with torch.no_grad():
-        embeddings = model(**batch).pooler_output
+def by_transformers(folder: Path, sentences: list[str]) -> torch.Tensor:
+    trust = {"trust_remote_code": has_code(folder)}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, **trust)
+    batch = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
+    output = model(**batch)
+    return output.pooler_output if has_code(folder) else pooled(folder, output.last_hidden_state, batch)
+
+
+def pooled(folder: Path, vectors: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(B, L, d) -> (B, d), as the folder says."""
+    if json.loads((folder / "1_Pooling" / "config.json").read_text())["pooling_mode_cls_token"]:
+        return vectors[:, 0]
+    mask = batch["attention_mask"].unsqueeze(-1)  # (B, L, 1)
+    return (vectors * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+def by_sentence_transformers(folder: Path, sentences: list[str]) -> torch.Tensor:
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(folder), device="cpu").encode(sentences, convert_to_tensor=True)
+
+
+def has_code(folder: Path) -> bool:
+    return any(folder.glob("*.py"))
+
+
+@torch.no_grad()
+def main(folder: Path) -> None:
+    golden = json.loads((folder / "golden_embeddings.json").read_text(encoding="utf-8"))
     expected = torch.tensor(golden["embeddings"])
-    difference = ((embeddings - expected).abs().max() / expected.abs().max()).item()
-    print(f"{difference:.1e}")
-    sys.exit(0 if difference <= golden["relative_tolerance"] else 1)
+    readers = {"transformers": by_transformers}
+    if not has_code(folder) and importlib.util.find_spec("sentence_transformers"):
+        readers["sentence-transformers"] = by_sentence_transformers
+    good = True
+    for name, read in readers.items():
+        difference = ((read(folder, golden["sentences"]) - expected).abs().max() / expected.abs().max()).item()
+        print(f"{name}: {difference:.1e}")
+        good = good and difference <= golden["relative_tolerance"]
+    sys.exit(0 if good else 1)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]))

@@ -149,8 +149,33 @@ CHOICES = {
 }
 
 
+@dataclass(kw_only=True)
+class ReleaseArguments:
+    """What a release is made of: for the command that makes one, and for a training that ends with one."""
+
+    plain: bool = field(
+        default=False,
+        metadata={
+            "help": "Release an encoder with its pooling, which any tool loads without code of ours; an error where "
+            "the pooler needs that code. It is the default where not."
+        },
+    )
+    with_code: bool = field(
+        default=False, metadata={"help": "Release the SARCSE model with its code, for trust_remote_code, in any case."}
+    )
+    with_decoder: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the decoder in a release with code. Only further training and token_importance use it."
+        },
+    )
+    onnx_int8: bool = field(
+        default=False, metadata={"help": "Add ONNX files in int8 to the one in float32, and score them on STS-B."}
+    )
+
+
 @dataclass
-class SarcseArguments:
+class SarcseArguments(ReleaseArguments):
     """
     What SARCSE adds to transformers' arguments; a class of its own, so that `--help` shows it first. And `output_dir`,
     for that is the first argument of `TrainingArguments`.

@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,6 +28,8 @@ from transformers.utils import (
     SAFE_WEIGHTS_NAME,
     logging,
 )
+
+from sarcse.arguments import ReleaseArguments
 
 
 logger = logging.get_logger(__name__)
@@ -119,6 +122,7 @@ SETTINGS_NAME = "run_settings.json"
 # Arguments that say how a run is watched, saved and shared out; all others decide what comes out of it.
 MAY_CHANGE_PREFIXES = ("do_", "logging_", "log_", "save_", "hub_", "push_to_", "trackio_", "ddp_", "torch_empty_")
 MAY_CHANGE = {
+    *(field.name for field in fields(ReleaseArguments)),
     "output_dir",
     "resume_from_checkpoint",
     "report_to",

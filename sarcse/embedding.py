@@ -317,7 +317,7 @@ def explain(
     explained: dict[str, list[figures.ExplainedPair]] = {}
     for name in names:
         model, tokenizer = load_model(name, **options)
-        if kind_of_model(name, options["revision"]) != "sarcse" or model.sentence_decoder is None:
+        if kind_of_model(name, options["revision"]) != "sarcse" or model.sentence_encoder.decoder is None:
             raise ValueError(f"{name} cannot reconstruct tokens from a sentence: --explain needs a SARCSE model.")
         model.to(device)
         explained[name] = []

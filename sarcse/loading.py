@@ -30,12 +30,15 @@ from modeling_sarcse import SarcseModel
 AutoConfig.register(SarcseConfig.model_type, SarcseConfig)
 AutoModel.register(SarcseConfig, SarcseModel)
 
+# Where a plain release, which is an encoder to everyone else, has its pooler: a field of the encoder's configuration.
+POOLER_FIELD = "sarcse_pooler"
+
 
 def load_model(
     name_or_path: str, revision: str = "main", trust_remote_code: bool = False, **options: Any
 ) -> tuple[SarcseModel, PreTrainedTokenizerBase]:
     """
-    A SARCSE model as it was saved, or any other text encoder under fresh layers, in evaluation mode.
+    A SARCSE model as it was saved or released, or any other text encoder under fresh layers, in evaluation mode.
 
     Args:
         name_or_path (`str`): A folder or the id of a model on the Hub.
@@ -55,9 +58,12 @@ def load_model(
             check_saved_fields(name_or_path, config, options)
             model = AutoModel.from_pretrained(name_or_path, revision=revision, **arguments)
         else:
+            if hasattr(config, POOLER_FIELD):
+                check_pooler(name_or_path, getattr(config, POOLER_FIELD), options)
             model = SarcseModel.from_encoder_pretrained(
                 name_or_path, tokenizer=tokenizer, revision=revision, **options
             )
+            vars(model.config.encoder_config).pop(POOLER_FIELD, None)
             point_to_code(model.config.encoder_config, name_or_path)
     fit_tokenizer(name_or_path, model, tokenizer)
     return model.eval(), tokenizer
@@ -109,6 +115,12 @@ def loadable(name_or_path: str) -> Iterator[None]:
 
 def in_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
+def check_pooler(name_or_path: str, pooler: str, fields: dict[str, Any]) -> None:
+    """Sets the pooler of a plain release, which knows no other field."""
+    if pooler != fields.setdefault("pooler", pooler):
+        raise ValueError(f"{name_or_path} was released with pooler={pooler}: leave --pooler out.")
 
 
 def check_saved_fields(name_or_path: str, config: PretrainedConfig, fields: dict[str, Any]) -> None:
@@ -242,7 +254,7 @@ def kind_of_model(name_or_path: str, revision: str = "main") -> Literal["sarcse"
         fields, _ = PretrainedConfig.get_config_dict(name_or_path, revision=revision)
     except (OSError, ValueError):
         fields = {}  # older sentence-transformers models have their configuration in a subfolder
-    if fields.get("model_type") == SarcseConfig.model_type:
+    if fields.get("model_type") == SarcseConfig.model_type or POOLER_FIELD in fields:
         return "sarcse"
     try:
         return "sentence-transformers" if has_file(name_or_path, "modules.json", revision=revision) else "encoder"

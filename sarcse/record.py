@@ -4,6 +4,7 @@ training_record.json: what a card tells of a training, written beside the model 
 Nothing in it names this machine: of local files and folders only the last part of their names.
 """
 
+import json
 import platform
 import subprocess
 from dataclasses import fields
@@ -53,6 +54,10 @@ HYPERPARAMETERS = (
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers")
 
 
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def describe_base_model(name_or_path: str, revision: str) -> dict[str, str | None]:
     """
     The encoder or SARCSE model that a training starts from: `name`, and the commit as `revision`, which is None for
@@ -88,6 +93,7 @@ def training_record(
     sentences: dict[str, Any],
     args: TrainingArguments,
     commit: str | None,
+    seconds: float | None,
 ) -> dict[str, Any]:
     """
     Args:
@@ -96,6 +102,7 @@ def training_record(
         sentences (`dict`): The description of a `Corpus`.
         args (`SarcseTrainingArguments`): Of the training.
         commit (`str`, *optional*): From `code_commit`, as the training began.
+        seconds (`float`, *optional*): That the training took; None for one that was interrupted.
     """
     values = args.to_dict()
     if values["eval_strategy"] != "steps":
@@ -106,6 +113,7 @@ def training_record(
         "train_data": sentences,
         "hyperparameters": {name: values[name] for name in HYPERPARAMETERS},
         "hardware": hardware(args),
+        "seconds": seconds,
         "versions": versions(),
         "commit": commit,
     }

@@ -1,6 +1,7 @@
 """What a training leaves: the model with its record and scores, and the release of it at the Hub."""
 
 import copy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
-import model_card.hub
-import model_card.release  # not "from": it imports this package, whose __init__ imports this module
+from model_card.card import PLACEHOLDER, write_card
+from model_card.facts import read_facts
+from model_card.hub import repository_of_training
+from model_card.release import ReleaseOptions, check_releasable, is_plain, release
 from modeling_sarcse import SarcseModel
 from sarcse import figures
-from sarcse.arguments import SarcseTrainingArguments
+from sarcse.arguments import ReleaseArguments, SarcseTrainingArguments
 from sarcse.comparison import Measurement, Results, write_results
 from sarcse.corpus import Corpus
 from sarcse.embedding import draw_figures
 from sarcse.record import FILE_NAME as RECORD_NAME
-from sarcse.record import training_record
+from sarcse.record import training_record, write_json
 
 
 logger = logging.get_logger(__name__)
@@ -34,6 +37,7 @@ class ReleasingTrainer(Trainer):
         corpus (`Corpus`, *optional*): What is trained on.
         base_model (`dict`): From `describe_base_model`.
         commit (`str`, *optional*): Of the code, as the training began.
+        seconds (`float`, *optional*): That the training took, with its evaluations; None if it was interrupted.
         tasks (`dict[str, datasets.Dataset]`), measurements (`dict[str, Measurement]`):
             Graded pairs, and what was measured on them before and after the training, by row.
         results (`Results`, *optional*): The scores of these, on the first process.
@@ -44,6 +48,7 @@ class ReleasingTrainer(Trainer):
     corpus: Corpus | None
     base_model: dict[str, str | None]
     commit: str | None
+    seconds: float | None
     tasks: dict[str, datasets.Dataset]
     measurements: dict[str, Measurement]
     results: Results | None
@@ -75,8 +80,10 @@ class ReleasingTrainer(Trainer):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         if self.corpus is not None and self.state.global_step > 0:
-            record = training_record(self.base_model, model.config, self.corpus.description, self.args, self.commit)
-            model_card.release.write_json(folder / RECORD_NAME, record)
+            record = training_record(
+                self.base_model, model.config, self.corpus.description, self.args, self.commit, self.seconds
+            )
+            write_json(folder / RECORD_NAME, record)
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             figures.training_curve({folder.name: self.state.log_history}, folder / "training_curve")
         if self.results is not None:
@@ -91,8 +98,18 @@ class ReleasingTrainer(Trainer):
         Raises:
             ValueError: there is no token that can write there, no Hub to reach, or no release to be made of the model.
         """
-        model_card.release.check_releasable(self.model.name_or_path, self.model.config.encoder_config.to_dict())
-        self.hub_model_id = model_card.hub.repository_of_training(self.args)
+        check_releasable(self.model.name_or_path, self.model.config.encoder_config.to_dict())
+        self.hub_model_id = repository_of_training(self.args)
+
+    def check_form(self) -> None:
+        """
+        Whether there is a release as the arguments want it: better known before the training.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.processing_class is not None and not has_adapters(self.model):
+            is_plain(self.args, self.unwrapped, self.processing_class)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Checkpoints stay here: what is pushed is a release."""
@@ -129,9 +146,11 @@ class ReleasingTrainer(Trainer):
         if not self.save_for_card(others):
             return
         repo_id = model_name or self.args.hub_model_id or Path(self.args.output_dir).name
-        model_card.release.write_card(
+        if "/" not in repo_id:
+            repo_id = f"{PLACEHOLDER}/{repo_id}"
+        write_card(
             self.model_dir / "README.md",
-            model_card.release.read_facts(self.model_dir, self.merged(), self.processing_class),
+            read_facts(self.model_dir, self.merged(), self.processing_class),
             repo_id,
             revision=None,
             license=license or self.args.hub_license,
@@ -159,14 +178,16 @@ class ReleasingTrainer(Trainer):
             revision (`str`, *optional*): Branch. Default: `hub_revision`, or main.
             language, license: As in `create_model_card`.
             tag (`str`, *optional*): Name of the release. Default: `release-` and a hash of its content.
+            others: `plain`, `with_code`, `with_decoder` and `onnx_int8`, whose defaults are those of the arguments.
 
         Raises:
             ValueError: the release cannot be built or pushed; the message says how to finish.
         """
+        args = self.args
+        form = {f.name: others.pop(f.name, getattr(args, f.name)) for f in fields(ReleaseArguments)}
         if not self.save_for_card(others):
             return None
-        args = self.args
-        options = model_card.release.ReleaseOptions(
+        options = ReleaseOptions(
             model_dir=str(self.model_dir),
             release_dir=str(Path(args.output_dir, "release")),
             push="you/name",  # so that the message below has a whole command
@@ -176,13 +197,14 @@ class ReleasingTrainer(Trainer):
             commit_message=commit_message,
             license=license or args.hub_license,
             language=as_list(language) or args.hub_language,
+            **form,
         )
         try:
-            options.push = self.hub_model_id or model_card.hub.repository_of_training(args, token)
+            options.push = self.hub_model_id or repository_of_training(args, token)
         except ValueError as error:
             finish = f"The model is in {self.model_dir}. To finish:\n  {options.command()}"
             raise ValueError(f"{error}\n{finish}") from error
-        return model_card.release.release(options, token)
+        return release(options, token, self.tasks)
 
 
 def as_list(values: str | list[str] | None) -> list[str]:

@@ -6,6 +6,7 @@ Shapes: B sentences of one process, L positions, d dimensions.
 
 import json
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
@@ -95,7 +96,8 @@ class SarcseTrainer(ReleasingTrainer):
 
     Raises:
         ValueError: no evaluation has the metric that picks the best model, the model's pooler cannot be trained, the
-            tokenizer is another model's, or the training data have too few sentences.
+            tokenizer is another model's, a released model's decoder is missing, or the training data have too few
+            sentences.
     """
 
     control: TrainerControl
@@ -145,11 +147,12 @@ class SarcseTrainer(ReleasingTrainer):
             check_tokenizer(name or "the model", processing_class, self.model.config.encoder_config)
             fit_tokenizer(name or "the model", self.model, processing_class)
         self.processing_class = self.callback_handler.processing_class = processing_class
+        self.check_form()
         self.eval_name = eval_name
         self.tasks = tasks if tasks is not None else {} if eval_dataset is None else {"pairs": eval_dataset}
         self.measurements, self.results = {}, None
         self.base_model = describe_base_model(name, model_revision)
-        self.commit = None
+        self.commit = self.seconds = None
         self.rehearsed = False
         self.anchor: ReconstructionAnchor | None = None
         self.given_weights = token_weights
@@ -186,6 +189,8 @@ class SarcseTrainer(ReleasingTrainer):
         model, args = self.model, self.args
         check_trainable(model)
         check_reconstruction(model.config.pooler, args.reconstruction_weight)
+        if self.reconstruct:
+            self.unwrapped.require_decoder()
         self.anchor = None
         if self.reconstruct and args.reconstruction_anchor > 0:
             # Before a checkpoint is loaded: a run that goes on has the anchor that it began with.
@@ -250,11 +255,13 @@ class SarcseTrainer(ReleasingTrainer):
         self.commit = code_commit()
         scored = self.tasks and trial is None  # a search looks at its evaluations only
         if scored and not self.measurements:
-            start = self.call_model_init() if self.model is None else self.model  # after a search there is none
+            model = self.call_model_init() if self.model is None else self.model  # after a search there is none
             self.measurements = measure_before(
-                start, self.processing_class, self.tasks, self.base_model["revision"] or "main"
+                model, self.processing_class, self.tasks, self.base_model["revision"] or "main"
             )
+        start = time.monotonic()
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self.seconds = None if resume_from_checkpoint else time.monotonic() - start
         if scored:
             after = measure(
                 partial(encode, self.unwrapped, self.processing_class), self.tasks, self.model.config.pooler

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
-LARGE = (".safetensors", ".parquet", ".png")  # what is stored as a large file
+LARGE = (".safetensors", ".onnx", ".parquet", ".png")  # what is stored as a large file
 
 
 class Refused(Exception):

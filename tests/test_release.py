@@ -15,10 +15,13 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from model_card import release as release_module
+from model_card import folder as folder_module
 from model_card.__main__ import main
-from model_card.card import Facts, eval_result_entries, read_facts, read_scores, seeds_table, write_card
-from model_card.release import GOLDEN_SENTENCES, ReleaseOptions, build, verify
+from model_card.card import WIDGET, eval_result_entries, seeds_table, write_card
+from model_card.facts import Facts, read_facts, read_scores
+from model_card.folder import GOLDEN_SENTENCES, verify
+from model_card.hub import files_of
+from model_card.release import ReleaseOptions, build
 from modeling_sarcse import SarcseModel
 from sarcse.comparison import ModelScores, TaskScores
 from sarcse.sts import STS_TASKS
@@ -31,7 +34,7 @@ from .ways_to_load import EXACT, LOWER_PRECISION
 
 
 def test_a_release_holds_what_loads_it_and_nothing_else(release_folder):
-    assert {path.relative_to(release_folder).as_posix() for path in release_folder.rglob("*")} == {
+    assert set(files_of(release_folder)) == {
         "README.md",
         "config.json",
         "model.safetensors",
@@ -42,6 +45,7 @@ def test_a_release_holds_what_loads_it_and_nothing_else(release_folder):
         "modules.json",
         "sentence_bert_config.json",
         "golden_embeddings.json",
+        "onnx/model.onnx",
         "similarity_densities.png",
         "alignment_uniformity.png",
         "training_curve.png",
@@ -50,9 +54,9 @@ def test_a_release_holds_what_loads_it_and_nothing_else(release_folder):
 
 def test_nothing_in_a_release_names_the_machine_that_made_it(release_folder, finished_run):
     private = [str(PROJECT), str(finished_run[0].parent), str(release_folder.parent)]
-    for path in release_folder.iterdir():
+    for name, path in files_of(release_folder).items():
         content = path.read_bytes()
-        assert not [name for name in private if name.encode() in content], path.name
+        assert not [text for text in private if text.encode() in content], name
 
 
 def test_golden_embeddings_are_those_of_the_trained_model(release_folder, finished_run, tokenizer):
@@ -71,13 +75,13 @@ def test_the_same_model_gives_the_same_release_byte_by_byte(release_folder, fini
     shutil.copytree(release_folder, again)
     (again / "left_over.txt").write_text("of an earlier release")
     build(ReleaseOptions(str(finished_run[0]), str(again), tag="v1", license="apache-2.0", language=["en"]))
-    files = {path.name: path.read_bytes() for path in again.iterdir()}
-    assert files == {path.name: path.read_bytes() for path in release_folder.iterdir()}
+    files = {name: path.read_bytes() for name, path in files_of(again).items()}
+    assert files == {name: path.read_bytes() for name, path in files_of(release_folder).items()}
     assert [path.name for path in again.parent.iterdir()] == ["sarcse-tiny"], "nothing is left beside it"
 
 
 def test_large_weights_are_sharded(finished_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(release_module, "MAX_SHARD_SIZE", "1MB")
+    monkeypatch.setattr(folder_module, "MAX_SHARD_SIZE", "1MB")
     # Which loads it in a new process.
     folder, _ = build(ReleaseOptions(str(finished_run[0]), str(tmp_path / "sharded")))
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
@@ -119,7 +123,9 @@ def test_a_release_with_other_embeddings_is_stopped(release_folder, tmp_path):
     golden = json.loads((folder / "golden_embeddings.json").read_text())
     golden["embeddings"][0][0] += 0.01
     (folder / "golden_embeddings.json").write_text(json.dumps(golden))
-    with pytest.raises(ValueError, match="does not give the model's embeddings in a new process: largest difference"):
+    with pytest.raises(
+        ValueError, match="does not give the model's embeddings in a new process: .*difference, transf"
+    ):
         verify(folder)
 
 
@@ -158,6 +164,16 @@ def test_a_release_that_needs_the_project_is_stopped(release_folder, tmp_path):
             "--tag first one: a tag has letters, digits",
         ),
         (["{model}", "--release_dir", "{tmp}/out", "--tag", "main"], "--tag main: .* is no branch's name"),
+        (
+            ["{model}", "--release_dir", "{tmp}/out", "--plain"],
+            "--plain: its embedding is what a TextCNN .* takes code of ours .*Leave --plain out",
+        ),
+        (["{model}", "--release_dir", "{tmp}/out", "--plain", "--with_code"], "--plain and --with_code exclude"),
+        (["{model}", "--release_dir", "{tmp}/out", "--plain", "--with_decoder"], "--plain and --with_decoder exclude"),
+        (
+            ["{model}", "--release_dir", "{tmp}/out", "--onnx_int8", "--sts_dir", "{tmp}/full"],
+            "--onnx_int8 scores int8 on STS-B: give it by --sts_dir, or --pairs FILE. {tmp}/full",
+        ),
     ],
 )
 def test_user_errors_end_in_one_message(finished_run, tmp_path, monkeypatch, capsys, arguments, message):
@@ -175,6 +191,7 @@ def test_user_errors_end_in_one_message(finished_run, tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
+    message = message.format(tmp=tmp_path)
     assert re.search(f"model_card: error: .*{message}", capsys.readouterr().err)
     assert not (tmp_path / "out").exists() and (tmp_path / "full" / "note.txt").read_text() == "mine"
 
@@ -203,15 +220,15 @@ def test_lower_precision_stays_near(differences, way):
     assert differences[way] <= {"bfloat16": 1e-3, "int8": 1e-2}[way], differences[way]
 
 
-def test_the_lines_of_the_readme_run(release_folder, tmp_path):
-    """Those under "Use a model", one after the other, on a release in place of the demo's folder."""
+def test_the_lines_of_the_readme_run(finished_run, tmp_path):
+    """Those under "Use a model", one after the other, on the tiny run's folder in place of the demo's."""
     section = (PROJECT / "README.md").read_text().split("## Use a model")[1].split("\n## ")[0]
     blocks = [textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", section, re.DOTALL | re.M)]
     assert len(blocks) == 4
     first = "before = embeddings.numpy()\n"
     last = "import numpy; numpy.testing.assert_allclose(embeddings, before, atol=2e-6)\n"  # what ONNX gave
     blocks = [blocks[0], first, blocks[1], blocks[2], last, blocks[3]]
-    code = "".join(blocks).replace('"output/demo"', repr(str(release_folder)))
+    code = "".join(blocks).replace('"output/demo"', repr(str(finished_run[0])))
     process = run_python("-c", code, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
 
@@ -227,7 +244,11 @@ def test_the_card_says_what_was_recorded(release_folder, finished_run):
         "license": "apache-2.0",
         "library_name": "sentence-transformers",
         "pipeline_tag": "sentence-similarity",
-        "tags": ["sentence-transformers", "transformers", "feature-extraction", "sentence-similarity", "sarcse"],
+        "tags": [
+            *("sentence-transformers", "sentence-similarity", "feature-extraction", "dense", "transformers"),
+            *("dataset_size:32", "loss:InfoNCE", "loss:TokenReconstruction", "sarcse"),
+        ],
+        "widget": WIDGET,
     }  # no base_model, no dataset, no model-index: a local encoder, a local file, and pairs that are no published task
     results = json.loads((finished_run[0] / "sts_results.json").read_text())["models"][f"after: {finished_run[0]}"]
     low, high = results["average_interval"]
@@ -302,8 +323,8 @@ def test_published_tasks_are_in_the_metadata(facts, tmp_path):
     name, results = model_index_to_eval_results(data["model-index"])
     assert name == "model"
     assert [(r.dataset_type, r.dataset_split, r.metric_type, r.metric_value) for r in results] == [
-        ("mteb/sts12-sts", "test", "spearman_cosine", 61.23),
-        ("mteb/stsbenchmark-sts", "test", "spearman_cosine", 70.5),
+        ("mteb/sts12-sts", "test", "spearman_cosine", 0.6123),
+        ("mteb/stsbenchmark-sts", "test", "spearman_cosine", 0.705),
     ]
     entries = yaml.safe_load(yaml.safe_dump(eval_result_entries(facts)))
     assert [(entry["dataset"]["id"], entry["value"]) for entry in entries] == [

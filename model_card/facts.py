@@ -1,0 +1,179 @@
+"""What is known of a model that is released: what was recorded and measured, read from the files of its training."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import PreTrainedTokenizerBase
+
+from modeling_sarcse import SarcseModel
+from sarcse.comparison import ModelScores
+from sarcse.figures import FIGURES
+from sarcse.record import FILE_NAME
+
+
+SARCSE = "[arXiv 2402.15153](https://arxiv.org/abs/2402.15153)"
+SIMCSE = "[arXiv 2104.08821](https://arxiv.org/abs/2104.08821)"
+WITH_RECONSTRUCTION = f"""Trained without labels with the losses of SARCSE ({SARCSE}): InfoNCE over two dropout
+views of each sentence spreads the embeddings; and reconstructing every token's vector from the embedding, with weights
+that fall with the token's frequency, keeps the rare, meaning-bearing tokens in it."""
+WITHOUT_RECONSTRUCTION = f"""Trained without labels by InfoNCE over two dropout views of each sentence, as SimCSE
+({SIMCSE})."""
+
+
+@dataclass
+class Onnx:
+    """
+    The ONNX files of a release.
+
+    Args:
+        files (`dict[str, int]`): Their bytes, with those of weights in a second file, by name.
+        task (`str`, *optional*), pairs (`int`): What int8 was scored on; None without int8.
+        scores (`dict[str, float | None]`): Spearman x 100 on it, by name of the file.
+    """
+
+    files: dict[str, int]
+    task: str | None = None
+    pairs: int = 0
+    scores: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass
+class Facts:
+    """
+    What is known of a model.
+
+    Args:
+        model, tokenizer: As released.
+        record (`dict`): training_record.json; empty without.
+        models (`dict[str, ModelScores]`): Its scores beside those of others, by row; empty without.
+        row (`str`): The model's own row of `models`.
+        figure_dir (`Path`): Where figures of these scores may be.
+        seeds (`dict[int, ModelScores]`): Of the same training with other seeds, by seed.
+        plain (`bool`): Released as an encoder with its pooling, which needs no code of ours.
+        onnx (`Onnx`, *optional*): What there is for ONNX Runtime.
+    """
+
+    model: SarcseModel
+    tokenizer: PreTrainedTokenizerBase
+    record: dict[str, Any]
+    models: dict[str, ModelScores]
+    row: str | None
+    figure_dir: Path
+    seeds: dict[int, ModelScores] = field(default_factory=dict)
+    plain: bool = False
+    onnx: Onnx | None = None
+
+    def own(self) -> ModelScores | None:
+        """The model's own row, if it was scored."""
+        return None if self.row is None else self.models[self.row]
+
+    def base_model(self) -> str | None:
+        """Hub id of what the training started from, if it came from the Hub."""
+        base = self.record.get("base_model", {})
+        return base["name"] if base.get("revision") else None
+
+    def figures(self) -> list[Path]:
+        """Those of `FIGURES` that are there."""
+        return [file for name in FIGURES if (file := self.figure_dir / f"{name}.png").is_file()]
+
+    def reconstructs(self) -> bool:
+        """Whether the training had the reconstruction loss."""
+        return self.record.get("hyperparameters", {}).get("reconstruction_weight", 0) > 0
+
+    def losses(self) -> list[str]:
+        """By their names; none, if the training was not recorded."""
+        return ["InfoNCE", *["TokenReconstruction"] * self.reconstructs()] if self.record else []
+
+    def method(self) -> str:
+        """What the embedding is, and how it was trained, as far as that was recorded."""
+        training = WITH_RECONSTRUCTION if self.reconstructs() else WITHOUT_RECONSTRUCTION
+        embedding = f"The embedding is {self.model.sentence_encoder.description}."
+        return f"{embedding} {training}" if self.record else embedding
+
+    def is_sarcse(self) -> bool:
+        """Whether it has the paper's autoencoder, or at least its reconstruction."""
+        return self.model.sentence_encoder.has_layers or self.reconstructs()
+
+
+# --- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_facts(
+    model_dir: Path,
+    model: SarcseModel,
+    tokenizer: PreTrainedTokenizerBase,
+    results_file: str | None = None,
+    seed_dirs: list[str] | tuple[str, ...] = (),
+) -> Facts:
+    """
+    Raises:
+        ValueError: a file cannot be read, `results_file` has no row of this model, or the runs of `seed_dirs` differ
+            in more than their seeds.
+    """
+    results_path = Path(results_file) if results_file else model_dir / "sts_results.json"
+    models, row = read_scores(results_path, model_dir) if results_file or results_path.is_file() else ({}, None)
+    record_path = model_dir / FILE_NAME
+    return Facts(
+        model=model,
+        tokenizer=tokenizer,
+        record=read_json(record_path) if record_path.is_file() else {},
+        models=models,
+        row=row,
+        figure_dir=results_path.parent,
+        seeds=read_seeds(model_dir, seed_dirs),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} could not be read: {error}") from error
+
+
+def read_scores(path: Path, model_dir: Path) -> tuple[dict[str, ModelScores], str]:
+    """All rows, and the name of the model's own: train.py says `after: FOLDER`, eval_sts.py the folder as given."""
+    try:
+        rows = read_json(path).get("models", {})
+        own = [name for name in rows if name.startswith("after: ") or Path(name).resolve() == model_dir.resolve()]
+        if len(own) != 1:
+            raise ValueError(
+                f"{path}: no scores of {model_dir} among {', '.join(rows) or 'no models'}. Make them with "
+                f"`python eval_sts.py {model_dir} --output_dir OUT`, and give --results OUT/results.json."
+            )
+        models = {name: ModelScores.from_json(row) for name, row in rows.items()}
+    except (AttributeError, KeyError, TypeError, StrictDataclassFieldValidationError) as error:
+        found = repr(error.__cause__ or error)  # strict's own message has two lines
+        raise ValueError(f"{path}: no scores as eval_sts.py and train.py write them: {found}") from error
+    if len({tuple(scores.tasks) for scores in models.values()}) > 1:
+        raise ValueError(f"{path}: its rows have different tasks.")
+    return models, own[0]
+
+
+def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[int, ModelScores]:
+    """Own scores of this run and of the same training with other seeds, by seed; empty if there are no others."""
+    if not seed_dirs:
+        return {}
+    seeds: dict[int, ModelScores] = {}
+    common = None
+    for folder in (model_dir, *map(Path, seed_dirs)):
+        record = read_json(folder / FILE_NAME)
+        seed = record["hyperparameters"].pop("seed")
+        trained = {name: record[name] for name in ("base_model", "architecture", "train_data", "hyperparameters")}
+        if common is not None and trained != common:
+            pairs = [(part, name) for part in trained for name in trained[part]]
+            differing = [f"{part}.{name}" for part, name in pairs if trained[part][name] != common[part][name]]
+            raise ValueError(
+                f"--seeds {folder}: differs from {model_dir} in more than the seed: {', '.join(differing)}."
+            )
+        if seed in seeds:
+            raise ValueError(f"--seeds {folder}: seed {seed} is there already.")
+        common = trained
+        models, row = read_scores(folder / "sts_results.json", folder)
+        seeds[seed] = models[row]
+    if len({tuple(scores.tasks) for scores in seeds.values()}) > 1:
+        raise ValueError("--seeds: the runs were scored on different tasks.")
+    return seeds

@@ -1,0 +1,222 @@
+"""
+ONNX files of a release: the model for programs that run no Python, in float32 and, if asked for, in int8.
+
+Shapes: B sentences, L positions with padding, d dimensions.
+"""
+
+import copy
+import logging
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import onnx_ir
+import onnxruntime
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from torch import nn
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from model_card.facts import Onnx
+from model_card.folder import GOLDEN_SENTENCES, GOLDEN_TOLERANCE
+from modeling_sarcse import SarcseModel
+from sarcse.comparison import correlations, reference_task
+from sarcse.embedding import embed_pairs
+
+
+logger = transformers_logging.get_logger(__name__)
+
+FLOAT_FILE = "onnx/model.onnx"
+
+# The names that sentence-transformers gives to its own; what it makes for the two kinds of processors is the same.
+INT8_FILES = ("onnx/model_qint8_avx512_vnni.onnx", "onnx/model_qint8_arm64.onnx")
+
+# Of what optimum quantises, and sentence-transformers with it, those that the exporter writes: no convolutions, whose
+# int8 form most processors have no instructions for.
+INT8_OPERATORS = ["MatMul", "Gather"]
+
+# A protobuf holds no more. What is larger has its weights in a second file.
+LARGEST_FILE = 2_000_000_000  # bytes
+
+INPUTS = ("input_ids", "attention_mask")
+
+
+class SentenceEmbedding(nn.Module):
+    """
+    A model with code of ours: the embedding `(B, d)`, and the same as `(B, 1, d)` where others look for token vectors:
+    whoever pools by the first of them has the embedding.
+    """
+
+    outputs: tuple[str, ...] = ("sentence_embedding", "last_hidden_state")
+
+    def __init__(self, model: SarcseModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        embeddings = self.model(input_ids, attention_mask).pooler_output  # (B, d)
+        return embeddings, embeddings.unsqueeze(1)  # (B, d), (B, 1, d)
+
+
+class TokenVectors(SentenceEmbedding):
+    """A plain model: the encoder's vectors `(B, L, d)`, which the reader pools, as others' exports have them."""
+
+    outputs: tuple[str, ...] = ("last_hidden_state",)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return self.model(input_ids, attention_mask).last_hidden_state
+
+
+def write(
+    model: SarcseModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    plain: bool,
+    tasks: dict[str, datasets.Dataset] | None,
+) -> Onnx | None:
+    """
+    The files, in int8 as well if there are graded pairs to score them on, verified against the model in float64. None,
+    with a word, for an encoder that torch cannot export: its release has no such files.
+    """
+    print("Exporting to ONNX", file=sys.stderr)
+    try:
+        write_float(model, tokenizer, folder, plain)
+        check_float(model, tokenizer, folder)
+    except ValueError as error:
+        shutil.rmtree((folder / FLOAT_FILE).parent, ignore_errors=True)
+        logger.warning(f"The release has no ONNX file, for this encoder's is no good. {error}")
+        return None
+    if tasks is None:
+        return Onnx({FLOAT_FILE: size(folder, FLOAT_FILE)})
+    write_int8(folder)
+    task = reference_task(tasks) or next(iter(tasks))
+    gold = np.array(tasks[task]["score"][:], dtype=np.float64)
+    scores: dict[str, float | None] = {}
+    for name in (FLOAT_FILE, INT8_FILES[0]):
+        found = partial(embed, folder / name, model.sentence_encoder, tokenizer)
+        scores[name] = correlations(embed_pairs(found, tasks[task]).similarities(), gold).spearman
+    scores |= dict.fromkeys(INT8_FILES, scores[INT8_FILES[0]])
+    return Onnx({name: size(folder, name) for name in scores}, task, len(gold), scores)
+
+
+def size(folder: Path, name: str) -> int:
+    """Bytes of a file, and of the second one with its weights if there is one."""
+    return sum(path.stat().st_size for path in (folder / name).parent.glob(f"{Path(name).name}*"))
+
+
+@torch.no_grad()
+def check_float(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """
+    Raises:
+        ValueError: ONNX Runtime cannot run `FLOAT_FILE`, or gives other embeddings than the model in float64.
+    """
+    batch = tokenizer(GOLDEN_SENTENCES, padding=True, truncation=True, return_tensors="pt")
+    exact = copy.deepcopy(model).double()(**batch).pooler_output
+    try:
+        found = embed(folder / FLOAT_FILE, model.sentence_encoder, tokenizer, GOLDEN_SENTENCES)
+    except Exception as error:  # onnxruntime's have no class in common
+        raise ValueError(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+    difference = ((found - exact).abs().max() / exact.abs().max()).item()
+    if not difference <= GOLDEN_TOLERANCE:
+        raise ValueError(f"Its embeddings differ by {difference:.1e} from the model's.")
+
+
+def write_float(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path, plain: bool) -> None:
+    """
+    `FLOAT_FILE`, for any number of sentences and tokens.
+
+    Raises:
+        ValueError: torch cannot export such an encoder.
+    """
+    shown = tokenizer(["Any sentence.", "It only shows the shapes."], padding=True, return_tensors="pt")
+    readable = TokenVectors(model) if plain else SentenceEmbedding(model)
+    with silence():
+        try:
+            program = torch.onnx.export(
+                readable.eval(),
+                kwargs={name: shown[name] for name in INPUTS},
+                dynamic_shapes=dict.fromkeys(INPUTS, {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}),
+                output_names=list(readable.outputs),
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter has an exception for each of its steps
+            raise ValueError(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+    graph = without_traces(program.model)  # type: ignore[union-attr]  # None only of a failure that is an exception
+    path = folder / FLOAT_FILE
+    path.parent.mkdir(exist_ok=True)
+    external = f"{path.name}_data" if model.num_parameters() * 4 > LARGEST_FILE else None
+    onnx_ir.save(graph, path, external_data=external)
+
+
+def write_int8(folder: Path) -> None:
+    """`INT8_FILES` from `FLOAT_FILE`: weights in int8, inputs as they come. For a processor that multiplies int8."""
+    first, *others = (folder / name for name in INT8_FILES)
+    with silence():
+        quantize_dynamic(
+            folder / FLOAT_FILE,
+            first,
+            op_types_to_quantize=INT8_OPERATORS,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=(folder / f"{FLOAT_FILE}_data").exists(),
+        )
+    for other in others:
+        other.write_bytes(first.read_bytes())
+
+
+def without_traces(graph: Any) -> Any:
+    """Without what the exporter notes of each node: the lines of code that it came from, with this machine's paths."""
+    for function in (graph.graph, *graph.functions.values()):
+        for node in onnx_ir.traversal.RecursiveGraphIterator(function):
+            node.metadata_props.clear()
+    return graph
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Without the exporter's and the quantiser's notes, which are for their developers."""
+    loggers = [logging.getLogger(name) for name in (None, "torch.onnx", "torch.onnx._internal.exporter._registration")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
+
+
+# --- What they give --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def embed(
+    path: Path, pooler: nn.Module, tokenizer: PreTrainedTokenizerBase, sentences: list[str], batch_size: int = 64
+) -> torch.Tensor:
+    """Embeddings by ONNX Runtime, `(len(sentences), d)`; token vectors are pooled by `pooler`."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    token_ids = tokenizer(sentences, truncation=True)["input_ids"]
+    order = sorted(range(len(token_ids)), key=lambda index: -len(token_ids[index]))
+    pad = DataCollatorWithPadding(tokenizer, return_tensors="np")
+    embeddings: list[torch.Tensor] = [torch.empty(0)] * len(order)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = pad([{"input_ids": token_ids[row]} for row in rows])
+        found = torch.from_numpy(session.run(None, {name: batch[name] for name in INPUTS})[0])
+        if found.dim() == 3:
+            found = pooler(found, torch.from_numpy(batch["attention_mask"]).bool())  # (B, L, d) -> (B, d)
+        for row, embedding in zip(rows, found):
+            embeddings[row] = embedding
+    return torch.stack(embeddings)

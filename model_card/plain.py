@@ -1,0 +1,106 @@
+"""
+Plain releases: an encoder with the pooling of sentence-transformers, which every tool loads without code of ours.
+
+Of two poolers, the mean and the first token, nothing but the encoder is needed to make an embedding. The folder is
+then what sentence-transformers itself would save of it, and text-embeddings-inference, fastembed and others read.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from configuration_sarcse import __version__
+from modeling_sarcse import POOLERS, SarcseModel
+from sarcse.loading import POOLER_FIELD
+from sarcse.record import write_json
+
+
+# The names of before sentence-transformers 6, which every version and other programs know.
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
+
+# By its field of the long form of 1_Pooling/config.json.
+POOLING_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+def why_not_plain(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Why there is no plain release of a model; None if there is one."""
+    pooler = model.sentence_encoder
+    if pooler.pooling_mode is None:
+        able = " and ".join(name for name, row in POOLERS.items() if row.pooling_mode is not None)
+        return (
+            f"its embedding is {pooler.description}, which takes code of ours (pooler {model.config.pooler}; "
+            f"{able} need none)"
+        )
+    if pooler.pooling_mode == "cls" and tokenizer.padding_side == "left":
+        return "its tokenizer pads on the left, where other programs then find padding for the first token"
+    if set(missing_weights(model)) - set(unused_weights(model)):
+        kind = model.config.encoder_config.model_type
+        return f"AutoModel loads more of {kind!r} than the encoder ({missing_weights(model)[0]})"
+    return None
+
+
+def bare_encoder(model: SarcseModel) -> PreTrainedModel:
+    """The class that AutoModel takes for the encoder, without memory for its weights."""
+    with torch.device("meta"):
+        return AutoModel.from_config(copy.deepcopy(model.config.encoder_config))
+
+
+def missing_weights(model: SarcseModel) -> list[str]:
+    """Names of the weights that AutoModel expects and the encoder, which was loaded without its pooler, has not."""
+    return sorted(bare_encoder(model).state_dict().keys() - model.encoder.state_dict().keys())
+
+
+def unused_weights(model: SarcseModel) -> list[str]:
+    """Those of them that no embedding depends on: the class's own pooler behind the first token."""
+    return [name for name in missing_weights(model) if name.startswith("pooler.")]
+
+
+def write_plain_model(
+    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path, max_shard_size: str
+) -> None:
+    """
+    The encoder under the names that AutoModel expects, and what sentence-transformers reads beside it. The weights of
+    the class's own pooler are zero: AutoModel would draw random ones, with a report, and an embedding that someone
+    takes from there by mistake is seen to be none.
+    """
+    encoder = bare_encoder(model)
+    expected = encoder.state_dict()
+    weights = {name: torch.zeros(expected[name].shape) for name in unused_weights(model)}
+    encoder.load_state_dict({**model.encoder.state_dict(), **weights}, assign=True)
+    setattr(encoder.config, POOLER_FIELD, model.config.pooler)
+    encoder.config.sarcse_version = __version__
+    encoder.save_pretrained(folder, max_shard_size=max_shard_size)
+    tokenizer.save_pretrained(folder)
+    for name, content in sentence_transformers_files(model, tokenizer).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_json(folder / name, content)
+
+
+def sentence_transformers_files(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """
+    By path. The pooling in the long form: text-embeddings-inference and sentence-transformers before 6 do not know
+    `pooling_mode`.
+    """
+    length = tokenizer.model_max_length
+    return {
+        "modules.json": MODULES,
+        "sentence_bert_config.json": {"max_seq_length": length if length < 10**9 else None, "do_lower_case": False},
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": model.config.hidden_size,
+            **{name: mode == model.sentence_encoder.pooling_mode for name, mode in POOLING_MODES.items()},
+            "include_prompt": True,
+        },
+    }
