@@ -633,8 +633,9 @@ def __getattr__(name: str) -> Any:
             given = {**features, **kwargs}
             inputs = {key: given[key] for key in self.tokenizer.model_input_names if key in given}
             output = self.model(**inputs, return_dict=True)
-            features["sentence_embedding"] = output.pooler_output  # (B, d)
-            features["token_embeddings"] = output.last_hidden_state  # (B, L, d)
+            vectors = output.last_hidden_state  # (B, L, d); of a release's ONNX file the embedding, L times
+            features["sentence_embedding"] = output.pooler_output if self.backend == "torch" else vectors[:, 0]
+            features["token_embeddings"] = vectors
             return features
 
     return SarcseTransformer  # type: ignore[name-defined]  # mypy takes no class for a global

@@ -11,8 +11,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
-from model_card.facts import Facts
-from model_card.plain import unused_weights
+from model_card.facts import Facts, Onnx
+from model_card.plain import max_length, unused_weights
 from sarcse.arguments import ModelArguments
 from sarcse.comparison import ModelScores, intervals_table, markdown_table, reference_task, results_table, short_name
 from sarcse.figures import FIGURES
@@ -148,7 +148,7 @@ def model_facts(facts: Facts) -> dict[str, str]:
 
 def summary(facts: Facts) -> list[str]:
     """What decides whether one can use a model at all."""
-    parameters, length = facts.model.num_parameters(), max_length(facts)
+    parameters, length = facts.model.num_parameters(), max_length(facts.tokenizer)
     return [
         f"{facts.model.config.hidden_size} dimensions, not normalised: compare them by cosine similarity.",
         f"{parameters:,} parameters, {megabytes(4 * parameters)} in float32.",
@@ -156,19 +156,18 @@ def summary(facts: Facts) -> list[str]:
     ]
 
 
-def max_length(facts: Facts) -> int | None:
-    """In tokens. An encoder without positions has no limit; its tokenizer then says 10^30."""
-    length = facts.tokenizer.model_max_length
-    return length if length < 10**9 else None
-
-
 def megabytes(size: int) -> str:
     return f"{size / 1e6:,.0f} MB" if size >= 10**7 else f"{size / 1e6:,.1f} MB"
 
 
-def onnx_section(facts: Facts, repo_id: str) -> str | None:
-    """TODO"""
-    return None
+def onnx_table(onnx: Onnx) -> str:
+    """The files with their sizes and, if there is int8, the score of each on the same pairs."""
+    header, rows = ["file", "size"], [[f"`{name}`", megabytes(size)] for name, size in onnx.files.items()]
+    if onnx.task is not None:
+        header.append(f"{onnx.task}, {onnx.pairs:,} pairs")
+        scores = (onnx.scores[name] for name in onnx.files)
+        rows = [[*row, "" if score is None else f"{score:.2f}"] for row, score in zip(rows, scores)]
+    return markdown_table([header, *rows])
 
 
 def scores_section(facts: Facts) -> str | None:
@@ -298,7 +297,8 @@ def write_card(
         base_model=facts.base_model(),
         method=facts.method(),
         summary=summary(facts),
-        onnx=onnx_section(facts, repo_id),
+        onnx=onnx_table(facts.onnx) if facts.onnx else None,
+        int8=bool(facts.onnx and facts.onnx.task),
         model_facts=model_facts(facts),
         scores=scores_section(facts),
         training=training_section(facts),

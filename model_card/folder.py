@@ -1,6 +1,7 @@
 """What is in a release folder, and that it is whole, gives the model's embeddings, and holds nothing else."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from model_card.card import eval_result_entries
 from model_card.facts import Facts
 from model_card.hub import files_of, sha256
-from model_card.plain import write_plain_model
+from model_card.plain import max_length, write_plain_model, write_pooling
 from modeling_sarcse import SarcseModel
 from sarcse.record import write_json
 
@@ -61,8 +62,23 @@ def write_model(
         write_plain_model(model, tokenizer, folder, MAX_SHARD_SIZE)
     else:
         model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+        describe_onnx_outputs(model, tokenizer, folder)
     tokenizer.save_pretrained(folder)
+    # transformers 5 has it in tokenizer_config.json alone; fastembed before 0.9 stops without it.
+    write_json(folder / "special_tokens_map.json", tokenizer.special_tokens_map)
     write_json(folder / "golden_embeddings.json", golden)
+
+
+def describe_onnx_outputs(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """
+    Beside a model with code, what text-embeddings-inference stops without: the limit in tokens, and a pooling, which
+    any would do for (`onnx_files.SentenceEmbedding`). sentence-transformers reads modules.json, where the second is
+    not named.
+    """
+    path = folder / "sentence_bert_config.json"
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**fields, "max_seq_length": max_length(tokenizer)})
+    write_pooling(folder, model.config.hidden_size, "cls")
 
 
 def leave_decoder_out(model: SarcseModel) -> None:

@@ -5,6 +5,7 @@ Shapes: B sentences, L positions with padding, d dimensions.
 """
 
 import copy
+import json
 import logging
 import shutil
 import sys
@@ -20,6 +21,7 @@ import numpy as np
 import onnx_ir
 import onnxruntime
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
@@ -27,32 +29,46 @@ from transformers.utils import logging as transformers_logging
 
 from model_card.facts import Onnx
 from model_card.folder import GOLDEN_SENTENCES, GOLDEN_TOLERANCE
+from model_card.plain import max_length, write_sentence_transformers_files
 from modeling_sarcse import SarcseModel
 from sarcse.comparison import correlations, reference_task
 from sarcse.embedding import embed_pairs
+from sarcse.record import write_json
 
 
 logger = transformers_logging.get_logger(__name__)
 
 FLOAT_FILE = "onnx/model.onnx"
 
-# The names that sentence-transformers gives to its own; what it makes for the two kinds of processors is the same.
-INT8_FILES = ("onnx/model_qint8_avx512_vnni.onnx", "onnx/model_qint8_arm64.onnx")
+# One file under three names: sentence-transformers' for two kinds of processors, for both of which it makes the same,
+# and the one that Transformers.js takes in a browser.
+INT8_FILES = (
+    "onnx/model_qint8_avx512_vnni.onnx",
+    "onnx/model_qint8_arm64.onnx",
+    "onnx/model_quantized.onnx",
+)
 
-# Of what optimum quantises, and sentence-transformers with it, those that the exporter writes: no convolutions, whose
-# int8 form most processors have no instructions for.
-INT8_OPERATORS = ["MatMul", "Gather"]
+# As sentence-transformers makes them through optimum, but for convolutions, which were no faster in int8 and lost
+# three times as much, and for the products of two activations, as in attention, which lost ten times as much.
+INT8_OPTIONS: dict[str, Any] = {
+    "op_types_to_quantize": ["MatMul", "Gather"],
+    "per_channel": True,
+    "weight_type": QuantType.QInt8,
+    "extra_options": {"MatMulConstBOnly": True},
+}
 
-# A protobuf holds no more. What is larger has its weights in a second file.
+# A protobuf holds no more. What is larger has its weights in a second file, which optimum, Transformers.js and
+# text-embeddings-inference look for by this name.
 LARGEST_FILE = 2_000_000_000  # bytes
+DATA_SUFFIX = "_data"
 
 INPUTS = ("input_ids", "attention_mask")
 
 
 class SentenceEmbedding(nn.Module):
     """
-    A model with code of ours: the embedding `(B, d)`, and the same as `(B, 1, d)` where others look for token vectors:
-    whoever pools by the first of them has the embedding.
+    A model with code of ours: the embedding `(B, d)`, and where others look for token vectors the same L times,
+    `(B, L, d)`: whoever pools them, by the first or by their mean, has the embedding.
     """
 
     outputs: tuple[str, ...] = ("sentence_embedding", "last_hidden_state")
@@ -63,7 +79,7 @@ class SentenceEmbedding(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         embeddings = self.model(input_ids, attention_mask).pooler_output  # (B, d)
-        return embeddings, embeddings.unsqueeze(1)  # (B, d), (B, 1, d)
+        return embeddings, embeddings.unsqueeze(1).expand(-1, input_ids.shape[1], -1)  # (B, d), (B, L, d)
 
 
 class TokenVectors(SentenceEmbedding):
@@ -85,7 +101,12 @@ def write(
     """
     The files, in int8 as well if there are graded pairs to score them on, verified against the model in float64. None,
     with a word, for an encoder that torch cannot export: its release has no such files.
+
+    Raises:
+        ValueError: int8 is asked for, and the float32 weights do not fit into a file.
     """
+    if tasks is not None and in_two_files(model):
+        raise ValueError(f"--onnx_int8: the weights have more than {LARGEST_FILE:,} bytes. Leave --onnx_int8 out.")
     print("Exporting to ONNX", file=sys.stderr)
     try:
         write_float(model, tokenizer, folder, plain)
@@ -94,6 +115,12 @@ def write(
         shutil.rmtree((folder / FLOAT_FILE).parent, ignore_errors=True)
         logger.warning(f"The release has no ONNX file, for this encoder's is no good. {error}")
         return None
+    if in_two_files(model):
+        path = folder / "config.json"
+        told = {"transformers.js_config": {"use_external_data_format": {Path(FLOAT_FILE).name: 1}}}
+        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **told})
+    if not plain:
+        write_folder_without_code(model, tokenizer, (folder / FLOAT_FILE).parent)
     if tasks is None:
         return Onnx({FLOAT_FILE: size(folder, FLOAT_FILE)})
     write_int8(folder)
@@ -105,6 +132,18 @@ def write(
         scores[name] = correlations(embed_pairs(found, tasks[task]).similarities(), gold).spearman
     scores |= dict.fromkeys(INT8_FILES, scores[INT8_FILES[0]])
     return Onnx({name: size(folder, name) for name in scores}, task, len(gold), scores)
+
+
+def write_folder_without_code(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """
+    What makes a folder of ONNX files a model of its own, for those that read a configuration: sentence-transformers
+    and optimum do not load the one above it without its code.
+    """
+    config = copy.deepcopy(model.config.encoder_config)
+    config.architectures = [type(model.encoder).__name__]
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_sentence_transformers_files(folder, model.config.hidden_size, "cls", max_length(tokenizer))
 
 
 def size(folder: Path, name: str) -> int:
@@ -150,34 +189,26 @@ def write_float(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: 
             )
         except Exception as error:  # the exporter has an exception for each of its steps
             raise ValueError(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
-    graph = without_traces(program.model)  # type: ignore[union-attr]  # None only of a failure that is an exception
+    graph = program.model  # type: ignore[union-attr]  # None only of a failure that is an exception
+    # The exporter notes of each node the lines of code that it came from, with this machine's paths.
+    ClearMetadataAndDocStringPass()(graph)
     path = folder / FLOAT_FILE
     path.parent.mkdir(exist_ok=True)
-    external = f"{path.name}_data" if model.num_parameters() * 4 > LARGEST_FILE else None
+    external = f"{path.name}{DATA_SUFFIX}" if in_two_files(model) else None
     onnx_ir.save(graph, path, external_data=external)
+
+
+def in_two_files(model: SarcseModel) -> bool:
+    return 4 * model.num_parameters() > LARGEST_FILE
 
 
 def write_int8(folder: Path) -> None:
     """`INT8_FILES` from `FLOAT_FILE`: weights in int8, inputs as they come. For a processor that multiplies int8."""
     first, *others = (folder / name for name in INT8_FILES)
     with silence():
-        quantize_dynamic(
-            folder / FLOAT_FILE,
-            first,
-            op_types_to_quantize=INT8_OPERATORS,
-            weight_type=QuantType.QInt8,
-            use_external_data_format=(folder / f"{FLOAT_FILE}_data").exists(),
-        )
+        quantize_dynamic(folder / FLOAT_FILE, first, **INT8_OPTIONS)
     for other in others:
         other.write_bytes(first.read_bytes())
-
-
-def without_traces(graph: Any) -> Any:
-    """Without what the exporter notes of each node: the lines of code that it came from, with this machine's paths."""
-    for function in (graph.graph, *graph.functions.values()):
-        for node in onnx_ir.traversal.RecursiveGraphIterator(function):
-            node.metadata_props.clear()
-    return graph
 
 
 @contextmanager

@@ -7,7 +7,6 @@ then what sentence-transformers itself would save of it, and text-embeddings-inf
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
@@ -83,24 +82,27 @@ def write_plain_model(
     setattr(encoder.config, POOLER_FIELD, model.config.pooler)
     encoder.config.sarcse_version = __version__
     encoder.save_pretrained(folder, max_shard_size=max_shard_size)
-    tokenizer.save_pretrained(folder)
-    for name, content in sentence_transformers_files(model, tokenizer).items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        write_json(folder / name, content)
+    mode = str(model.sentence_encoder.pooling_mode)
+    write_sentence_transformers_files(folder, model.config.hidden_size, mode, max_length(tokenizer))
 
 
-def sentence_transformers_files(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """
-    By path. The pooling in the long form: text-embeddings-inference and sentence-transformers before 6 do not know
-    `pooling_mode`.
-    """
-    length = tokenizer.model_max_length
-    return {
-        "modules.json": MODULES,
-        "sentence_bert_config.json": {"max_seq_length": length if length < 10**9 else None, "do_lower_case": False},
-        "1_Pooling/config.json": {
-            "word_embedding_dimension": model.config.hidden_size,
-            **{name: mode == model.sentence_encoder.pooling_mode for name, mode in POOLING_MODES.items()},
-            "include_prompt": True,
-        },
-    }
+def write_sentence_transformers_files(
+    folder: Path, dimensions: int, pooling_mode: str, max_length: int | None
+) -> None:
+    """The files of a Transformer and a Pooling of sentence-transformers."""
+    write_json(folder / "modules.json", MODULES)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    write_pooling(folder, dimensions, pooling_mode)
+
+
+def write_pooling(folder: Path, dimensions: int, pooling_mode: str) -> None:
+    """The long form: text-embeddings-inference and sentence-transformers before 6 know no other."""
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    modes = {name: mode == pooling_mode for name, mode in POOLING_MODES.items()}
+    fields = {"word_embedding_dimension": dimensions, **modes, "include_prompt": True}
+    write_json(folder / "1_Pooling" / "config.json", fields)
+
+
+def max_length(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """In tokens. An encoder without positions has no limit; its tokenizer then says 10^30."""
+    return tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None

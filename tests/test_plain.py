@@ -1,0 +1,228 @@
+"""Plain releases: models that need no code of ours, for every program that reads an encoder with its pooling."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import MODEL_MAPPING, AutoModel, AutoTokenizer
+
+from configuration_sarcse import SarcseConfig
+from model_card.folder import verify
+from model_card.hub import files_of
+from model_card.plain import why_not_plain, write_plain_model
+from model_card.release import ReleaseOptions, build
+from modeling_sarcse import POOLERS, SarcseModel
+from sarcse.embedding import load_embedders
+from sarcse.loading import kind_of_model, load_model
+
+from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, refusal, run_python
+from .test_field_encoders import small_config
+
+
+PLAIN = [name for name, pooler in POOLERS.items() if pooler.pooling_mode is not None]
+
+
+@pytest.fixture(scope="module", params=PLAIN)
+def plain(request, tmp_path_factory, tokenizer) -> tuple[Path, SarcseModel]:
+    """A plain release, made by the command's function, and the model that it is of."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=request.param)
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    build(ReleaseOptions(str(folder / "model"), str(folder / "sarcse-plain")))
+    return folder / "sarcse-plain", model
+
+
+def test_a_plain_release_holds_no_code_and_says_so_nowhere(plain):
+    folder, _ = plain
+    assert set(files_of(folder)) == {
+        *("README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        *("modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "special_tokens_map.json"),
+        *("golden_embeddings.json", "onnx/model.onnx"),
+    }
+    card = ModelCard.load(folder / "README.md").text
+    assert "trust_remote_code" not in card and "no code of this repository runs" in card
+    assert "auto_map" not in json.loads((folder / "config.json").read_text())
+
+
+STRANGER = """
+import json, sys
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer, logging
+folder = sys.argv[1]
+model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+golden = json.load(open(f"{folder}/golden_embeddings.json"))
+embeddings = SentenceTransformer(folder, device="cpu").encode(golden["sentences"], convert_to_tensor=True)
+difference = (embeddings - torch.tensor(golden["embeddings"])).abs().max().item()
+print(json.dumps([type(model).__name__, {name: list(keys) for name, keys in report.items()}, difference]))
+"""
+
+
+def test_strangers_load_it_without_a_question_or_a_report(plain, tmp_path):
+    """No `trust_remote_code`, nothing missing, nothing left over, and the same vectors in sentence-transformers."""
+    process = run_python("-c", STRANGER, plain[0], cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    name, report, difference = json.loads(process.stdout.splitlines()[-1])
+    assert name == "RobertaModel" and not any(report.values()) and difference <= 1e-6
+    assert not re.search(r"MISSING|UNEXPECTED|newly initialized", process.stdout + process.stderr)
+
+
+def test_the_lines_of_its_card_run(plain, tmp_path):
+    """On the folder, as the card says of a repository that is none."""
+    card = (plain[0] / "README.md").read_text()
+    assert "`you/sarcse-plain` stands for a repository that this has not been pushed to" in card
+    blocks = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[:2]
+    code = "\n".join(blocks).replace("you/sarcse-plain", str(plain[0]))
+    code += "\nimport numpy; numpy.testing.assert_allclose(embeddings, vectors, atol=1e-5)"
+    process = run_python("-c", code, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+
+
+def test_both_forms_have_the_same_scores_to_the_last_digit(plain, tmp_path):
+    folder, _ = plain
+    model_dir = folder.with_name("model")
+    with_code, _ = build(ReleaseOptions(str(model_dir), str(tmp_path / "with_code"), with_code=True))
+    command = [PROJECT / "eval_sts.py", model_dir, folder, with_code, "--pairs", DEMO / "sts.tsv"]
+    process = run_python(*command, "--output_dir", tmp_path / "scores", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    rows = json.loads((tmp_path / "scores" / "results.json").read_text())["models"].values()
+    assert len(rows) == 3 and all(row == next(iter(rows)) for row in rows)
+    assert (with_code / "modeling_sarcse.py").is_file()
+
+
+def test_this_project_loads_it_as_what_it_was(plain, tokenizer):
+    """With its pooler, for scores and further training, and no trace of the release in what is saved next."""
+    folder, model = plain
+    loaded, _ = load_model(str(folder))
+    assert kind_of_model(str(folder)) == "sarcse" and loaded.config.pooler == model.config.pooler
+    assert (loaded.encode(SENTENCES, tokenizer) == model.encode(SENTENCES, tokenizer)).all()
+    assert "sarcse_pooler" not in json.dumps(loaded.config.to_dict())
+    (row,) = load_embedders(str(folder), ["mean", "cls"], "main", torch.device("cpu"), 8)
+    assert row[:2] == (str(folder), model.config.pooler)
+    other = {"mean": "cls", "cls": "mean"}[model.config.pooler]
+    with pytest.raises(ValueError, match=f"was released with pooler={model.config.pooler}: leave --pooler out"):
+        load_model(str(folder), pooler=other)
+
+
+def test_its_own_pooler_is_seen_to_be_no_embedding(plain):
+    """Of the class, behind the first token: zero, not random and so another one each time."""
+    ids = torch.arange(3, 9).view(1, 6)
+    assert AutoModel.from_pretrained(plain[0])(ids).pooler_output.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        "albert",
+        "bert",
+        "big_bird",
+        "deberta-v2",
+        "distilbert",
+        "electra",
+        "esm",
+        "modernbert",
+        "mpnet",
+        "nomic_bert",
+        "xlm-roberta",
+    ],
+)
+def test_other_encoders_load_as_they_were_with_nothing_missing(tokenizer, tmp_path, model_type):
+    model = small_model(model_type, "mean")
+    assert why_not_plain(model, tokenizer) is None
+    write_plain_model(model, tokenizer, tmp_path, "5GB")
+    loaded, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    ids = torch.arange(3, 15).view(2, 6)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(ids).last_hidden_state, model(ids).last_hidden_state)
+
+
+def small_model(model_type: str, pooler: str) -> SarcseModel:
+    return SarcseModel(SarcseConfig(encoder_config=small_config(model_type), pooler=pooler)).eval()
+
+
+def test_what_has_no_plain_form_says_why(tokenizer):
+    left = AutoTokenizer.from_pretrained(ENCODER, padding_side="left")
+    assert any(config.model_type == "t5" for config in MODEL_MAPPING)
+    assert "AutoModel loads more of 't5' than the encoder" in str(why_not_plain(small_model("t5", "mean"), tokenizer))
+    assert "pads on the left" in str(why_not_plain(small_model("bert", "cls"), left))
+    assert why_not_plain(small_model("bert", "mean"), left) is None
+    for pooler in POOLERS.keys() - PLAIN:
+        assert f"(pooler {pooler}; cls and mean need none)" in str(
+            why_not_plain(small_model("bert", pooler), tokenizer)
+        )
+
+
+def test_a_training_knows_before_it_begins_that_there_is_no_plain_release(tmp_path):
+    assert "--plain: its embedding is what a TextCNN makes" in refusal(tmp_path, plain="true")
+
+
+def test_a_plain_release_that_pools_otherwise_is_stopped(plain, tmp_path):
+    folder = shutil.copytree(plain[0], tmp_path / "release")
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    for name in ("pooling_mode_cls_token", "pooling_mode_mean_tokens"):
+        pooling[name] = not pooling[name]
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    with pytest.raises(ValueError, match="does not give the model's embeddings in a new process: .*transformers: "):
+        verify(folder)
+
+
+def test_training_goes_on_from_a_plain_release_with_its_pooler(plain, tmp_path):
+    options = {"model_name_or_path": plain[0], "channels": None, "reconstruction_weight": 0, "eval_pairs": None}
+    process = run_python(PROJECT / "train.py", *flags(tmp_path / "next", **options, eval_strategy="no"), cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert json.loads((tmp_path / "next" / "config.json").read_text())["pooler"] == plain[1].config.pooler
+
+
+# --- text-embeddings-inference ---------------------------------------------------------------------------------------
+
+
+def test_text_embeddings_inference_finds_every_field_that_it_reads(plain, release_folder):
+    """
+    Version 1.9.3 cannot be run here; these are the files and fields that its source reads, and their types. A field
+    of another type, or one that is missing where it is required, stops it as it starts.
+    """
+    for folder in (plain[0], release_folder):
+        read = {
+            name: json.loads(path.read_text()) for name, path in files_of(folder).items() if path.suffix == ".json"
+        }
+        config = read["config.json"]
+        # router/src/lib.rs, ModelConfig; backends/ort/src/lib.rs, Config.
+        assert isinstance(config["model_type"], str) and not config["architectures"][0].endswith("Classification")
+        for name in ("max_position_embeddings", "pad_token_id", "hidden_size", "num_hidden_layers"):
+            assert type(config[name]) is int, name
+        assert all(isinstance(value, str) for value in config.get("auto_map", {}).values())
+        # router/src/lib.rs, STConfig: one `max_seq_length`, which is required where the file is there.
+        length = read["sentence_bert_config.json"]["max_seq_length"]
+        assert type(length) is int and length <= config["max_position_embeddings"] - 2  # of RoBERTa's kind
+        # router/src/lib.rs, PoolConfig: the long form, two of whose fields are required. Without the file it would
+        # need `--pooling`.
+        pooling = read["1_Pooling/config.json"]
+        chosen = [name for name, value in pooling.items() if name.startswith("pooling_mode_") and value is True]
+        assert chosen in (["pooling_mode_cls_token"], ["pooling_mode_mean_tokens"])
+        assert {type(pooling[f"pooling_mode_{name}"]) for name in ("cls_token", "mean_tokens")} == {bool}
+        # router/src/lib.rs: tokenizer.json; backends/ort/src/lib.rs: the padding side.
+        assert read["tokenizer.json"]["post_processor"] is not None
+        assert read["tokenizer_config.json"].get("padding_side", "right") in ("left", "right")
+    config = json.loads((plain[0] / "config.json").read_text())
+    # backends/candle/src/models/bert.rs, BertConfig; of the others defaults are taken.
+    for name in ("vocab_size", "num_attention_heads", "intermediate_size", "type_vocab_size"):
+        assert type(config[name]) is int, name
+    for name in ("hidden_dropout_prob", "initializer_range", "layer_norm_eps"):
+        assert type(config[name]) is float, name
+    assert config["hidden_act"] in ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swiglu", "tanh")
+    assert config.get("position_embedding_type", "absolute") == "absolute"
+    # backends/src/lib.rs, modules of candle: other types are not loaded.
+    modules = json.loads((plain[0] / "modules.json").read_text())
+    assert [module["type"] for module in modules] == [
+        "sentence_transformers.models.Transformer",
+        "sentence_transformers.models.Pooling",
+    ]
