@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
@@ -27,9 +27,31 @@ def repository_of_training(args: TrainingArguments, token: str | None = None) ->
     name = args.hub_model_id or Path(args.output_dir).name
     validate_repo_id(name)
     try:
-        return full_repo_id(name, token)
+        repo_id = full_repo_id(name, token)
+        check_metadata(args.hub_license, args.hub_language)
+        return repo_id
     except (HTTPError, OSError) as error:
         raise ValueError(f"--push_to_hub: {explain(error, name)}") from error
+
+
+def check_metadata(license: str | None, language: list[str]) -> None:
+    """
+    What users say of a card, as the Hub judges it: it would refuse the whole commit at the end.
+
+    Raises:
+        ValueError: it does not know this licence or language.
+        HTTPError, OSError: it cannot be reached.
+    """
+    data = ModelCardData(license=license, language=language or None)
+    try:
+        if data.to_dict():
+            ModelCard(f"---\n{data}\n---\n").validate()
+    except ValueError as error:
+        raise ValueError(f"the Hub does not take the licence or the language: {in_one_line(error)}") from error
+
+
+def in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def files_of(folder: Path) -> dict[str, Path]:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from model_card.card import PLACEHOLDER, write_card
 from model_card.facts import read_facts
 from model_card.folder import content_tag, verify, write_model, write_results
-from model_card.hub import explain, push
+from model_card.hub import check_metadata, explain, push
 from model_card.plain import why_not_plain
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import ReleaseArguments
@@ -90,8 +91,11 @@ def release(
     `tasks` are `build`'s.
 
     Raises:
-        ValueError: with what is wrong, where the model is, and the command that finishes the job.
+        ValueError: with what is wrong and, if something is left to do, where the model is, and the command for it.
     """
+    if options.push is not None:
+        with suppress(HTTPError, OSError):  # which are told at the push; the folder is of use without the Hub
+            check_metadata(options.license, options.language)
     try:
         folder, tag = build(options, tasks)
     except (OSError, SafetensorError) as error:

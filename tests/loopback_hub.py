@@ -19,6 +19,8 @@ from threading import RLock, Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from . import hub_rules
+
 
 LARGE = (".safetensors", ".onnx", ".parquet", ".png")  # what is stored as a large file
 
@@ -232,7 +234,9 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"url": url, "id": repo_id})
 
     def validate(self) -> None:
-        self.answer({"errors": [], "warnings": []})
+        found = hub_rules.errors(json.loads(self.body)["content"])
+        errors = [{"message": message} for message in found]
+        self.answer({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def preupload(self, kind: str, id: str, revision: str) -> None:
         self.user(write_to=id)

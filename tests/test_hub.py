@@ -23,6 +23,7 @@ from huggingface_hub.errors import HTTPError
 
 from model_card import hub as hub_module
 from model_card import release as release_module
+from model_card.hub import files_of
 from model_card.release import ReleaseOptions
 from modeling_sarcse import SarcseModel
 from sarcse import SarcseTrainer, SarcseTrainingArguments
@@ -103,6 +104,7 @@ def test_the_whole_life_of_a_model(tmp_path):
             "max_train_samples": 16,
             "hub_model_id": "me/sarcse-test",
             "push_to_hub": "true",
+            "with_decoder": "true",  # for the second training
         }
         commits = []
         for name, options in {
@@ -137,7 +139,7 @@ def check_card(files: dict[str, bytes], encoder: str) -> None:
     result = metadata["model-index"][0]["results"][0]
     entry = parse_eval_result_entries(yaml.safe_load(files[".eval_results/sts.yaml"]))[0]
     assert entry.dataset_id == result["dataset"]["type"] == "mteb/stsbenchmark-sts"
-    assert entry.value == result["metrics"][0]["value"]
+    assert entry.value == pytest.approx(100 * result["metrics"][0]["value"], abs=0.006)
 
 
 def load_both(hub: LoopbackHub, tmp_path: Path, commits: list[str]) -> None:
@@ -146,11 +148,10 @@ def load_both(hub: LoopbackHub, tmp_path: Path, commits: list[str]) -> None:
     files = hub.repositories["models", "me/sarcse-test"].commits[commits[0]]
     card = files["README.md"].decode()
     blocks = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    assert len(blocks) == 4
-    process = run_python("-c", "\n".join(blocks), cwd=tmp_path, **environment)
+    # Of the others fastembed and optimum, which are not installed here: tests/compat.py runs them.
+    process = run_python("-c", "\n".join(blocks[:3]), cwd=tmp_path, **environment)
     assert process.returncode == 0, process.stderr
-    last = process.stdout.splitlines()[-1]  # tensor(2.4e-07): the golden embeddings' largest difference
-    assert float(last.removeprefix("tensor(").removesuffix(")")) <= 1e-5
+    assert float(process.stdout.splitlines()[-1]) <= 1e-5, "the golden embeddings' largest difference"
     code = """
 import json, sys, torch
 from huggingface_hub import hf_hub_download
@@ -177,7 +178,7 @@ assert (found[0] - found[1]).abs().max() > 1e-3
     assert process.returncode == 0, process.stderr
     scores = json.loads((tmp_path / "scores" / "results.json").read_text())["models"]["me/sarcse-test"]
     published = ModelCard(card).data.eval_results[0].metric_value
-    assert scores["tasks"]["STSB"]["spearman"] == pytest.approx(published, abs=0.005)
+    assert scores["tasks"]["STSB"]["spearman"] == pytest.approx(100 * published, abs=0.005)
 
 
 # --- What goes wrong -------------------------------------------------------------------------------------------------
@@ -196,7 +197,7 @@ def test_no_right_to_push(hub, release_folder, monkeypatch, token, repo, message
     """A message and the command that finishes; nothing is sent."""
     hub.add("models", "other/taken", {"config.json": b"{}"})
     monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
-    monkeypatch.setattr(release_module, "build", lambda options: (release_folder, "v1"))
+    monkeypatch.setattr(release_module, "build", lambda *_: (release_folder, "v1"))
     with pytest.raises(ValueError) as error:
         release_module.release(ReleaseOptions("model dir", str(release_folder), push=repo))
     assert str(error.value).splitlines() == [
@@ -215,6 +216,18 @@ def test_a_token_that_cannot_write_is_known_before_the_training(hub, tmp_path):
     assert "train.py: error: --push_to_hub: this access token may not write to me/x" in process.stderr
     assert not (tmp_path / "model").exists()
     assert_tells_no_token(process, tmp_path)
+
+
+def test_a_licence_that_the_hub_does_not_know_is_told_before_the_work(hub, finished_run, tmp_path):
+    """Of a training and of a release: the Hub would refuse the commit at the end of it."""
+    told = "the Hub does not take the licence or the language: .*apache"
+    args = SarcseTrainingArguments(str(tmp_path / "x"), hub_license="apache", eval_strategy="no", report_to="none")
+    with pytest.raises(ValueError, match=told):
+        hub_module.repository_of_training(args)
+    options = ReleaseOptions(str(finished_run[0]), str(tmp_path / "out"), push="me/x", license="apache")
+    with pytest.raises(ValueError, match=told):
+        release_module.release(options)
+    assert not (tmp_path / "out").exists() and not hub.repositories
 
 
 def test_a_token_on_the_command_line_is_refused_and_not_repeated(capsys):
@@ -309,7 +322,7 @@ def test_a_tag_is_not_moved_and_a_release_replaces_the_last_one(hub, push, relea
         push(other, revision="next")
     push(other, revision="next", tag="v2")
     latest = repository.commits[repository.branches["next"]]
-    assert set(latest) == {path.name for path in other.iterdir()} | {".gitattributes"}
+    assert set(latest) == set(files_of(other)) | {".gitattributes"}
 
 
 def test_a_repository_of_something_else_is_left_alone(hub, push):
@@ -396,9 +409,10 @@ def test_the_lines_of_the_readme_train_a_model_and_push_a_release(tmp_path):
     assert not [name for name in files if re.search(r"checkpoint|\.bin$|optimizer", name)]
     card = ModelCard(files["README.md"].decode())
     assert card.data.base_model == "org/encoder" and f"`org/encoder` at commit `{commit}`" in card.text
+    text = " ".join(card.text.split())  # on one line
     digest = hashlib.sha256("".join(f"{sentence}\n" for sentence in sentences).encode()).hexdigest()
-    assert f"32 sentences without labels. SHA-256 of them, each followed by a newline: `{digest}`" in card.text
-    assert "This model has no measured scores." in card.text and f'revision="{tag}"' in card.text
+    assert f"32 sentences without labels. SHA-256 of them, each followed by a newline: `{digest}`" in text
+    assert "This model has no measured scores." in text and f'revision="{tag}"' in text
 
 
 def test_what_a_push_may_say_reaches_the_hub(hub, tmp_path, monkeypatch, capsys):

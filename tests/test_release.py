@@ -7,6 +7,7 @@ import re
 import shutil
 import statistics
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from model_card import folder as folder_module
 from model_card.__main__ import main
 from model_card.card import WIDGET, eval_result_entries, seeds_table, write_card
-from model_card.facts import Facts, read_facts, read_scores
+from model_card.facts import Facts, Onnx, read_facts, read_scores
 from model_card.folder import GOLDEN_SENTENCES, verify
 from model_card.hub import files_of
 from model_card.release import ReleaseOptions, build
@@ -26,6 +27,7 @@ from modeling_sarcse import SarcseModel
 from sarcse.comparison import ModelScores, TaskScores
 from sarcse.sts import STS_TASKS
 
+from . import hub_rules
 from .conftest import DEMO, ENCODER, PROJECT, run_python
 from .ways_to_load import EXACT, LOWER_PRECISION
 
@@ -334,6 +336,39 @@ def test_published_tasks_are_in_the_metadata(facts, tmp_path):
         ("mteb/sts12-sts", 61.23),
         ("mteb/stsbenchmark-sts", 70.5),
     ]
+
+
+def test_the_hub_takes_the_metadata_of_every_card(facts, tmp_path):
+    """With all that it can have, and with nothing; by the rules of hub_rules.py, of which each refuses something."""
+    write_card(tmp_path / "least.md", replace(facts, record={}, models={}, row=None), "you/model", None, None, [])
+    facts.models, facts.row = {"m": scored({task: 61.2 for task in STS_TASKS})}, "m"
+    facts.record["base_model"] = {"name": "FacebookAI/roberta-base", "revision": "0" * 40}
+    facts.record["train_data"]["hub_id"] = "you/wiki"
+    write_card(tmp_path / "most.md", facts, "you/model", "v1", "apache-2.0", ["en", "de"])
+    most = (tmp_path / "most.md").read_text()
+    assert hub_rules.errors(most) == hub_rules.errors((tmp_path / "least.md").read_text()) == []
+    assert len(ModelCard(most).data.eval_results) == 7
+    for good, bad in [
+        ("license: apache-2.0", "license: apache"),
+        ("- de\n", "- German\n"),
+        ("base_model: FacebookAI/roberta-base", "base_model:"),
+        ("base_model: FacebookAI/roberta-base", "base_model: /home/me/encoder"),
+        ("- you/wiki", "- my own text"),
+        ("model-index:\n- name: model", "model-index:\n- label: model"),
+        ("license: apache-2.0", "license: apache-2.0\nlicense: mit"),
+    ]:
+        assert good in most and hub_rules.errors(most.replace(good, bad, 1)), bad
+
+
+def test_no_line_of_a_card_is_long_for_those_who_read_it_as_it_is(facts, tmp_path):
+    """But rows of tables, which say so by their first character."""
+    facts.onnx = Onnx({"onnx/model.onnx": 10**9}, task="STSB", pairs=9, scores={"onnx/model.onnx": 50.0})
+    facts.record["base_model"] = {"name": "somebody/an-encoder-with-a-rather-long-name", "revision": "0" * 40}
+    for plain in (False, True):
+        facts.plain = plain
+        write_card(tmp_path / "README.md", facts, "you/a-model-with-a-rather-long-name", "v1", "mit", ["en"])
+        lines = (tmp_path / "README.md").read_text().splitlines()
+        assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
 
 
 def test_an_incomplete_task_is_no_published_score(facts, tmp_path):
