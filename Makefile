@@ -18,12 +18,16 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # fixtures of a file are made once
 
-# The demo's release under older and newer versions of its libraries, each in an environment of its own: the table of
-# the README; and its score by mteb. Gigabytes of downloads; no part of the tests.
+# A release of the demo's model, and a plain one, under older and newer versions of their libraries and in the programs
+# that read ONNX files, each in an environment of its own: the tables of the README; and the first one's score by mteb.
+# Gigabytes of downloads, and node for Transformers.js; no part of the tests.
+PLAIN := recipes/demo.yaml --pooler mean --frequency_smoothing 1e-5 --output_dir output/demo-mean
 compat: .venv/installed-dev
 	test -f output/demo/config.json || $(BIN)/python train.py
-	$(BIN)/python -m model_card output/demo --release_dir output/demo-release
-	$(BIN)/python tests/compat.py output/demo-release
+	test -f output/demo-mean/config.json || $(BIN)/python train.py $(PLAIN)
+	$(BIN)/python -m model_card output/demo --release_dir output/demo-release --onnx_int8 --pairs demo/sts.tsv
+	$(BIN)/python -m model_card output/demo-mean --release_dir output/demo-plain --onnx_int8 --pairs demo/sts.tsv
+	$(BIN)/python tests/compat.py output/demo-release output/demo-plain
 	$(BIN)/python -m tests.compat_mteb output/demo-release $(if $(SARCSE_DATA),--sts_dir $(SARCSE_DATA)/data/senteval)
 
 lint: .venv/installed-dev
