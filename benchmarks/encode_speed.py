@@ -1,21 +1,24 @@
 """
-How fast sentences are encoded: sentences a second of one SARCSE folder in this project's loop and in
-sentence-transformers' `encode`, beside the plain encoder under mean pooling, which is the ceiling.
+How fast sentences are encoded: sentences a second of one SARCSE folder in this project's loop, in `encode` of
+sentence-transformers and in ONNX Runtime, in float32 and in int8, beside the plain encoder under mean pooling, which
+is the ceiling of the first two.
 
     python -m benchmarks.encode_speed [--output FILE]
 
 Two kinds of sentences: those of wiki500k, and the distinct ones of the STS pairs, which are shorter. The same batch
-size, precision (float32) and number of threads; all take turns. Speed does not depend on the weights, so the SARCSE
+size and number of threads, one and `--threads`; all take turns. Speed does not depend on the weights, so the SARCSE
 folder has fresh ones.
 """
 
 import tempfile
 from functools import partial
+from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.common import SHARED, arguments_for, print_table, speed_rows, speeds_in_turns, write_output
+from model_card import onnx_files
 from sarcse.arguments import ModelArguments
 from sarcse.embedding import Embed, encode
 from sarcse.loading import load_model
@@ -28,12 +31,20 @@ def programs(encoder: str, batch_size: int, folder: str) -> dict[str, Embed]:
     model, tokenizer = build_model(ModelArguments(model_name_or_path=encoder))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    onnx_files.write_float(model, tokenizer, Path(folder), plain=False)
+    onnx_files.write_int8(Path(folder))
+    sessions = [
+        onnx_files.open_session(Path(folder, name)) for name in (onnx_files.FLOAT_FILE, onnx_files.INT8_FILES[0])
+    ]
+    by_onnx = partial(onnx_files.embed, pooler=model.sentence_encoder, tokenizer=tokenizer, batch_size=batch_size)
     by_sentence_transformers = SentenceTransformer(folder, trust_remote_code=True, device="cpu")
     return {
         "sarcse": partial(encode, *load_model(folder), batch_size=batch_size),
         "sentence_transformers": partial(
             by_sentence_transformers.encode, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
         ),
+        "onnx_float32": lambda sentences: by_onnx(sessions[0], sentences=sentences),
+        "onnx_int8": lambda sentences: by_onnx(sessions[1], sentences=sentences),
         "mean_pooling": partial(encode, *load_model(encoder, pooler="mean"), batch_size=batch_size),
     }
 
@@ -44,7 +55,6 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     wiki = DataArguments(train_file=arguments.train_file, max_train_samples=arguments.sentences)
     pairs = load_sts("STS12", str(SHARED / "data" / "senteval"))
     texts = {
@@ -52,14 +62,16 @@ def main() -> None:
         "sts": sorted({*pairs["sentence1"], *pairs["sentence2"]})[: arguments.sentences],
     }
     results = []
-    with tempfile.TemporaryDirectory() as folder:
-        embed = programs(arguments.model, arguments.batch_size, folder)
-        for name, sentences in texts.items():
-            turns = {program: partial(function, sentences) for program, function in embed.items()}
-            speeds = speeds_in_turns(turns, len(sentences), arguments.repeats)
-            setting = {"text": name, "sentences": len(sentences), "batch_size": arguments.batch_size}
-            results.append({**setting, "threads": arguments.threads, **speeds})
-            print_table(f"{len(sentences)} sentences, {name}", speed_rows(speeds))
+    for threads in sorted({1, arguments.threads}):
+        torch.set_num_threads(threads)
+        with tempfile.TemporaryDirectory() as folder:
+            embed = programs(arguments.model, arguments.batch_size, folder)
+            for name, sentences in texts.items():
+                turns = {program: partial(function, sentences) for program, function in embed.items()}
+                speeds = speeds_in_turns(turns, len(sentences), arguments.repeats)
+                setting = {"text": name, "sentences": len(sentences), "batch_size": arguments.batch_size}
+                results.append({**setting, "threads": threads, **speeds})
+                print_table(f"{len(sentences)} sentences, {name}, threads: {threads}", speed_rows(speeds))
     write_output({"settings": results}, arguments.output)
 
 

@@ -128,7 +128,7 @@ def write(
     gold = np.array(tasks[task]["score"][:], dtype=np.float64)
     scores: dict[str, float | None] = {}
     for name in (FLOAT_FILE, INT8_FILES[0]):
-        found = partial(embed, folder / name, model.sentence_encoder, tokenizer)
+        found = partial(embed, open_session(folder / name), model.sentence_encoder, tokenizer)
         scores[name] = correlations(embed_pairs(found, tasks[task]).similarities(), gold).spearman
     scores |= dict.fromkeys(INT8_FILES, scores[INT8_FILES[0]])
     return Onnx({name: size(folder, name) for name in scores}, task, len(gold), scores)
@@ -160,7 +160,7 @@ def check_float(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: 
     batch = tokenizer(GOLDEN_SENTENCES, padding=True, truncation=True, return_tensors="pt")
     exact = copy.deepcopy(model).double()(**batch).pooler_output
     try:
-        found = embed(folder / FLOAT_FILE, model.sentence_encoder, tokenizer, GOLDEN_SENTENCES)
+        found = embed(open_session(folder / FLOAT_FILE), model.sentence_encoder, tokenizer, GOLDEN_SENTENCES)
     except Exception as error:  # onnxruntime's have no class in common
         raise ValueError(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
     difference = ((found - exact).abs().max() / exact.abs().max()).item()
@@ -230,14 +230,22 @@ def silence() -> Iterator[None]:
 # --- What they give --------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def embed(
-    path: Path, pooler: nn.Module, tokenizer: PreTrainedTokenizerBase, sentences: list[str], batch_size: int = 64
-) -> torch.Tensor:
-    """Embeddings by ONNX Runtime, `(len(sentences), d)`; token vectors are pooled by `pooler`."""
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """On as many threads as torch has."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+@torch.no_grad()
+def embed(
+    session: onnxruntime.InferenceSession,
+    pooler: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: list[str],
+    batch_size: int = 64,
+) -> torch.Tensor:
+    """Embeddings by ONNX Runtime, `(len(sentences), d)`; token vectors are pooled by `pooler`."""
     token_ids = tokenizer(sentences, truncation=True)["input_ids"]
     order = sorted(range(len(token_ids)), key=lambda index: -len(token_ids[index]))
     pad = DataCollatorWithPadding(tokenizer, return_tensors="np")
