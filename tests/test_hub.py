@@ -416,13 +416,13 @@ def test_the_lines_of_the_readme_train_a_model_and_push_a_release(tmp_path):
 
 
 def test_what_a_push_may_say_reaches_the_hub(hub, tmp_path, monkeypatch, capsys):
-    """A token that is not in the environment, a branch, a tag, and what the card says."""
+    """A token that is not in the environment, a branch, a tag, what the card says; a plain release."""
     monkeypatch.delenv("HF_TOKEN")
     sentences = (DEMO / "sentences.txt").read_text().splitlines()[:16]
     arguments = {"per_device_train_batch_size": 8, "max_steps": 1, "report_to": "none", "save_strategy": "no"}
     trainer = SarcseTrainer(
-        SarcseModel.from_encoder_pretrained(str(ENCODER), channels=4),
-        SarcseTrainingArguments(str(tmp_path / "mine"), **arguments),
+        SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean"),
+        SarcseTrainingArguments(str(tmp_path / "mine"), plain=True, **arguments),
         train_dataset=sentences,
     )
     trainer.train()
@@ -432,8 +432,11 @@ def test_what_a_push_may_say_reaches_the_hub(hub, tmp_path, monkeypatch, capsys)
     repository = hub.repositories["models", "me/mine"]
     assert address == f"{hub.endpoint}/me/mine/commit/{repository.branches['next']}"
     assert repository.tags == {"v1": repository.branches["next"]}
-    card = ModelCard(repository.commits[repository.tags["v1"]]["README.md"].decode())
+    files = repository.commits[repository.tags["v1"]]
+    card = ModelCard(files["README.md"].decode())
     assert (card.data.language, card.data.license) == (["en"], "mit")
+    assert not [name for name in files if name.endswith(".py")], "a mean needs no code"
+    assert re.search(r"- Time: \d+ seconds, with evaluations", card.text)
     assert MINE not in "".join(capsys.readouterr())
 
 

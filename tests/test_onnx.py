@@ -169,6 +169,7 @@ def test_weights_past_a_protobufs_limit_go_to_a_second_file(plain, tmp_path, mon
     assert (folder / f"{FLOAT_FILE}_data").stat().st_size > 1_000_000 > (folder / FLOAT_FILE).stat().st_size
     told = json.loads((folder / "config.json").read_text())["transformers.js_config"]
     assert told == {"use_external_data_format": {"model.onnx": 1}}
+    assert (folder / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
     one, other = (run(f, FLOAT_FILE, GOLDEN_SENTENCES)["last_hidden_state"] for f in (folder, plain))
     assert np.array_equal(one, other)
     assert re.search(r"`onnx/model.onnx` +\| 5.9 MB", (folder / "README.md").read_text())

@@ -21,15 +21,16 @@ from model_card import folder as folder_module
 from model_card.__main__ import main
 from model_card.card import WIDGET, eval_result_entries, seeds_table, write_card
 from model_card.facts import Facts, Onnx, read_facts, read_scores
-from model_card.folder import GOLDEN_SENTENCES, verify
+from model_card.folder import GOLDEN_SENTENCES, verify, write_model
 from model_card.hub import files_of
 from model_card.release import ReleaseOptions, build
 from modeling_sarcse import SarcseModel
 from sarcse.comparison import ModelScores, TaskScores
+from sarcse.loading import load_model
 from sarcse.sts import STS_TASKS
 
 from . import hub_rules
-from .conftest import DEMO, ENCODER, PROJECT, run_python
+from .conftest import DEMO, ENCODER, PROJECT, refusal, run_python
 from .ways_to_load import EXACT, LOWER_PRECISION
 
 
@@ -242,6 +243,50 @@ def test_the_lines_of_the_readme_run(finished_run, tmp_path):
     code = "".join(blocks).replace('"output/demo"', repr(str(finished_run[0])))
     process = run_python("-c", code, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
+
+
+# --- The decoder -----------------------------------------------------------------------------------------------------
+
+
+WITHOUT_DECODER = """
+import sys
+from transformers import AutoModel, AutoTokenizer
+folder = sys.argv[1]
+model, report = AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+assert not any(report.values()), report
+assert not [name for name, _ in model.named_parameters() if "decoder" in name]
+try:
+    model.token_importance(["Why?"], AutoTokenizer.from_pretrained(folder, trust_remote_code=True))
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_release_has_no_decoder_misses_none_and_says_so_when_asked_for_a_reconstruction(release_folder, tmp_path):
+    process = run_python("-c", WITHOUT_DECODER, release_folder, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    told = (
+        "has no decoder, which a release leaves out: nothing can be reconstructed. Take the folder that"
+    )
+    assert told in process.stdout
+    assert not re.search(r"MISSING|UNEXPECTED|newly initialized", process.stdout + process.stderr)
+    explain = [PROJECT / "eval_sts.py", release_folder, "--explain", "Why?", "How?", "--output_dir", tmp_path / "out"]
+    process = run_python(*explain, cwd=tmp_path)
+    assert process.returncode == 2 and told in process.stderr and "Traceback" not in process.stderr
+
+
+def test_training_goes_on_from_a_release_with_its_decoder_and_from_others_without_reconstruction(
+    release_folder, finished_run, tmp_path
+):
+    fields = {"model_name_or_path": release_folder, "channels": None}
+    assert "has no decoder, which a release leaves out" in refusal(tmp_path, **fields)
+    assert refusal(tmp_path, **fields, reconstruction_weight=0) == ""
+    model, tokenizer = load_model(str(finished_run[0]))
+    expected = model.state_dict()
+    write_model(model, tokenizer, tmp_path / "kept", plain=False, with_decoder=True)
+    kept, _ = load_model(str(tmp_path / "kept"))
+    assert kept.state_dict().keys() == expected.keys()
+    assert refusal(tmp_path, **{**fields, "model_name_or_path": tmp_path / "kept"}) == ""
 
 
 # --- The card --------------------------------------------------------------------------------------------------------
