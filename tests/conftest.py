@@ -12,10 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from .commands import Command
+
 
 # Before any Hugging Face library is imported:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["HF_HUB_DOWNLOAD_TIMEOUT"] = os.environ["HF_HUB_ETAG_TIMEOUT"] = "86400"  # a machine may be busy
+# For the server of `run_command`: torch reads the first when it is imported; without the second, asking whether there
+# is a GPU, as our modules do when they are imported, would keep every forked process from using it.
+os.environ["OMP_NUM_THREADS"] = os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 torch.set_num_threads(1)
 
 PROJECT = Path(__file__).parent.parent
@@ -126,6 +131,16 @@ def run_python(
         text=True,
         preexec_fn=limit,
     )
+
+
+def run_command(
+    *arguments: object, cwd: Path, largest_file: int | None = None, **environment: str
+) -> subprocess.CompletedProcess:
+    """
+    As `run_python`, but with all imports done: for the project's commands, where neither the beginning of the process
+    is tested nor the environment is one that libraries read when they are imported.
+    """
+    return Command([*map(str, arguments)], cwd, offline(environment), largest_file).wait()
 
 
 def start_python(*arguments: object, cwd: Path, **environment: str) -> subprocess.Popen:

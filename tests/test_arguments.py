@@ -12,7 +12,7 @@ from sarcse.parsing import parse_arguments
 from sarcse.training import build_model, build_trainer
 from train import DEMO_RECIPE
 
-from .conftest import DEMO, ENCODER, PROJECT, flags, run_python
+from .conftest import DEMO, ENCODER, PROJECT, flags, run_command, run_python
 
 
 def test_the_recipe_that_is_run_without_arguments_is_the_demo():
@@ -152,7 +152,7 @@ def test_weights_that_are_cut_short_are_named(tmp_path, saved_model):
 
 def test_without_sts_data_the_message_comes_before_any_model(tmp_path):
     """... and says both ways out: a folder, or training without evaluation."""
-    process = run_python(
+    process = run_command(
         PROJECT / "train.py", *flags(tmp_path / "out", eval_pairs=None, model_name_or_path="no/model"), cwd=tmp_path
     )
     assert process.returncode == 2
@@ -165,6 +165,6 @@ def test_help_lists_every_field_and_unknown_flags_exit_with_2(tmp_path):
     assert listed.returncode == 0
     for field in ("kernel_sizes", "train_file", "contrastive_temperature", "frequency_weighting", "learning_rate"):
         assert f"--{field}" in listed.stdout
-    wrong = run_python(PROJECT / "train.py", "--sts_dri", "x", cwd=tmp_path)
+    wrong = run_command(PROJECT / "train.py", "--sts_dri", "x", cwd=tmp_path)
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines()[-1] == "train.py: error: unknown field --sts_dri. Did you mean --sts_dir?"

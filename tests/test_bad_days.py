@@ -16,7 +16,7 @@ from sarcse.checkpoints import checkpoint_to_resume, checkpoints, flaw
 from sarcse.parsing import parse_arguments
 from sarcse.training import build_trainer
 
-from .conftest import DEMO, PROJECT, flags, run_python, start_python
+from .conftest import DEMO, PROJECT, flags, run_command, start_python
 
 
 # 16 steps of 8 sentences, two epochs, an evaluation on a few pairs and a checkpoint every 2 steps, with dropout; the
@@ -26,7 +26,7 @@ LONG_RUN = {"max_train_samples": 64, "num_train_epochs": 2, "eval_pairs": "few.t
 
 def train(folder: Path, largest_file: int | None = None, **fields):
     write_few_pairs(folder.parent)
-    return run_python(
+    return run_command(
         PROJECT / "train.py",
         *flags(folder, **{**LONG_RUN, **fields}),
         cwd=folder.parent,

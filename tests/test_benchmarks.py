@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import gpu_speed
 
-from .conftest import PROJECT, run_python
+from .conftest import PROJECT, run_command
 
 
 @pytest.mark.parametrize("length", [12, 40])
@@ -30,7 +30,7 @@ def test_gpu_speed_runs_on_a_cpu(tmp_path):
     small = ["--shapes", "tiny", "--batch_size", 4, "--length", 8, "--steps", 2, "--gradient_cache_mini_batch_size", 3]
     output = tmp_path / "speed.json"
     options = ["--variants", "sdpa", "gradient_cache", "--peak_teraflops", 2, "--output", output]
-    process = run_python("-m", "benchmarks.gpu_speed", *small, *options, cwd=PROJECT)
+    process = run_command("-m", "benchmarks.gpu_speed", *small, *options, cwd=PROJECT)
     assert process.returncode == 0, process.stderr
     rows = json.loads(output.read_text())["rows"]
     assert [row["variant"] for row in rows] == ["sdpa", "gradient_cache"]

@@ -28,7 +28,7 @@ from sarcse.embedding import (
 from sarcse.loading import encoder_max_length, load_model
 from sarcse.sts import STS_TASKS, load_pairs, load_sts
 
-from .conftest import ENCODER, PROJECT, SENTENCES, run_python
+from .conftest import ENCODER, PROJECT, SENTENCES, run_command, run_python
 
 
 DEMO_PAIRS = str(PROJECT / "demo" / "sts.tsv")
@@ -254,7 +254,7 @@ def test_the_whole_way_equals_sentence_transformers(pooler):
 
 def test_one_command_compares_every_kind_of_model(saved_model, sentence_transformer, senteval, tmp_path):
     """All seven tasks; a SARCSE folder, a sentence-transformers folder, an encoder under three poolers."""
-    process = run_python(
+    process = run_command(
         PROJECT / "eval_sts.py",
         *(saved_model, sentence_transformer, ENCODER),
         *("--pooler", "cls", "mean", "first_last_average"),
@@ -290,7 +290,7 @@ def test_one_command_compares_every_kind_of_model(saved_model, sentence_transfor
 
 
 def test_one_model_keeps_its_name_in_results(tmp_path):
-    process = run_python(
+    process = run_command(
         PROJECT / "eval_sts.py", ENCODER, "--pairs", DEMO_PAIRS, "--output_dir", "out", "--bf16", cwd=tmp_path
     )
     assert process.returncode == 0, process.stderr
@@ -306,7 +306,7 @@ def test_two_processes_score_as_one(saved_model, tmp_path):
     command = [PROJECT / "eval_sts.py", saved_model, "--pairs", DEMO_PAIRS, "--output_dir"]
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", 0]
     two = run_python(*launch, *command, "two", cwd=tmp_path)
-    one = run_python(*command, "one", cwd=tmp_path)
+    one = run_command(*command, "one", cwd=tmp_path)
     assert two.returncode == one.returncode == 0, two.stderr
     assert two.stdout.count("Spearman x 100") == 1
     one, two = (
@@ -323,7 +323,7 @@ def test_explain_writes_a_page_and_pictures(saved_model, tokenizer, tmp_path):
     for part in (SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean"), tokenizer):
         part.save_pretrained(tmp_path / "mean")
     pairs = ["--explain", "A boy kicks a ball.", "A child plays.", "--explain", "One & two.", ""]
-    process = run_python(PROJECT / "eval_sts.py", saved_model, tmp_path / "mean", *pairs, cwd=tmp_path)
+    process = run_command(PROJECT / "eval_sts.py", saved_model, tmp_path / "mean", *pairs, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("cosine similarity") == 4
     assert "boy 0." in process.stdout

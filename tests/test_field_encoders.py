@@ -59,7 +59,18 @@ from sarcse.parsing import parse_arguments
 from sarcse.tokens import unknown_share
 from sarcse.training import build_trainer
 
-from .conftest import DEMO, PROJECT, SMALL, assert_same_weights, flags, random_encoder, refusal, run_python, write
+from .conftest import (
+    DEMO,
+    PROJECT,
+    SMALL,
+    assert_same_weights,
+    flags,
+    random_encoder,
+    refusal,
+    run_command,
+    run_python,
+    write,
+)
 
 
 SMALL |= {"max_position_embeddings": 66}
@@ -145,7 +156,7 @@ def nomic_run(tmp_path_factory, tokenizer):
     random_encoder(folder / "encoder", NomicBertModel(config), tokenizer)
     options = {"model_name_or_path": folder / "encoder", "eval_steps": 1, "save_steps": 1, "save_total_limit": 4}
     options |= {"learning_rate": 5e-3, "max_train_samples": 24}
-    process = run_python(PROJECT / "train.py", *flags(folder / "run", **options), cwd=folder)
+    process = run_command(PROJECT / "train.py", *flags(folder / "run", **options), cwd=folder)
     assert process.returncode == 0, process.stderr
     return folder / "run", options
 
@@ -161,7 +172,7 @@ def test_the_best_checkpoint_of_an_encoder_with_renamed_weights_is_the_model(nom
 def test_a_resumed_run_of_an_encoder_with_renamed_weights_is_the_uninterrupted_one(nomic_run, tmp_path):
     run, options = nomic_run
     options = {**options, "resume_from_checkpoint": run / "checkpoint-1"}
-    process = run_python(PROJECT / "train.py", *flags(tmp_path / "run", **options), cwd=tmp_path)
+    process = run_command(PROJECT / "train.py", *flags(tmp_path / "run", **options), cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert_same_weights(tmp_path / "run" / "checkpoint-3", run / "checkpoint-3")
     assert "missing keys" not in process.stderr
@@ -241,7 +252,7 @@ def test_text_that_the_tokenizer_cannot_read_is_warned_about_when_it_is_scored(t
     folder = small_bert(tmp_path / "greek", greek, vocabulary_size=len(greek))
     assert unknown_share(greek(["α β no γ"])["input_ids"], greek) == 0.25
     assert unknown_share(tokenizer(["Why?", ""])["input_ids"], tokenizer) == 0
-    process = run_python(PROJECT / "eval_sts.py", folder, "--pairs", DEMO / "sts.tsv", cwd=tmp_path)
+    process = run_command(PROJECT / "eval_sts.py", folder, "--pairs", DEMO / "sts.tsv", cwd=tmp_path)
     assert "Most tokens of these sentences are unknown to the model" in process.stderr
 
 

@@ -29,7 +29,7 @@ from .conftest import (
     flags,
     random_encoder,
     refusal,
-    run_python,
+    run_command,
     write,
 )
 
@@ -49,7 +49,7 @@ def test_a_run_whose_contrastive_loss_is_always_zero_says_so(finished_run, tmp_p
     options = {"eval_strategy": "no", "eval_pairs": None, "save_strategy": "no", "pooler": "mean", "channels": None}
     options |= {"reconstruction_weight": 0, "gradient_cache_mini_batch_size": cached, "train_file": "same.txt"}
     options |= {"logging_steps": 2}
-    process = run_python(PROJECT / "train.py", *flags(tmp_path / "run", **options), cwd=tmp_path)
+    process = run_command(PROJECT / "train.py", *flags(tmp_path / "run", **options), cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     for folder, stderr, is_zero in (
         (tmp_path / "run", process.stderr, True),
@@ -155,7 +155,7 @@ def test_a_metric_that_no_evaluation_has_is_refused_before_anything_is_loaded(tm
 def test_the_best_checkpoint_is_the_best_by_what_the_metric_means(tmp_path, name):
     """Lower alignment and uniformity are better. (Of the correlation see test_training.py.)"""
     options = {"metric_for_best_model": name, "eval_steps": 1, "save_steps": 1, "learning_rate": 0.01}
-    process = run_python(PROJECT / "train.py", *flags(tmp_path / "run", **options), cwd=tmp_path)
+    process = run_command(PROJECT / "train.py", *flags(tmp_path / "run", **options), cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     key = f"eval_{name.removeprefix('eval_')}"
@@ -189,13 +189,13 @@ def test_pairs_without_two_scores_are_refused_before_the_training(tmp_path, rows
     path = write(tmp_path / "pairs.tsv", f"sentence1\tsentence2\tscore\n{rows}")
     expected = f"{path}: a correlation needs two pairs with different scores; {message}"
     assert expected in refusal(tmp_path, eval_pairs=path, model_name_or_path="absent")
-    process = run_python(PROJECT / "eval_sts.py", ENCODER, "--pairs", path, cwd=tmp_path)
+    process = run_command(PROJECT / "eval_sts.py", ENCODER, "--pairs", path, cwd=tmp_path)
     assert process.returncode == 2 and expected in process.stderr and "Traceback" not in process.stderr
 
 
 def test_two_pairs_are_enough(tmp_path):
     path = write(tmp_path / "pairs.tsv", "sentence1\tsentence2\tscore\nA dog.\tA cat.\t1\nRain.\tIt rains.\t5\n")
-    process = run_python(PROJECT / "eval_sts.py", ENCODER, "--pairs", path, cwd=tmp_path)
+    process = run_command(PROJECT / "eval_sts.py", ENCODER, "--pairs", path, cwd=tmp_path)
     assert process.returncode == 0 and "100.00" in process.stdout, process.stderr
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from .conftest import PROJECT, run_python
+from .conftest import PROJECT, run_command
 
 
 STEPS, BATCH = 20, 64
@@ -24,11 +24,11 @@ def test_sarcse_beats_simcse_with_the_same_steps_and_batch(real_data, tmp_path):
     runs = {"sarcse": [], "simcse": ["--pooler", "cls", "--reconstruction_weight", "0"]}
     for name, options in runs.items():
         fields = [f"--{field}={value}" for field, value in {**common, "output_dir": name}.items()]
-        process = run_python(PROJECT / "train.py", *fields, *options, cwd=tmp_path)
+        process = run_command(PROJECT / "train.py", *fields, *options, cwd=tmp_path)
         assert process.returncode == 0, process.stderr
     tasks = ["STS12", "STS14", "STS15", "STSB"]
     sts_dir = real_data / "data" / "senteval"
-    process = run_python(
+    process = run_command(
         PROJECT / "eval_sts.py", *runs, "--sts_dir", sts_dir, "--tasks", *tasks, "--output_dir=out", cwd=tmp_path
     )
     assert process.returncode == 0, process.stderr

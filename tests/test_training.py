@@ -23,7 +23,7 @@ from sarcse.loading import load_model
 from sarcse.parsing import parse_arguments
 from sarcse.training import build_model, build_trainer
 
-from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, refusal, run_python
+from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, refusal, run_command, run_python
 
 
 def test_output_folder_holds_what_a_user_needs(finished_run):
@@ -107,7 +107,7 @@ def test_checkpoints_carry_the_code_too(finished_run):
 
 def test_a_finished_run_is_not_trained_over(finished_run):
     folder, _ = finished_run
-    process = run_python(PROJECT / "train.py", *flags(folder), cwd=folder.parent)
+    process = run_command(PROJECT / "train.py", *flags(folder), cwd=folder.parent)
     assert process.returncode == 2
     assert (
         "holds checkpoints of an earlier run" in process.stderr and "--resume_from_checkpoint last" in process.stderr
@@ -117,10 +117,10 @@ def test_a_finished_run_is_not_trained_over(finished_run):
 def test_a_sarcse_model_can_be_trained_further(finished_run, tmp_path):
     folder, _ = finished_run
     options = {"model_name_or_path": folder, "channels": None, "max_train_samples": 8}
-    process = run_python(PROJECT / "train.py", *flags(tmp_path / "more", **options), cwd=tmp_path)
+    process = run_command(PROJECT / "train.py", *flags(tmp_path / "more", **options), cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert f"before: {folder}" in process.stdout
-    wrong = run_python(PROJECT / "train.py", *flags(tmp_path / "x", **{**options, "channels": 8}), cwd=tmp_path)
+    wrong = run_command(PROJECT / "train.py", *flags(tmp_path / "x", **{**options, "channels": 8}), cwd=tmp_path)
     assert wrong.returncode == 2 and "was saved with channels=4: leave --channels out" in wrong.stderr
 
 
@@ -132,7 +132,7 @@ def test_simcse_is_a_configuration_of_the_same_program(tmp_path):
         "eval_strategy": "no",
         "eval_pairs": None,
     }
-    process = run_python(PROJECT / "train.py", *flags(tmp_path / "simcse", **options), cwd=tmp_path)
+    process = run_command(PROJECT / "train.py", *flags(tmp_path / "simcse", **options), cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     model = AutoModel.from_pretrained(tmp_path / "simcse")
     assert model.config.pooler == "cls" and hasattr(model, "projection")
@@ -334,7 +334,7 @@ def test_a_full_disk_ends_in_a_message(tmp_path):
     """... before the training: the model has 6 MB."""
     options = {"eval_strategy": "no", "eval_pairs": None, "save_strategy": "no", "max_train_samples": 8}
     arguments = flags(tmp_path / "model", **options)
-    process = run_python(PROJECT / "train.py", *arguments, cwd=tmp_path, largest_file=2_000_000)
+    process = run_command(PROJECT / "train.py", *arguments, cwd=tmp_path, largest_file=2_000_000)
     assert process.returncode == 2 and "Traceback" not in process.stderr
     assert re.search(
         "train.py: error: --output_dir .*nothing can be saved there .*File too large", process.stderr.splitlines()[-1]

@@ -1,0 +1,54 @@
+"""
+Commands of the project without the seconds that their imports take, which are most of the time of a short one.
+
+Each is a process of its own, with its own folder, environment, arguments, streams, limit and end, and runs the same
+file as `python train.py`. But it is forked from a process in which nothing has happened but the imports, which the
+standard library's fork server makes once for all of them.
+"""
+
+import multiprocessing
+import os
+import resource
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["train", "eval_sts", "transformers.models.roberta.modeling_roberta", __name__])
+
+
+class Command:
+    """`python *arguments`, a file or a module with `-m`, going on in the background."""
+
+    def __init__(self, arguments: list[str], cwd: Path, environment: dict[str, str], largest_file: int | None) -> None:
+        self.arguments, self.streams = arguments, tempfile.TemporaryDirectory()
+        given = (arguments, cwd, environment, largest_file, self.streams.name)
+        self.process = SERVER.Process(target=run, args=given)
+        self.process.start()
+
+    def wait(self) -> subprocess.CompletedProcess:
+        self.process.join()
+        with self.streams as folder:
+            stdout, stderr = (Path(folder, name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess(self.arguments, self.process.exitcode, stdout, stderr)
+
+
+def run(arguments: list[str], cwd: Path, environment: dict[str, str], largest_file: int | None, streams: str) -> None:
+    """In the new process: what Python does with these arguments."""
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(Path(streams, name), os.O_WRONLY | os.O_CREAT), descriptor)
+    multiprocessing.set_start_method(None, force=True)  # for what it starts: the default again, not this server
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file,) * 2)
+    is_module = arguments[0] == "-m"
+    sys.argv = arguments[1:] if is_module else arguments
+    if is_module:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
