@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,14 +134,17 @@ def run_python(
     )
 
 
-def run_command(
-    *arguments: object, cwd: Path, largest_file: int | None = None, **environment: str
-) -> subprocess.CompletedProcess:
+def run_command(*arguments: object, cwd: Path, **options: Any) -> subprocess.CompletedProcess:
     """
     As `run_python`, but with all imports done: for the project's commands, where neither the beginning of the process
     is tested nor the environment is one that libraries read when they are imported.
     """
-    return Command([*map(str, arguments)], cwd, offline(environment), largest_file).wait()
+    return start_command(*arguments, cwd=cwd, **options).wait()
+
+
+def start_command(*arguments: object, cwd: Path, largest_file: int | None = None, **environment: str) -> Command:
+    """As `run_command`, but going on in the background."""
+    return Command([*map(str, arguments)], cwd, offline(environment), largest_file)
 
 
 def start_python(*arguments: object, cwd: Path, **environment: str) -> subprocess.Popen:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, XLNetConfig, XLNetModel
 
-from .conftest import ENCODER, PROJECT, flags, start_python
+from .conftest import ENCODER, PROJECT, flags, start_command, start_python
 
 
 BATCH = 16
@@ -23,23 +23,27 @@ EXACT_RUNS = {
 }
 
 
-def accelerate_launch(processes: int, *arguments: object) -> None:
-    """
-    `accelerate launch --cpu` from the project's root, once for each process with its place in the environment, as MPI
-    and schedulers do.
-    """
+def places(processes: int) -> list[dict[str, str]]:
+    """The environment that each process finds its place in, as torchrun, MPI and schedulers make it; none for one."""
+    if processes == 1:
+        return [{}]
+    world = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        world["MASTER_PORT"] = free.getsockname()[1]
+    return [
+        {name: str(value) for name, value in {**world, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        for rank in range(processes)
+    ]
+
+
+def accelerate_launch(processes: int, *arguments: object) -> None:
+    """`accelerate launch --cpu` from the project's root, once for each process with its place in the environment."""
+    environments = places(processes)
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--mixed_precision=no"]
-    if processes > 1:
-        launch += [f"--num_processes={processes}", f"--num_machines={processes}"]
-        launch += ["--main_process_ip=127.0.0.1", f"--main_process_port={port}"]
-    started = []
-    for rank in range(processes):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-        place = {name: str(value) for name, value in place.items()} if processes > 1 else {}
-        started.append(start_python(*launch, *arguments, cwd=PROJECT, **place))
+    launch += [f"--num_processes={processes}", f"--num_machines={processes}", "--main_process_ip=127.0.0.1"]
+    launch += [f"--main_process_port={environments[0]['MASTER_PORT']}"]
+    started = [start_python(*launch, "--module", *arguments, cwd=PROJECT, **place) for place in environments]
     try:
         for process in started:
             output, _ = process.communicate()
@@ -47,6 +51,18 @@ def accelerate_launch(processes: int, *arguments: object) -> None:
     finally:
         for process in started:
             process.kill()
+
+
+def start_side_by_side(processes: int, *arguments: object) -> None:
+    """The same without accelerate's command, as by torchrun."""
+    started = [start_command("-m", *arguments, cwd=PROJECT, **place) for place in places(processes)]
+    try:
+        for command in started:
+            done = command.wait()
+            assert done.returncode == 0, done.stderr
+    finally:
+        for command in started:
+            command.process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +78,7 @@ def runs(tmp_path_factory):
     AutoTokenizer.from_pretrained(ENCODER).save_pretrained(folder / "xlnet")
     (folder / "repeated.txt").write_text("A dog runs across the wet grass.\n" * BATCH)
     common = {"eval_strategy": "no", "eval_pairs": None, "save_strategy": "no", "max_train_samples": BATCH}
+    common["use_cpu"] = "true"
     exact = {"model_name_or_path": folder / "encoder", "optim": "sgd", "learning_rate": 1, "max_grad_norm": 0}
     for world_size in WORLD_SIZES:
         common["per_device_train_batch_size"] = BATCH // world_size
@@ -79,7 +96,8 @@ def runs(tmp_path_factory):
         (folder / "runs.json").write_text(
             json.dumps({name: flags(folder / name, **values) for name, values in fields.items()})
         )
-        accelerate_launch(world_size, "--module", "tests.distributed_runs", folder / "runs.json")
+        launch = accelerate_launch if world_size == 2 else start_side_by_side
+        launch(world_size, "tests.distributed_runs", folder / "runs.json")
     return folder
 
 
