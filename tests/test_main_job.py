@@ -12,16 +12,23 @@ STEPS, BATCH = 20, 64
 
 @pytest.mark.realdata
 def test_sarcse_beats_simcse_with_the_same_steps_and_batch(real_data, tmp_path):
-    """The README has the same comparison at full scale."""
+    """
+    SimCSE with the first token's vector, which this small encoder never trained, and, harder to beat, with the mean.
+    The README has the same comparison at full scale, on the larger encoder.
+    """
     common = {
-        "model_name_or_path": real_data / "encoders" / "roberta-mini-wiki",
+        "model_name_or_path": real_data / "encoders" / "roberta-tiny-wiki",
         "train_file": real_data / "data" / "wiki500k.txt.xz",
         "max_train_samples": STEPS * BATCH,
         "per_device_train_batch_size": BATCH,
         "learning_rate": 1e-4,
         "eval_strategy": "no",
     }
-    runs = {"sarcse": [], "simcse": ["--pooler", "cls", "--reconstruction_weight", "0"]}
+    runs = {
+        "sarcse": [],
+        "simcse": ["--pooler", "cls", "--reconstruction_weight", "0"],
+        "simcse-mean": ["--pooler", "mean", "--reconstruction_weight", "0"],
+    }
     for name, options in runs.items():
         fields = [f"--{field}={value}" for field, value in {**common, "output_dir": name}.items()]
         process = run_command(PROJECT / "train.py", *fields, *options, cwd=tmp_path)
@@ -40,3 +47,4 @@ def test_sarcse_beats_simcse_with_the_same_steps_and_batch(real_data, tmp_path):
         "STSB": 1379,
     }
     assert models["sarcse"]["average"] > models["simcse"]["average"]
+    assert models["sarcse"]["average"] > models["simcse-mean"]["average"]
