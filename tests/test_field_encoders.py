@@ -344,7 +344,7 @@ def test_code_of_an_encoder_runs_only_if_it_is_trusted(custom_encoder, tmp_path)
     """... when it is trained, when what came out of it is scored, and no release is made of it."""
     home = {"HF_HOME": str(tmp_path / "home")}
     arguments = flags(tmp_path / "model", model_name_or_path=custom_encoder)
-    refused = run_python(PROJECT / "train.py", *arguments, cwd=tmp_path, **home)
+    refused = run_command(PROJECT / "train.py", *arguments, cwd=tmp_path)
     assert refused.returncode == 2 and "code of the encoder runs" not in refused.stdout
     (line,) = [line for line in refused.stderr.splitlines() if "error" in line]
     assert f"{custom_encoder} brings Python code of its own (modeling_custom.CustomModel)" in line
@@ -361,5 +361,5 @@ def test_code_of_an_encoder_runs_only_if_it_is_trusted(custom_encoder, tmp_path)
     after = json.loads((tmp_path / "model" / "sts_results.json").read_text())["models"][f"after: {tmp_path}/model"]
     assert f"{after['average']:.2f}" in scored.stdout
     release = ["-m", "model_card", tmp_path / "model", "--release_dir", tmp_path / "release"]
-    refused = run_python(*release, cwd=PROJECT, **home)
+    refused = run_command(*release, cwd=PROJECT)
     assert refused.returncode == 2 and "Its encoder runs code of its own" in refused.stderr
