@@ -37,7 +37,7 @@ def pooled(folder: Path, vectors: torch.Tensor, batch: dict[str, torch.Tensor]) 
 def by_sentence_transformers(folder: Path, sentences: list[str]) -> torch.Tensor:
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(str(folder), device="cpu").encode(sentences, convert_to_tensor=True)
+    return SentenceTransformer(str(folder), device="cpu").float().encode(sentences, convert_to_tensor=True)
 
 
 def has_code(folder: Path) -> bool:

@@ -52,12 +52,6 @@ def write_model(
     model.config.encoder_config._name_or_path = ""
     if not with_decoder:
         leave_decoder_out(model)
-    golden = {
-        "about": "The embeddings of these sentences, in one padded batch, in float32 on a CPU.",
-        "relative_tolerance": GOLDEN_TOLERANCE,
-        "sentences": GOLDEN_SENTENCES,
-        "embeddings": golden_embeddings(model, tokenizer),
-    }
     if plain:
         write_plain_model(model, tokenizer, folder, MAX_SHARD_SIZE)
     else:
@@ -66,6 +60,12 @@ def write_model(
     tokenizer.save_pretrained(folder)
     # transformers 5 has it in tokenizer_config.json alone; fastembed before 0.9 stops without it.
     write_json(folder / "special_tokens_map.json", tokenizer.special_tokens_map)
+    golden = {
+        "about": "The embeddings of these sentences, in one padded batch, in float32 on a CPU.",
+        "relative_tolerance": GOLDEN_TOLERANCE,
+        "sentences": GOLDEN_SENTENCES,
+        "embeddings": golden_embeddings(model, tokenizer),
+    }
     write_json(folder / "golden_embeddings.json", golden)
 
 

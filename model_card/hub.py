@@ -4,10 +4,10 @@ import sys
 import time
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from transformers import TrainingArguments
 
@@ -43,15 +43,17 @@ def check_metadata(license: str | None, language: list[str]) -> None:
         HTTPError, OSError: it cannot be reached.
     """
     data = ModelCardData(license=license, language=language or None)
+    if not data.to_dict():
+        return
+    # Not `ModelCard.validate`, which before huggingface_hub 2 asked huggingface.co whatever HF_ENDPOINT says.
+    card = {"repoType": "model", "content": f"---\n{data}\n---\n"}
     try:
-        if data.to_dict():
-            ModelCard(f"---\n{data}\n---\n").validate()
-    except ValueError as error:
-        raise ValueError(f"the Hub does not take the licence or the language: {in_one_line(error)}") from error
-
-
-def in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        hf_raise_for_status(get_session().post(f"{HfApi().endpoint}/api/validate-yaml", json=card))
+    except HfHubHTTPError as error:
+        if error.response.status_code != 400:
+            raise
+        reason = " ".join(str(error.server_message or error).split())
+        raise ValueError(f"the Hub does not take the licence or the language: {reason}") from error
 
 
 def files_of(folder: Path) -> dict[str, Path]:

@@ -77,7 +77,7 @@ def write_plain_model(
     """
     encoder = bare_encoder(model)
     expected = encoder.state_dict()
-    weights = {name: torch.zeros(expected[name].shape) for name in unused_weights(model)}
+    weights = {name: torch.zeros(expected[name].shape, dtype=model.dtype) for name in unused_weights(model)}
     encoder.load_state_dict({**model.encoder.state_dict(), **weights}, assign=True)
     setattr(encoder.config, POOLER_FIELD, model.config.pooler)
     encoder.config.sarcse_version = __version__

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from modeling_sarcse import SarcseModel
 from sarcse.comparison import correlations
 from sarcse.sts import load_pairs
 
-from .conftest import DEMO, ENCODER
+from .conftest import DEMO, ENCODER, PROJECT
 
 
 def tokens(folder: Path, sentences: list[str]) -> dict[str, np.ndarray]:
@@ -82,6 +83,18 @@ def test_a_plain_file_gives_token_vectors_for_the_reader_to_pool(plain):
     assert name == "last_hidden_state" and not others
     mask = tokens(plain, GOLDEN_SENTENCES)["attention_mask"][:, :, None]
     assert distance((vectors * mask).sum(axis=1) / mask.sum(axis=1), golden(plain)) <= 1e-5
+
+
+def test_fastembed_gives_the_golden_embeddings(release_folder, plain):
+    """Its custom model, as the cards have it, in its own environment (`make test` makes one)."""
+    python = PROJECT / ".venv" / "fastembed" / "bin" / "python"
+    if not python.is_file():
+        pytest.skip("fastembed is not installed: make .venv/fastembed/installed")
+    for folder in (release_folder, plain):
+        command = [python, PROJECT / "tests" / "fastembed_reader.py", folder]
+        process = subprocess.run(command, input=json.dumps(GOLDEN_SENTENCES), capture_output=True, text=True)
+        assert process.returncode == 0, process.stderr
+        assert distance(np.array(json.loads(process.stdout.splitlines()[-1])), golden(folder)) <= 1e-5
 
 
 def test_any_number_of_sentences_and_tokens(release_folder):

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import MODEL_MAPPING, AutoModel, AutoTokenizer
 
 from configuration_sarcse import SarcseConfig
-from model_card.folder import verify
+from model_card.card import write_card
+from model_card.facts import read_facts
+from model_card.folder import verify, write_model
 from model_card.hub import files_of
 from model_card.plain import why_not_plain, write_plain_model
 from model_card.release import ReleaseOptions, build
@@ -19,7 +22,7 @@ from modeling_sarcse import POOLERS, SarcseModel
 from sarcse.embedding import load_embedders
 from sarcse.loading import kind_of_model, load_model
 
-from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, refusal, run_python
+from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, refusal, run_command, run_python
 from .test_field_encoders import small_config
 
 
@@ -91,7 +94,7 @@ def test_both_forms_have_the_same_scores_to_the_last_digit(plain, tmp_path):
     model_dir = folder.with_name("model")
     with_code, _ = build(ReleaseOptions(str(model_dir), str(tmp_path / "with_code"), with_code=True))
     command = [PROJECT / "eval_sts.py", model_dir, folder, with_code, "--pairs", DEMO / "sts.tsv"]
-    process = run_python(*command, "--output_dir", tmp_path / "scores", cwd=tmp_path)
+    process = run_command(*command, "--output_dir", tmp_path / "scores", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     rows = json.loads((tmp_path / "scores" / "results.json").read_text())["models"].values()
     assert len(rows) == 3 and all(row == next(iter(rows)) for row in rows)
@@ -110,6 +113,16 @@ def test_this_project_loads_it_as_what_it_was(plain, tokenizer):
     other = {"mean": "cls", "cls": "mean"}[model.config.pooler]
     with pytest.raises(ValueError, match=f"was released with pooler={model.config.pooler}: leave --pooler out"):
         load_model(str(folder), pooler=other)
+
+
+def test_weights_in_half_precision_are_released_as_they_are(tokenizer, tmp_path):
+    """And verified in single precision, in which a reader may compute with them."""
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean").to(torch.bfloat16)
+    write_model(model, tokenizer, tmp_path, plain=True, with_decoder=False)
+    write_card(tmp_path / "README.md", read_facts(tmp_path, model, tokenizer), "you/model", None, None, [])
+    verify(tmp_path)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_its_own_pooler_is_seen_to_be_no_embedding(plain):
@@ -177,7 +190,7 @@ def test_a_plain_release_that_pools_otherwise_is_stopped(plain, tmp_path):
 
 def test_training_goes_on_from_a_plain_release_with_its_pooler(plain, tmp_path):
     options = {"model_name_or_path": plain[0], "channels": None, "reconstruction_weight": 0, "eval_pairs": None}
-    process = run_python(PROJECT / "train.py", *flags(tmp_path / "next", **options, eval_strategy="no"), cwd=tmp_path)
+    process = run_command(PROJECT / "train.py", *flags(tmp_path / "next", **options, eval_strategy="no"), cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert json.loads((tmp_path / "next" / "config.json").read_text())["pooler"] == plain[1].config.pooler
 

@@ -30,7 +30,7 @@ from sarcse.loading import load_model
 from sarcse.sts import STS_TASKS
 
 from . import hub_rules
-from .conftest import DEMO, ENCODER, PROJECT, refusal, run_python
+from .conftest import DEMO, ENCODER, PROJECT, refusal, run_command, run_python
 from .ways_to_load import EXACT, LOWER_PRECISION
 
 
@@ -217,7 +217,7 @@ def differences(release_folder, tmp_path_factory) -> dict[str, float | str]:
 
 # langchain-huggingface and optimum do not go with the newest huggingface_hub and transformers, and Transformers.js is
 # no Python: compat.py has them in environments of their own. The release here has no int8 file.
-ELSEWHERE = ("langchain", "optimum", "sentence_transformer_onnx", "transformers_js", "onnx_int8")
+ELSEWHERE = ("langchain", "optimum", "sentence_transformer_onnx", "fastembed", "transformers_js", "onnx_int8")
 
 
 def here(ways: list[Callable]) -> list[str]:
@@ -265,13 +265,11 @@ except ValueError as error:
 def test_a_release_has_no_decoder_misses_none_and_says_so_when_asked_for_a_reconstruction(release_folder, tmp_path):
     process = run_python("-c", WITHOUT_DECODER, release_folder, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    told = (
-        "has no decoder, which a release leaves out: nothing can be reconstructed. Take the folder that"
-    )
+    told = "has no decoder, which a release leaves out: nothing can be reconstructed. Take the folder that"
     assert told in process.stdout
     assert not re.search(r"MISSING|UNEXPECTED|newly initialized", process.stdout + process.stderr)
     explain = [PROJECT / "eval_sts.py", release_folder, "--explain", "Why?", "How?", "--output_dir", tmp_path / "out"]
-    process = run_python(*explain, cwd=tmp_path)
+    process = run_command(*explain, cwd=tmp_path)
     assert process.returncode == 2 and told in process.stderr and "Traceback" not in process.stderr
 
 

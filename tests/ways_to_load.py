@@ -14,7 +14,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import numpy
 import torch
 from transformers import AutoModel, AutoTokenizer, pipeline
 
@@ -149,19 +148,9 @@ def onnx_int8(sentences):
 
 
 def fastembed(sentences):
-    from fastembed import TextEmbedding
-    from fastembed.common.model_description import ModelSource, PoolingType
+    from fastembed_reader import embed as by_fastembed  # beside this file
 
-    name = "you/name"
-    TextEmbedding.add_custom_model(
-        model=name,
-        sources=ModelSource(hf=name),
-        model_file="onnx/model.onnx",
-        dim=json.loads(Path(RELEASE, "config.json").read_text())["hidden_size"],
-        pooling=PoolingType[pooling().upper()] if PLAIN else PoolingType.DISABLED,
-        normalization=False,
-    )
-    return torch.tensor(numpy.array(list(TextEmbedding(name, specific_model_path=RELEASE).embed(sentences))))
+    return torch.tensor(by_fastembed(RELEASE, sentences))
 
 
 def sentence_transformer_onnx(sentences):
