@@ -162,7 +162,7 @@ def check_float(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: 
     try:
         found = embed(open_session(folder / FLOAT_FILE), model.sentence_encoder, tokenizer, GOLDEN_SENTENCES)
     except Exception as error:  # onnxruntime's have no class in common
-        raise ValueError(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(reason(error)) from error
     difference = ((found - exact).abs().max() / exact.abs().max()).item()
     if not difference <= GOLDEN_TOLERANCE:
         raise ValueError(f"Its embeddings differ by {difference:.1e} from the model's.")
@@ -188,7 +188,7 @@ def write_float(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: 
                 verbose=False,
             )
         except Exception as error:  # the exporter has an exception for each of its steps
-            raise ValueError(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+            raise ValueError(reason(error)) from error
     graph = program.model  # type: ignore[union-attr]  # None only of a failure that is an exception
     # The exporter notes of each node the lines of code that it came from, with this machine's paths.
     ClearMetadataAndDocStringPass()(graph)
@@ -209,6 +209,13 @@ def write_int8(folder: Path) -> None:
         quantize_dynamic(folder / FLOAT_FILE, first, **INT8_OPTIONS)
     for other in others:
         other.write_bytes(first.read_bytes())
+
+
+def reason(error: BaseException) -> str:
+    """What it began with, in one line: the exporter reports a failure as that of a step, in a page of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
 @contextmanager

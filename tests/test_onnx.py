@@ -156,7 +156,7 @@ def test_an_encoder_that_cannot_be_exported_is_released_without_and_with_a_word(
     release_folder, finished_run, tmp_path, monkeypatch, caplog
 ):
     def fail(*args, **kwargs):
-        raise RuntimeError("no such operator\nand a long report")
+        raise RuntimeError("step 2\nand a page of advice") from RuntimeError("no such operator\nand more")
 
     monkeypatch.setattr(torch.onnx, "export", fail)
     monkeypatch.setattr(onnx_files.logger, "propagate", True)
