@@ -137,6 +137,8 @@ def build(options: ReleaseOptions, tasks: dict[str, datasets.Dataset] | None = N
             embeddings.
         OSError: nothing can be written there.
     """
+    from model_card import onnx_files  # here, for a training loads this module and has no use for ONNX
+
     model_dir, release_dir = Path(options.model_dir), Path(options.release_dir)
     check_folders(model_dir, release_dir)
     check_names(options)
@@ -150,8 +152,6 @@ def build(options: ReleaseOptions, tasks: dict[str, datasets.Dataset] | None = N
         write_model(model, tokenizer, folder, plain, options.with_decoder)
         facts = read_facts(model_dir, model, tokenizer, options.results, options.seeds)
         facts.plain = plain
-        from model_card import onnx_files  # here, for a training loads this module and has no use for ONNX
-
         facts.onnx = onnx_files.write(model, tokenizer, folder, plain, tasks if options.onnx_int8 else None)
         write_results(facts, folder)
         tag = options.tag or content_tag(folder)

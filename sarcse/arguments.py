@@ -156,8 +156,8 @@ class ReleaseArguments:
     plain: bool = field(
         default=False,
         metadata={
-            "help": "Release an encoder with its pooling, which any tool loads without code of ours; an error where "
-            "the pooler needs that code. It is the default where not."
+            "help": "Release a plain encoder with its pooling, which any tool loads without code of ours. It is the "
+            "default where the pooler allows it; asked for elsewhere, it is an error."
         },
     )
     with_code: bool = field(
