@@ -440,6 +440,7 @@ class SarcseModel(PreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         output_reconstruction: bool = False,
         reconstructed_rows: int | None = None,
+        view_dropout: float | None = None,
         **encoder_kwargs: Any,
     ) -> SarcseModelOutput:
         """
@@ -450,6 +451,10 @@ class SarcseModel(PreTrainedModel):
                 What the encoder reads instead of `input_ids`, which then only tell the special tokens.
             output_reconstruction (`bool`): Decode too, for training and for token importance.
             reconstructed_rows (`int`, *optional*): Decode the first so many rows only. Default: all B.
+            view_dropout (`float`, *optional*):
+                Make two views of each row from its last vectors, by a dropout of this rate each, for a training whose
+                encoder sees every sentence once: `pooler_output` is `(2B, d)`, the first views first. Only these are
+                reconstructed, and their target has no such dropout. Default: a row is its own and only view.
             encoder_kwargs: Passed on to the encoder, for example `token_type_ids` or `output_hidden_states`.
 
         Raises:
@@ -478,12 +483,16 @@ class SarcseModel(PreTrainedModel):
             vectors = (encoded.hidden_states[1] + vectors) / 2
         if content_matters and input_ids is not None:
             packed, packed_ids, content = self.pack_content(encoded.last_hidden_state, input_ids, attention_mask)
-        embeddings = pooler(packed, content) if pooler.of_content else pooler(vectors, mask)  # (B, d)
+        pooled, counted = (packed, content) if pooler.of_content else (vectors, mask)  # (B, L, d), (B, L)
+        if view_dropout is not None:
+            pooled, counted = F.dropout(pooled.repeat(2, 1, 1), view_dropout), counted.repeat(2, 1)  # of 2B rows
+        embeddings = pooler(pooled, counted)  # (B, d), or (2B, d)
         if self.training and self.projection is not None:
             embeddings = self.projection(embeddings)  # (B, d)
         reconstruction = {}
         if decoder is not None:
-            rows, positions = slice(reconstructed_rows), slice(self.config.decoder_length)
+            number = len(content) if reconstructed_rows is None else min(reconstructed_rows, len(content))
+            rows, positions = slice(number), slice(self.config.decoder_length)
             mask = content[rows, positions]  # (R, T)
             reconstruction = {
                 "reconstruction": decoder(embeddings[rows], mask),  # (R, T, d)

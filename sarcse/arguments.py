@@ -201,6 +201,14 @@ class SarcseArguments(ReleaseArguments):
             "costs another forward pass."
         },
     )
+    view_dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Let the encoder see each sentence once, and make the two views of its vectors by a dropout of "
+            "this rate, 0.1 for example: half of the encoder's work. Default: the encoder's own dropout makes them, "
+            "in two passes, as in SimCSE."
+        },
+    )
     frequency_weighting: str = field(
         default="smooth_inverse",
         metadata={
@@ -225,9 +233,9 @@ class SarcseArguments(ReleaseArguments):
     gradient_cache_mini_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Gradients of the whole batch with the activations of this many rows (two to a sentence) in "
-            "memory at a time, for batches that do not fit (arXiv 2101.06983). gradient_accumulation_steps is no "
-            "substitute: it adds no negatives."
+            "help": "Gradients of the whole batch with the activations of this many rows (two to a sentence, one with "
+            "view_dropout) in memory at a time, for batches that do not fit (arXiv 2101.06983). "
+            "gradient_accumulation_steps is no substitute: it adds no negatives."
         },
     )
     hub_license: str | None = field(default=None, metadata={"help": "Licence for the model's card."})
@@ -337,6 +345,8 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
             raise ValueError(f"--reconstruction_weight must not be negative, got {self.reconstruction_weight}.")
         if not 0 <= self.reconstruction_anchor <= 1:
             raise ValueError(f"--reconstruction_anchor must be from 0 to 1, got {self.reconstruction_anchor}.")
+        if self.view_dropout is not None and not 0 < self.view_dropout < 1:
+            raise ValueError(f"--view_dropout must be between 0 and 1, got {self.view_dropout}.")
         size = self.gradient_cache_mini_batch_size
         if size is not None and size < 1:
             raise ValueError(f"--gradient_cache_mini_batch_size must be at least 1, got {size}.")

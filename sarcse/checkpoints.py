@@ -152,6 +152,9 @@ MAY_CHANGE = {
 # Settings that are gone, and what every run has now.
 FIXED = {"pooling": "mean", "reconstructed_views": 1}
 
+# Settings that are new, and what every run of before had.
+ADDED = {"view_dropout": None}
+
 
 def decides(name: str) -> bool:
     """Whether an argument of a training decides what comes out of it."""
@@ -173,7 +176,7 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     Raises:
         ValueError: the checkpoint is of a run with other settings; the message has each, as it was and as it is now.
     """
-    saved = json.loads((checkpoint / SETTINGS_NAME).read_text(encoding="utf-8"))
+    saved = {**ADDED, **json.loads((checkpoint / SETTINGS_NAME).read_text(encoding="utf-8"))}
     settings = {**FIXED, **settings}
     # Another version of transformers may have other arguments; they are at their defaults.
     differences = [

@@ -24,31 +24,55 @@ class GradientCache:
 
     Args:
         model (`SarcseModel`): The model, possibly wrapped.
-        views (`dict`): Its inputs, both views of all sentences, each `(2B, L)`.
+        views (`dict`):
+            Its inputs, both views of all sentences, each `(2B, L)`; or each sentence once, `(B, L)`, of which
+            `view_dropout` makes two.
         size (`int`): Rows of a mini-batch.
         reconstructed_rows (`int`): How many rows, the first ones, are reconstructed.
+        view_dropout (`float`, *optional*): As in `SarcseModel.forward`.
     """
 
     def __init__(
-        self, model: torch.nn.Module, views: dict[str, torch.Tensor], size: int, reconstructed_rows: int
+        self,
+        model: torch.nn.Module,
+        views: dict[str, torch.Tensor],
+        size: int,
+        reconstructed_rows: int,
+        view_dropout: float | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.size, self.view_dropout = model, size, view_dropout
         parts = zip(*(tensor.split(size) for tensor in views.values()))
         self.mini_batches = [dict(zip(views, rows)) for rows in parts]
         left = range(reconstructed_rows, reconstructed_rows - len(self.mini_batches) * size, -size)
-        self.options = [{"output_reconstruction": rows > 0, "reconstructed_rows": max(rows, 0)} for rows in left]
+        self.options = [
+            {"output_reconstruction": rows > 0, "reconstructed_rows": max(rows, 0), "view_dropout": view_dropout}
+            for rows in left
+        ]
         self.contexts: list[Callable[[], AbstractContextManager[None]]] = []
 
     @torch.no_grad()
     def embed(self, see: Callable[[SarcseModelOutput], None]) -> torch.Tensor:
         """The embeddings, `(2B, d)`, a leaf that takes a gradient; `see` is called with each mini-batch's outputs."""
-        embeddings = []
+        embeddings: list[torch.Tensor] = []
         for inputs, options in zip(self.mini_batches, self.options):
             self.contexts.append(replay_randomness(inputs["input_ids"]))
             outputs = self.model(**inputs, **options)
             see(outputs)
-            embeddings.append(outputs.pooler_output)  # (size, d)
-        return torch.cat(embeddings).requires_grad_()
+            embeddings.append(outputs.pooler_output)  # (size, d), or (2 size, d)
+        return self.in_order(embeddings).requires_grad_()
+
+    def in_order(self, embeddings: list[torch.Tensor]) -> torch.Tensor:
+        """The mini-batches' as those of one batch, `(2B, d)`: all first views before all second ones."""
+        if self.view_dropout is None:
+            return torch.cat(embeddings)
+        first, second = zip(*(part.chunk(2) for part in embeddings))
+        return torch.cat([*first, *second])
+
+    def by_mini_batch(self, gradient: torch.Tensor) -> list[torch.Tensor]:
+        """The opposite of `in_order`."""
+        if self.view_dropout is None:
+            return list(gradient.split(self.size))
+        return [torch.cat(views) for views in zip(*(view.split(self.size) for view in gradient.chunk(2)))]
 
     def replay(
         self, gradient: torch.Tensor, no_sync: Callable[[], AbstractContextManager[None]]
@@ -60,7 +84,7 @@ class GradientCache:
         Processes exchange gradients once, with the first mini-batch, whose turn is last: it has rows to reconstruct,
         so that every parameter has a gradient. The others run within `no_sync`.
         """
-        gradients = gradient.split(len(self.mini_batches[0]["input_ids"]))
+        gradients = self.by_mini_batch(gradient)
         for index in reversed(range(len(self.mini_batches))):
             with self.contexts[index](), no_sync() if index > 0 else nullcontext():
                 inputs = self.mini_batches[index]

@@ -334,12 +334,12 @@ class SarcseTrainer(ReleasingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, SarcseModelOutput]:
         """
-        InfoNCE + reconstruction_weight * weighted reconstruction: two dropout views in one forward pass of 2B rows, of
-        which the first B are reconstructed. (Reconstructing both cost more and was no better.)
+        InfoNCE + reconstruction_weight * weighted reconstruction: two dropout views in one forward pass of 2B rows, or
+        of B with `view_dropout`. The first B views are reconstructed. (Both cost more and were no better.)
         """
-        views = two_views(inputs)
+        views = self.encoder_inputs(inputs)
         options = {"output_reconstruction": self.reconstruct, "reconstructed_rows": len(inputs["input_ids"])}
-        outputs = model(**views, **options)
+        outputs = model(**views, **options, view_dropout=self.args.view_dropout)
         loss = contrastive = self.contrastive_loss(outputs.pooler_output, inputs)
         reconstruction = None
         if self.reconstruct:
@@ -347,6 +347,10 @@ class SarcseTrainer(ReleasingTrainer):
             loss = contrastive + self.args.reconstruction_weight * reconstruction
         self.losses.add(contrastive, reconstruction)
         return (loss, outputs) if return_outputs else loss
+
+    def encoder_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Each sentence twice, `(2B, L)`, or once where `view_dropout` makes the views of its vectors, `(B, L)`."""
+        return two_views(inputs) if self.args.view_dropout is None else inputs
 
     def contrastive_loss(self, embeddings: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """InfoNCE of this process' sentences, whose two views are the halves of `embeddings`, `(2B, d)`."""
@@ -393,7 +397,7 @@ class SarcseTrainer(ReleasingTrainer):
         """The same gradients, while the activations of no more than `size` rows are alive."""
         model.train()
         rows = len(inputs["input_ids"]) if self.reconstruct else 0
-        cache = GradientCache(model, two_views(inputs), size, rows)
+        cache = GradientCache(model, self.encoder_inputs(inputs), size, rows, self.args.view_dropout)
         weights: list[torch.Tensor] = []
 
         def weigh(outputs: SarcseModelOutput) -> None:

@@ -87,6 +87,8 @@ STREAM = ["--streaming", "true", "--max_steps", "3"]
         ([*STREAM, "--max_steps", "0"], "does not know where the corpus ends: .* --max_steps"),
         ([*STREAM, "--max_train_samples", "3"], "--max_train_samples is for a corpus in memory"),
         ([*STREAM, "--token_count_samples", "7"], "--token_count_samples must be at least one batch, 8, got 7"),
+        (["--view_dropout", "0"], "--view_dropout must be between 0 and 1, got 0.0"),
+        (["--view_dropout", "1"], "--view_dropout must be between 0 and 1, got 1.0"),
         (["--gradient_cache_mini_batch_size", "0"], "--gradient_cache_mini_batch_size must be at least 1, got 0"),
         (["--fp16", "true", "--use_cpu", "true"], "fp16 needs a GPU. On a CPU train in bfloat16"),
         (["--deepspeed", "zero2.json"], "DeepSpeed is not supported: .* --gradient_cache_mini_batch_size"),

@@ -19,6 +19,9 @@ EXACT_RUNS = {
     "contrastive-loss": {"reconstruction_weight": 0},
     "reconstruction-loss": {"contrastive_temperature": 1e4, "reconstruction_weight": 10},
     "gradient-cache": {"gradient_cache_mini_batch_size": 3},
+    # So small a rate that it drops nothing: the step of two passes, whose views are equal without dropout, too.
+    "one-pass": {"view_dropout": 1e-9},
+    "one-pass-cache": {"view_dropout": 1e-9, "gradient_cache_mini_batch_size": 3},
     "accumulated": {"gradient_accumulation_steps": 2, "gradient_cache_mini_batch_size": 4, "max_train_samples": 32},
 }
 
@@ -118,6 +121,13 @@ def test_several_processes_take_the_step_of_one_on_the_same_global_batch(runs, r
     start, one, several = (parameters(runs / name) for name in ("start-1", f"{run}-1", f"{run}-{world_size}"))
     assert (one - start).norm() > 1e-3 * start.norm()
     assert difference(one - start, several - start) < 1e-6
+
+
+@pytest.mark.parametrize("run", ["one-pass", "one-pass-cache"])
+def test_one_pass_for_two_equal_views_takes_the_step_of_two(runs, run):
+    """Without any dropout a second pass gives what the first one gave, and the gradient goes back through it alone."""
+    start, two, one = (parameters(runs / name) for name in ("start-1", "both-losses-1", f"{run}-1"))
+    assert difference(two - start, one - start) < 1e-6
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES[:2])

@@ -18,6 +18,7 @@ from transformers import (
 from configuration_sarcse import __version__
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import ModelArguments, SarcseTrainingArguments
+from sarcse.checkpoints import check_settings
 from sarcse.embedding import encode
 from sarcse.loading import load_model
 from sarcse.parsing import parse_arguments
@@ -164,6 +165,40 @@ def test_one_forward_sees_two_views_of_every_sentence(tmp_path):
     assert (first != second).any(dim=1).all(), "with dropout each view has a mask of its own"
 
 
+@pytest.mark.parametrize("pooler", ["autoencoder", "mean", "cls"])
+def test_one_pass_makes_both_views_of_the_encoders_vectors(tmp_path, pooler):
+    """By a dropout of its own on what is pooled; what is reconstructed has none. Computed here view by view."""
+    options = {"pooler": pooler, "channels": 4 if pooler == "autoencoder" else None, "view_dropout": 0.25}
+    trainer, batch, _ = first_step(tmp_path, **options, reconstruction_weight=0 if pooler == "cls" else 1)
+    seen = []
+    trainer.model.encoder.register_forward_hook(
+        lambda module, args, kwargs, output: seen.append(output), with_kwargs=True
+    )
+    torch.manual_seed(3)
+    _, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    (encoded,) = seen
+    vectors, mask = encoded.last_hidden_state, batch["attention_mask"].bool()
+    assert len(vectors) == len(batch["input_ids"]) == 8
+    packed, _, content = trainer.model.pack_content(vectors, batch["input_ids"], batch["attention_mask"])
+    pooled, counted = (packed, content) if pooler == "autoencoder" else (vectors, mask)
+    torch.manual_seed(3)
+    kept = (torch.nn.functional.dropout(torch.ones(16, *pooled.shape[1:]), 0.25) > 0).chunk(2)
+    for view, keep in zip(outputs.pooler_output.chunk(2), kept):
+        torch.testing.assert_close(view, trainer.model.sentence_encoder(pooled * keep / 0.75, counted))
+    if pooler != "cls":
+        assert torch.equal(outputs.reconstruction_target, packed[:, :32]) and len(outputs.content_mask) == 8
+        first = outputs.pooler_output[:8]
+        assert torch.equal(outputs.reconstruction, trainer.model.sentence_decoder(first, outputs.content_mask))
+
+
+def test_a_run_with_two_passes_does_not_go_on_with_one(tmp_path):
+    """Nor does a run whose checkpoints are older than the choice."""
+    (tmp_path / "run_settings.json").write_text("{}")
+    check_settings(tmp_path, {"view_dropout": None})
+    with pytest.raises(ValueError, match="run with view_dropout None .now 0.1."):
+        check_settings(tmp_path, {"view_dropout": 0.1})
+
+
 def test_reconstruction_weight_scales_its_loss_alone(tmp_path):
     trainer, batch, (loss, _) = first_step(tmp_path, reconstruction_weight=1.0)
     parts = {name: value.item() for name, value in trainer.losses.totals.items()}
@@ -274,6 +309,8 @@ def random_state_and_gradients(trainer, step) -> tuple[torch.Tensor, dict[str, t
         {"reconstruction_weight": 0},
         {"pooler": "cls", "reconstruction_weight": 0},
         {"pooler": "mean"},
+        {"view_dropout": 0.1},
+        {"view_dropout": 0.1, "pooler": "cls", "reconstruction_weight": 0},
     ],
 )
 @pytest.mark.parametrize("size", [3, 100])
@@ -288,10 +325,19 @@ def test_the_gradient_cache_gives_the_gradients_of_the_whole_graph_under_dropout
             module.p = 0.1
     shake(trainer.model.encoder)  # away from where the anchor is
 
+    rate = trainer.args.view_dropout
+
     def whole_graph():
-        rows = [dict(zip(batch, tensors)) for tensors in zip(*(t.repeat(2, 1).split(size) for t in batch.values()))]
-        outputs = [trainer.model(**row, output_reconstruction=trainer.reconstruct) for row in rows]
-        loss = trainer.contrastive_loss(torch.cat([output.pooler_output for output in outputs]), batch)
+        inputs = {name: tensor.repeat(1 if rate else 2, 1) for name, tensor in batch.items()}
+        rows = [dict(zip(inputs, tensors)) for tensors in zip(*(t.split(size) for t in inputs.values()))]
+        options = {"output_reconstruction": trainer.reconstruct, "view_dropout": rate}
+        outputs = [trainer.model(**row, **options) for row in rows]
+        embeddings = [output.pooler_output for output in outputs]
+        if rate:  # each has its first views, then its second ones
+            embeddings = [part[: len(part) // 2] for part in embeddings] + [
+                part[len(part) // 2 :] for part in embeddings
+            ]
+        loss = trainer.contrastive_loss(torch.cat(embeddings), batch)
         if trainer.reconstruct:
             for output, row in zip(outputs, rows):
                 if trainer.anchor is not None:
