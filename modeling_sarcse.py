@@ -575,15 +575,14 @@ class SarcseModel(PreTrainedModel):
         if device is not None:
             self.to(device)
         token_ids = tokenizer(list(sentences), truncation=True)["input_ids"] if len(sentences) > 0 else []
-        order = sorted(range(len(token_ids)), key=lambda index: -len(token_ids[index]))
+        batches = rows_by_length(token_ids, batch_size)
         pad = DataCollatorWithPadding(tokenizer)
-        embeddings = torch.empty(len(order), self.config.hidden_size)
+        embeddings = torch.empty(len(token_ids), self.config.hidden_size)
         disable = None if show_progress_bar is None else not show_progress_bar
         training = self.training
         self.eval()
         try:
-            for start in logging.tqdm(range(0, len(order), batch_size), desc="Encoding", leave=False, disable=disable):
-                rows = order[start : start + batch_size]
+            for rows in logging.tqdm(batches, desc="Encoding", leave=False, disable=disable):
                 batch = pad([{"input_ids": token_ids[row]} for row in rows])
                 embeddings[rows] = self(**batch.to(self.device)).pooler_output.float().cpu()  # (batch_size, d)
         finally:
@@ -615,6 +614,12 @@ class SarcseModel(PreTrainedModel):
             content = mask & ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
             importance.append(_whole_characters(ids[content].tolist(), errors[content].tolist(), tokenizer))
         return importance
+
+
+def rows_by_length(token_ids: list[list[int]], batch_size: int) -> list[list[int]]:
+    """The rows of each batch, the longest sentences first: hardly any padding, and what does not fit fails at once."""
+    order = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 class SarcsePipeline(FeatureExtractionPipeline):

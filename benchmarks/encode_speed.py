@@ -27,19 +27,24 @@ from sarcse.sts import load_sts
 from sarcse.training import build_model
 
 
-def programs(encoder: str, batch_size: int, folder: str) -> dict[str, Embed]:
+def write_model(encoder: str, folder: str) -> None:
     model, tokenizer = build_model(ModelArguments(model_name_or_path=encoder))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     onnx_files.write_float(model, tokenizer, Path(folder), plain=False)
     onnx_files.write_int8(Path(folder))
+
+
+def programs(encoder: str, batch_size: int, folder: str) -> dict[str, Embed]:
+    """On as many threads as torch has now."""
+    model, tokenizer = load_model(folder)
     sessions = [
         onnx_files.open_session(Path(folder, name)) for name in (onnx_files.FLOAT_FILE, onnx_files.INT8_FILES[0])
     ]
     by_onnx = partial(onnx_files.embed, pooler=model.sentence_encoder, tokenizer=tokenizer, batch_size=batch_size)
     by_sentence_transformers = SentenceTransformer(folder, trust_remote_code=True, device="cpu")
     return {
-        "sarcse": partial(encode, *load_model(folder), batch_size=batch_size),
+        "sarcse": partial(encode, model, tokenizer, batch_size=batch_size),
         "sentence_transformers": partial(
             by_sentence_transformers.encode, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
         ),
@@ -62,9 +67,10 @@ def main() -> None:
         "sts": sorted({*pairs["sentence1"], *pairs["sentence2"]})[: arguments.sentences],
     }
     results = []
-    for threads in sorted({1, arguments.threads}):
-        torch.set_num_threads(threads)
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(arguments.model, folder)
+        for threads in sorted({1, arguments.threads}):
+            torch.set_num_threads(threads)
             embed = programs(arguments.model, arguments.batch_size, folder)
             for name, sentences in texts.items():
                 turns = {program: partial(function, sentences) for program, function in embed.items()}

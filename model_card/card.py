@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from model_card.facts import Facts, Onnx
-from model_card.plain import max_length, unused_weights
+from model_card.plain import max_length, missing_weights
 from sarcse.arguments import ModelArguments
 from sarcse.comparison import ModelScores, intervals_table, markdown_table, reference_task, results_table, short_name
 from sarcse.figures import FIGURES
@@ -290,7 +290,7 @@ def write_card(
         placeholder=repo_id.startswith(f"{PLACEHOLDER}/"),
         plain=facts.plain,
         pooling=facts.model.sentence_encoder.pooling_mode,
-        zero_pooler=facts.plain and bool(unused_weights(facts.model)),
+        zero_pooler=facts.plain and bool(missing_weights(facts.model)),
         trust="" if facts.plain else ", trust_remote_code=True",
         pinned=f', revision="{revision}"' if revision and not facts.plain else "",
         dimensions=facts.model.config.hidden_size,

@@ -72,7 +72,7 @@ def write_model(
 def describe_onnx_outputs(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """
     Beside a model with code, what text-embeddings-inference stops without: the limit in tokens, and a pooling, which
-    any would do for (`onnx_files.SentenceEmbedding`). sentence-transformers reads modules.json, where the second is
+    any would do for (`onnx_files.Readable`). sentence-transformers reads modules.json, where the second is
     not named.
     """
     path = folder / "sentence_bert_config.json"

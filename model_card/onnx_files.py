@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 from model_card.facts import Onnx
 from model_card.folder import GOLDEN_SENTENCES, GOLDEN_TOLERANCE
 from model_card.plain import max_length, write_sentence_transformers_files
-from modeling_sarcse import SarcseModel
+from modeling_sarcse import SarcseModel, rows_by_length
 from sarcse.comparison import correlations, reference_task
 from sarcse.embedding import embed_pairs
 from sarcse.record import write_json
@@ -65,30 +65,24 @@ DATA_SUFFIX = "_data"
 INPUTS = ("input_ids", "attention_mask")
 
 
-class SentenceEmbedding(nn.Module):
+class Readable(nn.Module):
     """
-    A model with code of ours: the embedding `(B, d)`, and where others look for token vectors the same L times,
-    `(B, L, d)`: whoever pools them, by the first or by their mean, has the embedding.
+    What a file computes. Of a plain model the encoder's vectors `(B, L, d)` for the reader to pool, as others' exports
+    have them. Of one with code of ours the embedding `(B, d)`, and where others look for token vectors the same L
+    times, `(B, L, d)`: whoever pools them, by the first or by their mean, has the embedding.
     """
 
-    outputs: tuple[str, ...] = ("sentence_embedding", "last_hidden_state")
-
-    def __init__(self, model: SarcseModel) -> None:
+    def __init__(self, model: SarcseModel, plain: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.plain = model, plain
+        self.outputs = ["last_hidden_state"] if plain else ["sentence_embedding", "last_hidden_state"]
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        embeddings = self.model(input_ids, attention_mask).pooler_output  # (B, d)
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        output = self.model(input_ids, attention_mask)
+        if self.plain:
+            return (output.last_hidden_state,)
+        embeddings = output.pooler_output  # (B, d)
         return embeddings, embeddings.unsqueeze(1).expand(-1, input_ids.shape[1], -1)  # (B, d), (B, L, d)
-
-
-class TokenVectors(SentenceEmbedding):
-    """A plain model: the encoder's vectors `(B, L, d)`, which the reader pools, as others' exports have them."""
-
-    outputs: tuple[str, ...] = ("last_hidden_state",)
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return self.model(input_ids, attention_mask).last_hidden_state
 
 
 def write(
@@ -125,13 +119,20 @@ def write(
         return Onnx({FLOAT_FILE: size(folder, FLOAT_FILE)})
     write_int8(folder)
     task = reference_task(tasks) or next(iter(tasks))
-    gold = np.array(tasks[task]["score"][:], dtype=np.float64)
-    scores: dict[str, float | None] = {}
+    scores = score(folder, model.sentence_encoder, tokenizer, tasks[task])
+    return Onnx({name: size(folder, name) for name in scores}, task, len(tasks[task]), scores)
+
+
+def score(
+    folder: Path, pooler: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: datasets.Dataset
+) -> dict[str, float | None]:
+    """Spearman x 100 of every file on graded pairs; the int8 files are one."""
+    gold = np.array(pairs["score"][:], dtype=np.float64)
+    scores = {}
     for name in (FLOAT_FILE, INT8_FILES[0]):
-        found = partial(embed, open_session(folder / name), model.sentence_encoder, tokenizer)
-        scores[name] = correlations(embed_pairs(found, tasks[task]).similarities(), gold).spearman
-    scores |= dict.fromkeys(INT8_FILES, scores[INT8_FILES[0]])
-    return Onnx({name: size(folder, name) for name in scores}, task, len(gold), scores)
+        found = partial(embed, open_session(folder / name), pooler, tokenizer)
+        scores[name] = correlations(embed_pairs(found, pairs).similarities(), gold).spearman
+    return {**scores, **dict.fromkeys(INT8_FILES, scores[INT8_FILES[0]])}
 
 
 def write_folder_without_code(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -176,14 +177,14 @@ def write_float(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: 
         ValueError: torch cannot export such an encoder.
     """
     shown = tokenizer(["Any sentence.", "It only shows the shapes."], padding=True, return_tensors="pt")
-    readable = TokenVectors(model) if plain else SentenceEmbedding(model)
+    readable = Readable(model, plain)
     with silence():
         try:
             program = torch.onnx.export(
                 readable.eval(),
                 kwargs={name: shown[name] for name in INPUTS},
                 dynamic_shapes=dict.fromkeys(INPUTS, {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}),
-                output_names=list(readable.outputs),
+                output_names=readable.outputs,
                 dynamo=True,
                 verbose=False,
             )
@@ -254,11 +255,9 @@ def embed(
 ) -> torch.Tensor:
     """Embeddings by ONNX Runtime, `(len(sentences), d)`; token vectors are pooled by `pooler`."""
     token_ids = tokenizer(sentences, truncation=True)["input_ids"]
-    order = sorted(range(len(token_ids)), key=lambda index: -len(token_ids[index]))
     pad = DataCollatorWithPadding(tokenizer, return_tensors="np")
-    embeddings: list[torch.Tensor] = [torch.empty(0)] * len(order)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    embeddings: list[torch.Tensor] = [torch.empty(0)] * len(token_ids)
+    for rows in rows_by_length(token_ids, batch_size):
         batch = pad([{"input_ids": token_ids[row]} for row in rows])
         found = torch.from_numpy(session.run(None, {name: batch[name] for name in INPUTS})[0])
         if found.dim() == 3:

@@ -45,9 +45,10 @@ def why_not_plain(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> str
         )
     if pooler.pooling_mode == "cls" and tokenizer.padding_side == "left":
         return "its tokenizer pads on the left, where other programs then find padding for the first token"
-    if set(missing_weights(model)) - set(unused_weights(model)):
-        kind = model.config.encoder_config.model_type
-        return f"AutoModel loads more of {kind!r} than the encoder ({missing_weights(model)[0]})"
+    # Of the class's own pooler, behind the first token, no embedding depends; of anything else it may.
+    more = [name for name in missing_weights(model) if not name.startswith("pooler.")]
+    if more:
+        return f"AutoModel loads more of {model.config.encoder_config.model_type!r} than the encoder ({more[0]})"
     return None
 
 
@@ -62,23 +63,18 @@ def missing_weights(model: SarcseModel) -> list[str]:
     return sorted(bare_encoder(model).state_dict().keys() - model.encoder.state_dict().keys())
 
 
-def unused_weights(model: SarcseModel) -> list[str]:
-    """Those of them that no embedding depends on: the class's own pooler behind the first token."""
-    return [name for name in missing_weights(model) if name.startswith("pooler.")]
-
-
 def write_plain_model(
     model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path, max_shard_size: str
 ) -> None:
     """
     The encoder under the names that AutoModel expects, and what sentence-transformers reads beside it. The weights of
-    the class's own pooler are zero: AutoModel would draw random ones, with a report, and an embedding that someone
-    takes from there by mistake is seen to be none.
+    the class's own pooler, all that can be missing (`why_not_plain`), are zero: AutoModel would draw random ones, with
+    a report, and an embedding that someone takes from there by mistake is seen to be none.
     """
     encoder = bare_encoder(model)
-    expected = encoder.state_dict()
-    weights = {name: torch.zeros(expected[name].shape, dtype=model.dtype) for name in unused_weights(model)}
-    encoder.load_state_dict({**model.encoder.state_dict(), **weights}, assign=True)
+    weights, expected = model.encoder.state_dict(), encoder.state_dict()
+    zeros = {name: torch.zeros(expected[name].shape, dtype=model.dtype) for name in expected.keys() - weights.keys()}
+    encoder.load_state_dict({**weights, **zeros}, assign=True)
     setattr(encoder.config, POOLER_FIELD, model.config.pooler)
     encoder.config.sarcse_version = __version__
     encoder.save_pretrained(folder, max_shard_size=max_shard_size)

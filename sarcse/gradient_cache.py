@@ -40,7 +40,8 @@ class GradientCache:
         reconstructed_rows: int,
         view_dropout: float | None = None,
     ) -> None:
-        self.model, self.size, self.view_dropout = model, size, view_dropout
+        self.model, self.size = model, size
+        self.views_of_a_row = 1 if view_dropout is None else 2
         parts = zip(*(tensor.split(size) for tensor in views.values()))
         self.mini_batches = [dict(zip(views, rows)) for rows in parts]
         left = range(reconstructed_rows, reconstructed_rows - len(self.mini_batches) * size, -size)
@@ -63,16 +64,13 @@ class GradientCache:
 
     def in_order(self, embeddings: list[torch.Tensor]) -> torch.Tensor:
         """The mini-batches' as those of one batch, `(2B, d)`: all first views before all second ones."""
-        if self.view_dropout is None:
-            return torch.cat(embeddings)
-        first, second = zip(*(part.chunk(2) for part in embeddings))
-        return torch.cat([*first, *second])
+        views = zip(*(part.chunk(self.views_of_a_row) for part in embeddings))
+        return torch.cat([rows for view in views for rows in view])
 
     def by_mini_batch(self, gradient: torch.Tensor) -> list[torch.Tensor]:
         """The opposite of `in_order`."""
-        if self.view_dropout is None:
-            return list(gradient.split(self.size))
-        return [torch.cat(views) for views in zip(*(view.split(self.size) for view in gradient.chunk(2)))]
+        views = gradient.chunk(self.views_of_a_row)
+        return [torch.cat(rows) for rows in zip(*(view.split(self.size) for view in views))]
 
     def replay(
         self, gradient: torch.Tensor, no_sync: Callable[[], AbstractContextManager[None]]

@@ -103,12 +103,12 @@ class ReleasingTrainer(Trainer):
 
     def check_form(self) -> None:
         """
-        Whether there is a release as the arguments want it: better known before the training.
+        Whether there is a release as `plain` wants it, which alone can ask too much: better known before the training.
 
         Raises:
             ValueError: there is none.
         """
-        if self.processing_class is not None and not has_adapters(self.model):
+        if self.args.plain and self.processing_class is not None and not has_adapters(self.model):
             is_plain(self.args, self.unwrapped, self.processing_class)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
