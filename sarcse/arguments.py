@@ -209,6 +209,14 @@ class SarcseArguments(ReleaseArguments):
             "in two passes, as in SimCSE."
         },
     )
+    view_kind: str = field(
+        default="dimensions",
+        metadata={
+            "help": "What the view_dropout drops: dimensions of each vector, the same of all vectors (shared), of the "
+            "embedding, whole tokens; or noise. A switch of the study.",
+            "choices": ["dimensions", "shared", "embedding", "tokens", "noise"],
+        },
+    )
     frequency_weighting: str = field(
         default="smooth_inverse",
         metadata={

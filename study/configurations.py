@@ -14,7 +14,6 @@ REMOVED: dict[str, Any] = {
     "shielded_encoder": False,  # whether the reconstruction has no gradient to the encoder
     "target_decay": None,  # of an anchor that is a moving average of the encoder
     "token_pooling": "uniform",  # by which a mean of tokens weighs them; or a frequency weighting
-    "dropout": 0.1,  # of the encoder; both encoders come with this one
     "token_cutoff": 0.0,  # the share of the tokens that each view goes without
     "layers": "last",  # whose vectors are taken; or the mean of the first's and the last's
     "decoder_shape": "full",  # or without its TextCNN (shallow), or no decoder at all (none)
@@ -38,6 +37,9 @@ START: dict[str, Any] = {
     "frequency_weighting": "smooth_inverse",
     "frequency_smoothing": 1e-3,
     "decoder_initialization": "random",
+    "dropout": 0.1,  # of the encoder
+    "view_dropout": None,
+    "view_kind": "dimensions",
     **REMOVED,
 }
 

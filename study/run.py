@@ -185,6 +185,8 @@ def flags_of(run: dict[str, Any], data: str, folder: str) -> list[str]:
     fields |= {"bf16": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 5}
     if last_good_checkpoint(folder):
         fields["resume_from_checkpoint"] = "last"
+    del fields["dropout"]
+    fields = {name: value for name, value in fields.items() if value is not None}
     return [*(f"--{name}={value}" for name, value in fields.items()), "--sts_tasks", *TASKS]
 
 
@@ -194,6 +196,9 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
     if not training.resume_from_checkpoint and Path(folder).exists():
         shutil.rmtree(folder)  # it was killed while it wrote its first checkpoint
     trainer = build_trainer(model_arguments, data_arguments, training)
+    for module in trainer.model.encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = run["configuration"]["dropout"]
     tasks, trainer.tasks = trainer.tasks, {}  # scored below, with more than the trainer measures
     seconds = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics["train_runtime"]
     history = [line for line in trainer.state.log_history if "eval_stsb_spearman" in line]
