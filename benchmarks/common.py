@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import AutoTokenizer, RobertaConfig, RobertaModel, TrainerCallback
 
 
 if TYPE_CHECKING:
@@ -25,6 +25,12 @@ PROJECT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("SARCSE_DATA") or PROJECT.parent / "shared")
 SENTENCES, MAX_SEQ_LENGTH = 20_000, 32  # of a training
 MEBIBYTE = 2**20
+# RoBERTa's, of its -base, its -large and one for tests.
+SHAPES = {
+    "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    "large": {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096},
+    "tiny": {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
+}
 # Fields of a training that does nothing but train.
 QUIET = {"eval_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
 
@@ -42,6 +48,19 @@ def arguments_for(docstring: str) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, help="Where to write all numbers, as JSON.")
     return parser
+
+
+def roberta_config(shape: str) -> RobertaConfig:
+    return RobertaConfig(
+        **SHAPES[shape], vocab_size=50265, max_position_embeddings=514, bos_token_id=0, pad_token_id=1, eos_token_id=2
+    )
+
+
+def random_encoder(shape: str, tokenizer_of: str, folder: str) -> str:
+    """The folder, now with an encoder of this shape that has random weights, and another one's tokenizer."""
+    RobertaModel(roberta_config(shape)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer_of).save_pretrained(folder)
+    return folder
 
 
 @contextmanager

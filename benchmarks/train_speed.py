@@ -1,36 +1,45 @@
 """
-How fast SARCSE trains beside what people use today: sentences a second and peak memory of one job in four programs.
+How fast SARCSE trains beside what people use today: sentences a second, utilisation of the processor and peak memory
+of one job in five programs.
 
-    python -m benchmarks.train_speed [--quick] [--output FILE]
+    python -m benchmarks.train_speed [--encoders mini base] [--batch_sizes 64 512] [--precisions bf16] [--output FILE]
 
 - `sarcse`: this project's default;
+- `sarcse_one_pass`: with `--view_dropout`;
 - `simcse`: this project with `--pooler cls --reconstruction_weight 0`;
 - `sentence_transformers`: its trainer with MultipleNegativesRankingLoss on pairs (s, s), cls pooling;
 - `simcse_repository_method`: a plain loop after the SimCSE repository, each view padded with the batch, two flattened.
 
-The same encoder, sentences, batches, length, precision and number of threads. Every program trains in a process of its
-own and they take turns: a few steps of the first, of the second, ..., and from the start again.
+The same encoder, sentences, batch size, length, precision and number of threads. `mini` is `roberta-mini-wiki`, `base`
+has RoBERTa-base's shape with random weights. Every program trains in a process of its own and they take turns. A turn
+is an epoch over the same few sentences, so that no program has shorter ones; the first one warms up.
+
+Utilisation is the arithmetic of a turn (matrix products and convolutions that torch's FlopCounterMode saw in the first
+one, with all that is computed on padding) over what a matrix product of the encoder's own shape does in that time,
+which is measured in a turn of its own. Attention's products, below 1% here, count only where they are not one kernel.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
 from benchmarks.common import (
     MAX_SEQ_LENGTH,
     QUIET,
-    SENTENCES,
     arguments_for,
     peak_mebibytes,
     print_table,
-    speed_rows,
+    random_encoder,
     speeds_in_turns,
     trainer_for,
     write_output,
@@ -38,33 +47,44 @@ from benchmarks.common import (
 
 
 TEMPERATURE, LEARNING_RATE = 0.05, 3e-5
+VIEW_DROPOUT = 0.1  # its rate has no influence on the speed
+ONE_PASS, PEAK = "sarcse_one_pass", "peak"
 
 
 class Turns(TrainerCallback):
-    """Lets a Trainer run its steps in turns: waits for a message, takes so many steps, answers."""
+    """Lets a training run an epoch at a time: waits for a message, takes its steps, answers with their FLOPs."""
 
     def __init__(self, connection: Connection, steps: int) -> None:
         self.connection, self.steps = connection, steps
+        self.counter = FlopCounterMode(display=False)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.steps == 0:
             self.connection.recv()
+        if state.global_step == 0:
+            self.counter.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.steps:
+            self.counter.__exit__(None, None, None)
         if state.global_step % self.steps == 0:
-            self.connection.send("done")
+            self.connection.send(self.counter.get_total_flops())
 
 
 def train_here(settings: argparse.Namespace, turns: Turns, flags: list[str]) -> None:
     fields = {"max_steps": settings.max_steps, "per_device_train_batch_size": settings.batch_size}
     fields |= {"contrastive_temperature": TEMPERATURE, "learning_rate": LEARNING_RATE}
-    with trainer_for(settings, flags, **fields) as trainer:
+    with trainer_for(settings, flags, max_train_samples=settings.sentences, **fields) as trainer:
         trainer.add_callback(turns)
         trainer.train()
 
 
 def sarcse(settings: argparse.Namespace, turns: Turns) -> None:
     train_here(settings, turns, [])
+
+
+def sarcse_one_pass(settings: argparse.Namespace, turns: Turns) -> None:
+    train_here(settings, turns, [f"--view_dropout={VIEW_DROPOUT}"])
 
 
 def simcse(settings: argparse.Namespace, turns: Turns) -> None:
@@ -74,7 +94,7 @@ def simcse(settings: argparse.Namespace, turns: Turns) -> None:
 def read_sentences(settings: argparse.Namespace) -> list[str]:
     from sarcse.sentences import DataArguments, load_sentences
 
-    arguments = DataArguments(train_file=settings.train_file, max_train_samples=SENTENCES)
+    arguments = DataArguments(train_file=settings.train_file, max_train_samples=settings.sentences)
     return load_sentences(arguments)["text"][:]
 
 
@@ -133,7 +153,8 @@ def simcse_repository_method(settings: argparse.Namespace, turns: Turns) -> None
         ids, batch_size=settings.batch_size, shuffle=True, drop_last=True, collate_fn=collate
     )
     state = argparse.Namespace(global_step=0)
-    for batch in loader:
+    epochs = itertools.chain.from_iterable(itertools.repeat(loader))
+    for batch in itertools.islice(epochs, settings.max_steps):
         turns.on_step_begin(None, state, None)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             hidden = encoder(**batch).last_hidden_state[:, 0]  # (2B, d)
@@ -146,11 +167,27 @@ def simcse_repository_method(settings: argparse.Namespace, turns: Turns) -> None
         optimizer.zero_grad()
         state.global_step += 1
         turns.on_step_end(None, state, None)
-        if state.global_step == settings.max_steps:
-            break
 
 
-PROGRAMS: list[Callable] = [sarcse, simcse, sentence_transformers, simcse_repository_method]
+def peak(settings: argparse.Namespace, turns: Turns) -> None:
+    """No training: for a second a turn, the first product of the encoder's feed-forward layers, of both views."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(settings.model)
+    dtype = torch.bfloat16 if settings.bf16 else torch.float32
+    vectors = torch.randn(2 * settings.batch_size * MAX_SEQ_LENGTH, config.hidden_size, dtype=dtype)  # (2B L, d)
+    weight = torch.randn(config.intermediate_size, config.hidden_size, dtype=dtype)  # (4d, d)
+    flops = 2 * vectors.shape[0] * weight.numel()
+    for _ in range(settings.repeats + 1):
+        turns.connection.recv()
+        start, done = time.perf_counter(), 0
+        while time.perf_counter() - start < 1:
+            torch.nn.functional.linear(vectors, weight)
+            done += flops
+        turns.connection.send(done / (time.perf_counter() - start))
+
+
+PROGRAMS: list[Callable] = [sarcse, sarcse_one_pass, simcse, sentence_transformers, simcse_repository_method, peak]
 
 
 def work(program: Callable, settings: argparse.Namespace, connection: Connection) -> None:
@@ -160,14 +197,14 @@ def work(program: Callable, settings: argparse.Namespace, connection: Connection
     connection.send(peak_mebibytes())
 
 
-def take_turn(connection: Connection) -> None:
-    """Returns when the process at the other end has taken its steps."""
+def take_turn(connection: Connection, answers: list[float]) -> None:
+    """Returns when the process at the other end has had its turn, whose answer is kept."""
     connection.send("go")
-    connection.recv()
+    answers.append(connection.recv())
 
 
 def measure(settings: argparse.Namespace) -> dict[str, Any]:
-    """Median sentences a second and peak memory of every program."""
+    """Median sentences a second, utilisation and peak memory of every program."""
     context = multiprocessing.get_context("spawn")
     connections, processes = {}, []
     for program in PROGRAMS:
@@ -175,37 +212,70 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
         processes.append(context.Process(target=work, args=(program, settings, other)))
         processes[-1].start()
         other.close()
-    turns = {name: partial(take_turn, connection) for name, connection in connections.items()}
-    speeds = speeds_in_turns(turns, settings.steps * settings.batch_size, settings.repeats)
+    answers: dict[str, list[float]] = {name: [] for name in connections}
+    turns = {name: partial(take_turn, connection, answers[name]) for name, connection in connections.items()}
+    speeds = speeds_in_turns(turns, settings.sentences, settings.repeats)
     memory = {name: round(connection.recv()) for name, connection in connections.items()}
     for process in processes:
         process.join()
+    for figures in (*speeds.values(), memory):
+        del figures[PEAK]
+    highest = max(answers[PEAK])  # FLOP/s; whatever else ran on the machine only lowers it
+    flops = {name: answers[name][0] / settings.sentences for name in memory}
+    medians = speeds["median_sentences_per_second"]
     return {
+        "encoder": settings.encoder,
         "batch_size": settings.batch_size,
         "precision": "bf16" if settings.bf16 else "float32",
         "threads": settings.threads,
         "max_seq_length": MAX_SEQ_LENGTH,
         **speeds,
+        "gigaflops_per_sentence": {name: value / 1e9 for name, value in flops.items()},
+        "peak_gigaflops_per_second": highest / 1e9,
+        "utilisation": {name: flops[name] * medians[name] / highest for name in medians},
         "peak_mebibytes": memory,
     }
 
 
+def table(result: dict[str, Any]) -> list[list[str]]:
+    medians = result["median_sentences_per_second"]
+    rows = [
+        [
+            name,
+            f"{median:,.1f}",
+            f"{medians[ONE_PASS] / median:.2f}",
+            f"{result['gigaflops_per_sentence'][name]:.2f}",
+            f"{result['utilisation'][name]:.0%}",
+            f"{result['peak_mebibytes'][name]:,}",
+        ]
+        for name, median in medians.items()
+    ]
+    header = ["program", "sentences/s", "one pass over it", "GFLOP a sentence", "utilisation", "peak memory, MiB"]
+    return [header, *rows]
+
+
 def main() -> None:
     parser = arguments_for(__doc__)
-    parser.add_argument("--quick", action="store_true", help="Batch 64 in bf16 alone.")
+    parser.add_argument("--encoders", nargs="+", choices=["mini", "base"], default=["mini", "base"])
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[64, 512])
+    parser.add_argument("--precisions", nargs="+", choices=["float32", "bf16"], default=["float32", "bf16"])
     parser.add_argument("--repeats", type=int, default=5, help="Turns that count.")
-    parser.add_argument("--sentences_a_turn", type=int, default=512)
+    parser.add_argument("--sentences", type=int, default=512, help="Of a turn; at least a batch.")
     arguments = parser.parse_args()
     results = []
-    for batch_size, bf16 in [(64, True)] if arguments.quick else [(64, False), (64, True), (512, False), (512, True)]:
-        steps = max(2, arguments.sentences_a_turn // batch_size)
-        fields = {"batch_size": batch_size, "bf16": bf16, "steps": steps, "max_steps": steps * (arguments.repeats + 1)}
-        result = measure(argparse.Namespace(**vars(arguments), **fields))
-        memory = ["peak memory, MiB", *(f"{value:,}" for value in result["peak_mebibytes"].values())]
-        rows = [[*row, cell] for row, cell in zip(speed_rows(result), memory)]
-        print_table(f"Batch {batch_size}, {result['precision']}", rows)
-        results.append(result)
-        write_output({"settings": results}, arguments.output)
+    with tempfile.TemporaryDirectory() as folder:
+        models = {"mini": arguments.model}
+        if "base" in arguments.encoders:
+            models["base"] = random_encoder("base", arguments.model, folder)
+        rows = itertools.product(arguments.encoders, arguments.batch_sizes, arguments.precisions)
+        for encoder, batch_size, precision in rows:
+            steps = max(1, arguments.sentences // batch_size)
+            fields = {"encoder": encoder, "batch_size": batch_size, "bf16": precision == "bf16", "steps": steps}
+            fields |= {"model": models[encoder], "sentences": steps * batch_size}
+            fields |= {"max_steps": steps * (arguments.repeats + 1)}
+            results.append(measure(argparse.Namespace(**{**vars(arguments), **fields})))
+            print_table(f"{encoder}, batch {batch_size}, {precision}", table(results[-1]))
+            write_output({"settings": results}, arguments.output)
 
 
 if __name__ == "__main__":

@@ -7,4 +7,4 @@ recorded and measured, and `card.py` and `card.md` write its README.md from that
 model_card` is the command.
 """
 
-import sarcse  # noqa: F401  # before the modules here, which sarcse's trainer imports: so their order is always one
+import sarcse.trainer  # noqa: F401  # before the modules here, which it imports: so their order is always one

@@ -3,22 +3,27 @@ SARCSE's library: what `train.py`, `eval_sts.py` and `python -m model_card` are 
 (`files`, `sentences`, `sts`), token ids (`tokens`), arguments (`arguments`, `parsing`), models (`loading`), embeddings
 and what they say (`comparison`, `figures`, `embedding`), losses (`losses`, `gradient_cache`), and the training
 (`checkpoints`, `watch`, `record`, `corpus`, `releasing`, `trainer`, `training`).
+
+What stands here is loaded when it is first asked for: the losses need torch and transformers alone.
 """
 
-from configuration_sarcse import SarcseConfig
-from modeling_sarcse import SarcseModel
-from sarcse.arguments import SarcseTrainingArguments
-from sarcse.embedding import encode
-from sarcse.losses import info_nce, weighted_reconstruction
-from sarcse.trainer import SarcseTrainer
+from importlib import import_module
+from typing import Any
 
 
-__all__ = [
-    "SarcseConfig",
-    "SarcseModel",
-    "SarcseTrainer",
-    "SarcseTrainingArguments",
-    "encode",
-    "info_nce",
-    "weighted_reconstruction",
-]
+HOMES = {
+    "SarcseConfig": "configuration_sarcse",
+    "SarcseModel": "modeling_sarcse",
+    "SarcseTrainer": "sarcse.trainer",
+    "SarcseTrainingArguments": "sarcse.arguments",
+    "encode": "sarcse.embedding",
+    "info_nce": "sarcse.losses",
+    "weighted_reconstruction": "sarcse.losses",
+}
+__all__ = [*HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(HOMES[name]), name)

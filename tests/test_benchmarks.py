@@ -1,12 +1,15 @@
 """The benchmarks' arithmetic, at a tiny size: what they measure is not tested, for a test must not depend on time."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from benchmarks import gpu_speed
+from configuration_sarcse import SarcseConfig
 
-from .conftest import PROJECT, run_command
+from .conftest import PROJECT
 
 
 @pytest.mark.parametrize("length", [12, 40])
@@ -25,16 +28,39 @@ def test_the_flops_of_each_product_are_counted_once(length):
         assert gpu_speed.forward_flops(config, rows, length, reconstructed) == 2 * needed
 
 
-def test_gpu_speed_runs_on_a_cpu(tmp_path):
-    """Both steps, the plain one and the gradient cache's, with the utilisation that follows from its own figures."""
+def test_gpu_speed_runs_without_what_no_step_needs(tmp_path):
+    """
+    SARCSE's ways of a step on a CPU where `datasets` and `evaluate` cannot be imported, as on a machine that has none
+    of them; sentence-transformers' where they can; with the utilisation that follows from their own figures.
+    """
     small = ["--shapes", "tiny", "--batch_size", 4, "--length", 8, "--steps", 2, "--gradient_cache_mini_batch_size", 3]
-    output = tmp_path / "speed.json"
-    options = ["--variants", "sdpa", "gradient_cache", "--peak_teraflops", 2, "--output", output]
-    process = run_command("-m", "benchmarks.gpu_speed", *small, *options, cwd=PROJECT)
+    ways = [["sdpa", "gradient_cache"], ["sentence_transformers"]]
+    outputs = [tmp_path / f"{way[0]}.json" for way in ways]
+    calls = [[*map(str, ["-", *small, "--ways", *way, "--output", path])] for way, path in zip(ways, outputs)]
+    run = f"""
+import sys
+missing = dict.fromkeys(["datasets", "evaluate", "sarcse.trainer"])
+sys.modules |= missing
+from benchmarks.gpu_speed import main
+sys.argv = {calls[0]}
+main()
+for name in missing:
+    del sys.modules[name]
+sys.argv = {calls[1]}
+main()
+"""
+    process = subprocess.run([sys.executable, "-c", run], cwd=PROJECT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    rows = json.loads(output.read_text())["rows"]
-    assert [row["variant"] for row in rows] == ["sdpa", "gradient_cache"]
-    needed = 3 * gpu_speed.forward_flops(gpu_speed.sarcse_config("tiny"), 8, 8, 4)
-    for row in rows:
-        assert row["utilisation"] * 2e12 * row["seconds"] == pytest.approx(needed)
+    config = gpu_speed.sarcse_config("tiny")
+    twice, once = gpu_speed.forward_flops(config, 8, 8, 4), gpu_speed.forward_flops(config, 4, 8, 4, 0.1)
+    plain = gpu_speed.forward_flops(SarcseConfig(encoder_config=config.encoder_config, pooler="cls"), 8, 8, 0)
+    assert once < twice
+    flops = {"two passes": twice, "one pass": once}
+    expected = [(way, *item) for way in ways[0] for item in flops.items()] + [(ways[1][0], "two passes", plain)]
+    results = [json.loads(path.read_text()) for path in outputs]
+    rows = [(result["peak_teraflops"] * 1e12, row) for result in results for row in result["rows"]]
+    assert len(rows) == len(expected)
+    for (peak, row), (way, passes, needed) in zip(rows, expected):
+        assert (row["way"], row["passes"]) == (way, passes)
+        assert row["utilisation"] * peak * row["seconds"] == pytest.approx(3 * needed)
         assert row["minutes_a_million"] == pytest.approx(row["seconds"] / 4 * 1e6 / 60)
