@@ -441,7 +441,6 @@ class SarcseModel(PreTrainedModel):
         output_reconstruction: bool = False,
         reconstructed_rows: int | None = None,
         view_dropout: float | None = None,
-        view_kind: str = "dimensions",
         **encoder_kwargs: Any,
     ) -> SarcseModelOutput:
         """
@@ -453,10 +452,10 @@ class SarcseModel(PreTrainedModel):
             output_reconstruction (`bool`): Decode too, for training and for token importance.
             reconstructed_rows (`int`, *optional*): Decode the first so many rows only. Default: all B.
             view_dropout (`float`, *optional*):
-                Make two views of each row from its last vectors, by a dropout of this rate each, for a training whose
-                encoder sees every sentence once: `pooler_output` is `(2B, d)`, the first views first. Only these are
-                reconstructed, and their target has no such dropout. Default: a row is its own and only view.
-            view_kind (`str`): What that dropout drops, for the study; or noise of this relative size.
+                Make two views of each row from its last vectors, for a training whose encoder sees every sentence
+                once: each view goes without a share of the dimensions, the same in all its vectors (spatial dropout,
+                arXiv 1411.4280). `pooler_output` is `(2B, d)`, the first views first. Only these are reconstructed,
+                and their target is whole. Default: a row is its own and only view.
             encoder_kwargs: Passed on to the encoder, for example `token_type_ids` or `output_hidden_states`.
 
         Raises:
@@ -488,20 +487,9 @@ class SarcseModel(PreTrainedModel):
         pooled, counted = (packed, content) if pooler.of_content else (vectors, mask)  # (B, L, d), (B, L)
         if view_dropout is not None:
             pooled, counted = pooled.repeat(2, 1, 1), counted.repeat(2, 1)  # of 2B rows
-            if view_kind == "dimensions":
-                pooled = F.dropout(pooled, view_dropout)
-            elif view_kind == "shared":
-                pooled = pooled * F.dropout(torch.ones_like(pooled[:, :1]), view_dropout)
-            elif view_kind == "tokens":
-                kept = counted & (torch.rand(counted.shape, device=counted.device) >= view_dropout)
-                counted = kept | counted & ~kept.any(dim=1, keepdim=True)
-                pooled, _, counted = pack_left(pooled, counted.long(), counted)
+            # Element by element it would nearly vanish in the mean over the tokens.
+            pooled = pooled * F.dropout(torch.ones_like(pooled[:, :1]), view_dropout)  # (2B, L, d), by (2B, 1, d)
         embeddings = pooler(pooled, counted)  # (B, d), or (2B, d)
-        if view_dropout is not None and view_kind == "embedding":
-            embeddings = F.dropout(embeddings, view_dropout)
-        elif view_dropout is not None and view_kind == "noise":
-            scale = view_dropout * embeddings.detach().norm(dim=1, keepdim=True) / embeddings.shape[1] ** 0.5
-            embeddings = embeddings + scale * torch.randn_like(embeddings)
         if self.training and self.projection is not None:
             embeddings = self.projection(embeddings)  # (B, d)
         reconstruction = {}

@@ -204,17 +204,9 @@ class SarcseArguments(ReleaseArguments):
     view_dropout: float | None = field(
         default=None,
         metadata={
-            "help": "Let the encoder see each sentence once, and make the two views of its vectors by a dropout of "
-            "this rate, 0.1 for example: half of the encoder's work. Default: the encoder's own dropout makes them, "
-            "in two passes, as in SimCSE."
-        },
-    )
-    view_kind: str = field(
-        default="dimensions",
-        metadata={
-            "help": "What the view_dropout drops: dimensions of each vector, the same of all vectors (shared), of the "
-            "embedding, whole tokens; or noise. A switch of the study.",
-            "choices": ["dimensions", "shared", "embedding", "tokens", "noise"],
+            "help": "Let the encoder see each sentence once, half of its work, and make the two views of its vectors: "
+            "each view goes without this share of their dimensions, 0.1 for example. Default: the encoder's own "
+            "dropout makes them, in two passes, as in SimCSE."
         },
     )
     frequency_weighting: str = field(

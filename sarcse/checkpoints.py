@@ -153,7 +153,7 @@ MAY_CHANGE = {
 FIXED = {"pooling": "mean", "reconstructed_views": 1}
 
 # Settings that are new, and what every run of before had.
-ADDED = {"view_dropout": None, "view_kind": "dimensions"}
+ADDED = {"view_dropout": None}
 
 
 def decides(name: str) -> bool:

@@ -339,7 +339,7 @@ class SarcseTrainer(ReleasingTrainer):
         """
         views = self.encoder_inputs(inputs)
         options = {"output_reconstruction": self.reconstruct, "reconstructed_rows": len(inputs["input_ids"])}
-        outputs = model(**views, **options, view_dropout=self.args.view_dropout, view_kind=self.args.view_kind)
+        outputs = model(**views, **options, view_dropout=self.args.view_dropout)
         loss = contrastive = self.contrastive_loss(outputs.pooler_output, inputs)
         reconstruction = None
         if self.reconstruct:

@@ -14,6 +14,10 @@ REMOVED: dict[str, Any] = {
     "shielded_encoder": False,  # whether the reconstruction has no gradient to the encoder
     "target_decay": None,  # of an anchor that is a moving average of the encoder
     "token_pooling": "uniform",  # by which a mean of tokens weighs them; or a frequency weighting
+    "dropout": 0.1,  # of the encoder; both encoders come with this one
+    # Of what a view of one pass goes without: dimensions, the same in all its vectors. Or others in each vector
+    # (dimensions), of the embedding (embedding), whole tokens (tokens); or the embedding gets noise (noise).
+    "view_kind": "shared",
     "token_cutoff": 0.0,  # the share of the tokens that each view goes without
     "layers": "last",  # whose vectors are taken; or the mean of the first's and the last's
     "decoder_shape": "full",  # or without its TextCNN (shallow), or no decoder at all (none)
@@ -37,9 +41,7 @@ START: dict[str, Any] = {
     "frequency_weighting": "smooth_inverse",
     "frequency_smoothing": 1e-3,
     "decoder_initialization": "random",
-    "dropout": 0.1,  # of the encoder
     "view_dropout": None,
-    "view_kind": "dimensions",
     **REMOVED,
 }
 
@@ -303,10 +305,40 @@ SECOND_SETTLED = {
     "SARCSE": "SARCSE, 0.05 and 3e-05",
     MEAN_RECONSTRUCTED: f"{MEAN_RECONSTRUCTED}, 0.05 and 3e-05",
 }
+# One pass of the encoder for two views: what each view goes without, and how much of it, beside two passes. The third
+# encoder is small: 88 channels pass on all of its 128 dimensions.
+SMALL_ENCODER = "roberta-tiny-wiki"
+TWO_PASSES: dict[str, dict[str, dict[str, Any]]] = {
+    ENCODER: {"SARCSE": SETTLED, MEAN_RECONSTRUCTED: DIRECT},
+    SMALL_ENCODER: {"SARCSE": {**SETTLED, "channels": 88}, MEAN_RECONSTRUCTED: DIRECT},
+}
+VIEWS: dict[str, dict[str, Any]] = {
+    "two passes": {},
+    **{f"the same dimensions of all vectors, {rate}": {"view_dropout": rate} for rate in (0.02, 0.05, 0.1, 0.2, 0.3)},
+    **{f"the same, {rate}, encoder without dropout": {"view_dropout": rate, "dropout": 0.0} for rate in (0.1, 0.2)},
+    **{
+        f"{what}, {rate}": {"view_dropout": rate, "view_kind": kind}
+        for kind, what, rates in (
+            ("dimensions", "dimensions of each vector", (0.1, 0.3)),
+            ("embedding", "dimensions of the embedding", (0.05, 0.1)),
+            ("tokens", "tokens", (0.1, 0.3)),
+            ("noise", "noise on the embedding", (0.3,)),
+        )
+        for rate in rates
+    },
+}
+ONE_PASS = {
+    encoder: [{**choice, **view} for choice in methods.values() for view in VIEWS.values()]
+    for encoder, methods in TWO_PASSES.items()
+}
 PARTS = {
     "choices": CHOICES,
     "longer": list(LONGER.values()),
     "claims": [*UNTRAINED_POOLERS.values(), *LADDER.values()],
     "batch_sizes": OTHER_BATCH_SIZES,
     "second_encoder": list(SECOND_LADDER.values()),
+    "one_pass": ONE_PASS[ENCODER],
+    "one_pass_small": ONE_PASS[SMALL_ENCODER],
 }
+# Of the parts that do not run on ENCODER.
+ENCODERS = {"second_encoder": SECOND_ENCODER, "one_pass_small": SMALL_ENCODER}

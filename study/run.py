@@ -6,6 +6,7 @@ The study: which choices make SARCSE good, and are the paper's claims against Si
     python -m study.run claims --seeds 10          # part two: the settled model beside its baselines
     python -m study.run batch_sizes --seeds 10     # ... and in batches of other sizes
     python -m study.run second_encoder --seeds 10  # ... and on all-MiniLM-L6-v2
+    python -m study.run one_pass --seeds 10        # one pass of the encoder for two views; one_pass_small: on another
     python -m study.report                         # the tables and figures of study/results/README.md
 
 Each run is a process, and a line of study/results/study.jsonl. A run whose line is there is not made again, one
@@ -45,7 +46,7 @@ from sarcse.record import code_commit, hardware, versions
 from sarcse.sentences import DataArguments, load_sentences
 from sarcse.tokens import token_counts, tokenize
 from sarcse.training import build_trainer
-from study.configurations import ENCODER, PARTS, REMOVED, SECOND_ENCODER, START, can_run
+from study.configurations import ENCODER, ENCODERS, PARTS, REMOVED, SECOND_ENCODER, START, can_run
 
 
 LINES = PROJECT / "study" / "results" / "study.jsonl"
@@ -185,7 +186,6 @@ def flags_of(run: dict[str, Any], data: str, folder: str) -> list[str]:
     fields |= {"bf16": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 5}
     if last_good_checkpoint(folder):
         fields["resume_from_checkpoint"] = "last"
-    del fields["dropout"]
     fields = {name: value for name, value in fields.items() if value is not None}
     return [*(f"--{name}={value}" for name, value in fields.items()), "--sts_tasks", *TASKS]
 
@@ -196,9 +196,6 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
     if not training.resume_from_checkpoint and Path(folder).exists():
         shutil.rmtree(folder)  # it was killed while it wrote its first checkpoint
     trainer = build_trainer(model_arguments, data_arguments, training)
-    for module in trainer.model.encoder.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = run["configuration"]["dropout"]
     tasks, trainer.tasks = trainer.tasks, {}  # scored below, with more than the trainer measures
     seconds = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics["train_runtime"]
     history = [line for line in trainer.state.log_history if "eval_stsb_spearman" in line]
@@ -253,7 +250,7 @@ def runs_of(part: str, seeds: int) -> tuple[list[dict[str, Any]], int]:
     configuration by configuration, so that what is stopped early has few, but whole ones. What does not train has one
     seed.
     """
-    encoder = SECOND_ENCODER if part == "second_encoder" else ENCODER
+    encoder = ENCODERS.get(part, ENCODER)
     runs = [
         {"encoder": encoder, "configuration": configuration, "seed": seed}
         for configuration in ({**START, **choice} for choice in PARTS[part])

@@ -35,7 +35,9 @@ from study.configurations import (
     STEEP,
     STEEPER,
     STEEPER_AS_MEAN,
+    TWO_PASSES,
     UNTRAINED_POOLERS,
+    VIEWS,
     WIDE,
     with_batch_size,
 )
@@ -329,6 +331,22 @@ def second_differences_table(lines: list[dict[str, Any]]) -> str:
     return paired_table(lines, models, compared, SECOND_ENCODER)
 
 
+def one_pass_table(lines: list[dict[str, Any]]) -> str:
+    """On each encoder each method with each kind of views, and the paired difference to two passes."""
+    rows = [["encoder", "method", "views", "seeds", "STS-B dev", "average", "dev, difference", "average, difference"]]
+    for encoder, methods in TWO_PASSES.items():
+        for method, choice in methods.items():
+            two_passes = runs(lines, choice, encoder)
+            for name, view in VIEWS.items():
+                of = runs(lines, {**choice, **view}, encoder)
+                if of:
+                    cells = [mean_and_deviation(of, score) for score in (dev, average)]
+                    if view:
+                        cells += [difference_cell(difference(of, two_passes, score)) for score in (dev, average)]
+                    rows.append([encoder, method, name, str(len(of)), *cells, *[""] * (4 - len(cells))])
+    return markdown_table(rows)
+
+
 TABLES = {
     "choices": choices_table,
     "longer": longer_table,
@@ -342,4 +360,5 @@ TABLES = {
     "errors": error_table,
     "second encoder": second_encoder_table,
     "second differences": second_differences_table,
+    "one pass": one_pass_table,
 }
