@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The demo and the tests are offline; only the package index is needed, once.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test compat lint clean
+.PHONY: demo test compat benchmarks lint clean
 
 # Trains SARCSE, and SimCSE with the same data, steps and batch, on demo/; scores both beside the encoder that they
 # start from; loads the result in a new process.
@@ -29,6 +29,15 @@ compat: .venv/installed-dev
 	$(BIN)/python -m model_card output/demo-mean --release_dir output/demo-plain --onnx_int8 --pairs demo/sts.tsv
 	$(BIN)/python tests/compat.py output/demo-release output/demo-plain
 	$(BIN)/python -m tests.compat_mteb output/demo-release $(if $(SARCSE_DATA),--sts_dir $(SARCSE_DATA)/data/senteval)
+
+# Every figure of benchmarks/results that has no GPU: some hours, on a machine that does nothing else, with the real data
+# beside the project (SARCSE_DATA).
+RESULTS := benchmarks/results
+benchmarks: .venv/installed-dev
+	$(BIN)/python -m benchmarks.train_speed --output $(RESULTS)/train_speed.json
+	$(BIN)/python -m benchmarks.step_profile --bf16 --output $(RESULTS)/step_profile.json
+	$(BIN)/python -m benchmarks.encode_speed --output $(RESULTS)/encode_speed.json
+	$(BIN)/python -m benchmarks.growth --bf16 --output $(RESULTS)/growth.json
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
