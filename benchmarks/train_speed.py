@@ -52,10 +52,13 @@ ONE_PASS, PEAK = "sarcse_one_pass", "peak"
 
 
 class Turns(TrainerCallback):
-    """Lets a training run an epoch at a time: waits for a message, takes its steps, answers with their FLOPs."""
+    """
+    Lets a training run an epoch at a time: waits for a message, takes its steps, answers with their FLOPs. Behind the
+    last one it waits too, for what a training does at its end would be in another one's time.
+    """
 
-    def __init__(self, connection: Connection, steps: int) -> None:
-        self.connection, self.steps = connection, steps
+    def __init__(self, connection: Connection, settings: argparse.Namespace) -> None:
+        self.connection, self.steps, self.last = connection, settings.steps, settings.max_steps
         self.counter = FlopCounterMode(display=False)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -69,6 +72,8 @@ class Turns(TrainerCallback):
             self.counter.__exit__(None, None, None)
         if state.global_step % self.steps == 0:
             self.connection.send(self.counter.get_total_flops())
+        if state.global_step == self.last:
+            self.connection.recv()
 
 
 def train_here(settings: argparse.Namespace, turns: Turns, flags: list[str]) -> None:
@@ -185,6 +190,7 @@ def peak(settings: argparse.Namespace, turns: Turns) -> None:
             torch.nn.functional.linear(vectors, weight)
             done += flops
         turns.connection.send(done / (time.perf_counter() - start))
+    turns.connection.recv()
 
 
 PROGRAMS: list[Callable] = [sarcse, sarcse_one_pass, simcse, sentence_transformers, simcse_repository_method, peak]
@@ -193,7 +199,7 @@ PROGRAMS: list[Callable] = [sarcse, sarcse_one_pass, simcse, sentence_transforme
 def work(program: Callable, settings: argparse.Namespace, connection: Connection) -> None:
     """A process of its own: trains in turns, then tells its peak memory in MiB."""
     torch.set_num_threads(settings.threads)
-    program(settings, Turns(connection, settings.steps))
+    program(settings, Turns(connection, settings))
     connection.send(peak_mebibytes())
 
 
@@ -215,6 +221,8 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     answers: dict[str, list[float]] = {name: [] for name in connections}
     turns = {name: partial(take_turn, connection, answers[name]) for name, connection in connections.items()}
     speeds = speeds_in_turns(turns, settings.sentences, settings.repeats)
+    for connection in connections.values():
+        connection.send("end")
     memory = {name: round(connection.recv()) for name, connection in connections.items()}
     for process in processes:
         process.join()

@@ -314,7 +314,10 @@ TWO_PASSES: dict[str, dict[str, dict[str, Any]]] = {
 }
 VIEWS: dict[str, dict[str, Any]] = {
     "two passes": {},
-    **{f"the same dimensions of all vectors, {rate}": {"view_dropout": rate} for rate in (0.02, 0.05, 0.1, 0.2, 0.3)},
+    **{
+        f"the same dimensions of all vectors, {rate}": {"view_dropout": rate}
+        for rate in (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3)
+    },
     **{f"the same, {rate}, encoder without dropout": {"view_dropout": rate, "dropout": 0.0} for rate in (0.1, 0.2)},
     **{
         f"{what}, {rate}": {"view_dropout": rate, "view_kind": kind}
