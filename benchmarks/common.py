@@ -57,9 +57,14 @@ def roberta_config(shape: str) -> RobertaConfig:
 
 
 def random_encoder(shape: str, tokenizer_of: str, folder: str) -> str:
-    """The folder, now with an encoder of this shape that has random weights, and another one's tokenizer."""
-    RobertaModel(roberta_config(shape)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tokenizer_of).save_pretrained(folder)
+    """
+    The folder, now with an encoder of this shape that has random weights, and another one's tokenizer, which gets
+    tokens that no sentence has, up to the size of the encoder's vocabulary.
+    """
+    config, tokenizer = roberta_config(shape), AutoTokenizer.from_pretrained(tokenizer_of)
+    RobertaModel(config).save_pretrained(folder)
+    tokenizer.add_tokens([f"<unused{number}>" for number in range(len(tokenizer), config.vocab_size)])
+    tokenizer.save_pretrained(folder)
     return folder
 
 
