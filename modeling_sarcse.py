@@ -486,9 +486,9 @@ class SarcseModel(PreTrainedModel):
             packed, packed_ids, content = self.pack_content(encoded.last_hidden_state, input_ids, attention_mask)
         pooled, counted = (packed, content) if pooler.of_content else (vectors, mask)  # (B, L, d), (B, L)
         if view_dropout is not None:
-            pooled, counted = pooled.repeat(2, 1, 1), counted.repeat(2, 1)  # of 2B rows
             # Element by element it would nearly vanish in the mean over the tokens.
-            pooled = pooled * F.dropout(torch.ones_like(pooled[:, :1]), view_dropout)  # (2B, L, d), by (2B, 1, d)
+            kept = F.dropout(pooled.new_ones(2, len(pooled), 1, pooled.shape[2]), view_dropout)  # (2, B, 1, d)
+            pooled, counted = (pooled * kept).flatten(0, 1), counted.repeat(2, 1)  # (2B, L, d), (2B, L)
         embeddings = pooler(pooled, counted)  # (B, d), or (2B, d)
         if self.training and self.projection is not None:
             embeddings = self.projection(embeddings)  # (B, d)

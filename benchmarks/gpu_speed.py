@@ -226,7 +226,7 @@ def print_row(row: list[str]) -> None:
 def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["base", "large"])
-    ways = [*(way for way in WAYS if way != "flash" or is_flash_attn_2_available())]
+    ways = [way for way in WAYS if way != "flash" or is_flash_attn_2_available()]
     ways += [SENTENCE_TRANSFORMERS] if find_spec(SENTENCE_TRANSFORMERS) else []
     parser.add_argument("--ways", nargs="+", choices=[*WAYS, SENTENCE_TRANSFORMERS], default=ways)
     parser.add_argument("--batch_size", type=int, default=512)

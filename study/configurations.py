@@ -319,6 +319,12 @@ VIEWS: dict[str, dict[str, Any]] = {
         for rate in (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3)
     },
     **{f"the same, {rate}, encoder without dropout": {"view_dropout": rate, "dropout": 0.0} for rate in (0.1, 0.2)},
+    "the same, 0.05, twice the learning rates": {
+        "view_dropout": 0.05,
+        "learning_rate": 2e-4,
+        "autoencoder_learning_rate": 6e-4,
+    },
+    "the same, 0.1, temperature 0.1": {"view_dropout": 0.1, "contrastive_temperature": 0.1},
     **{
         f"{what}, {rate}": {"view_dropout": rate, "view_kind": kind}
         for kind, what, rates in (
