@@ -453,9 +453,9 @@ class SarcseModel(PreTrainedModel):
             reconstructed_rows (`int`, *optional*): Decode the first so many rows only. Default: all B.
             view_dropout (`float`, *optional*):
                 Make two views of each row from its last vectors, for a training whose encoder sees every sentence
-                once: each view goes without a share of the dimensions, the same in all its vectors (spatial dropout,
-                arXiv 1411.4280). `pooler_output` is `(2B, d)`, the first views first. Only these are reconstructed,
-                and their target is whole. Default: a row is its own and only view.
+                once: each view goes without a share of the dimensions, see `two_views_of`. `pooler_output` is
+                `(2B, d)`, the first views first. Only these are reconstructed, and their target is whole. Default: a
+                row is its own and only view.
             encoder_kwargs: Passed on to the encoder, for example `token_type_ids` or `output_hidden_states`.
 
         Raises:
@@ -486,9 +486,7 @@ class SarcseModel(PreTrainedModel):
             packed, packed_ids, content = self.pack_content(encoded.last_hidden_state, input_ids, attention_mask)
         pooled, counted = (packed, content) if pooler.of_content else (vectors, mask)  # (B, L, d), (B, L)
         if view_dropout is not None:
-            # Element by element it would nearly vanish in the mean over the tokens.
-            kept = F.dropout(pooled.new_ones(2, len(pooled), 1, pooled.shape[2]), view_dropout)  # (2, B, 1, d)
-            pooled, counted = (pooled * kept).flatten(0, 1), counted.repeat(2, 1)  # (2B, L, d), (2B, L)
+            pooled, counted = two_views_of(pooled, counted, view_dropout)  # (2B, L, d), (2B, L)
         embeddings = pooler(pooled, counted)  # (B, d), or (2B, d)
         if self.training and self.projection is not None:
             embeddings = self.projection(embeddings)  # (B, d)
@@ -764,6 +762,25 @@ def pack_left(
     packed_ids = input_ids.new_zeros(target.shape[0], length + 1).scatter(1, target, input_ids)[:, :length]  # (B, L)
     mask = torch.arange(length, device=target.device) < content_mask.sum(dim=1, keepdim=True)  # (B, L)
     return packed, packed_ids, mask
+
+
+# How far a dropped dimension goes towards the mean of all vectors, instead of to zero. Encoders have a large mean in a
+# few dimensions: zeros would change the sentences of some more than these differ from each other, and the mean alone
+# teaches less (study/results/README.md).
+TOWARDS_MEAN = 0.75
+
+
+def two_views_of(vectors: torch.Tensor, mask: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Two views of each sentence, `(B, L, d)` -> `(2B, L, d)`, with their mask, the first views first. A view goes
+    without a share `rate` of the dimensions, the same in all its vectors (spatial dropout, arXiv 1411.4280): other
+    ones in each vector would nearly cancel in the mean over the tokens.
+    """
+    counted = mask.unsqueeze(-1).to(vectors.dtype)  # (B, L, 1)
+    mean = (vectors.detach() * counted).sum(dim=(0, 1)) / counted.sum()  # (d,)
+    kept = F.dropout(vectors.new_ones(2, len(vectors), 1, vectors.shape[2]), rate)  # (2, B, 1, d)
+    views = (vectors - TOWARDS_MEAN * mean) * kept + TOWARDS_MEAN * mean  # (2, B, L, d)
+    return (views * counted).flatten(0, 1), mask.repeat(2, 1)  # (2B, L, d), (2B, L)
 
 
 def mean_window(hidden_states: torch.Tensor, mask: torch.Tensor, width: int) -> torch.Tensor:

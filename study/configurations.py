@@ -15,9 +15,10 @@ REMOVED: dict[str, Any] = {
     "target_decay": None,  # of an anchor that is a moving average of the encoder
     "token_pooling": "uniform",  # by which a mean of tokens weighs them; or a frequency weighting
     "dropout": 0.1,  # of the encoder; both encoders come with this one
-    # Of what a view of one pass goes without: dimensions, the same in all its vectors. Or others in each vector
-    # (dimensions), of the embedding (embedding), whole tokens (tokens); or the embedding gets noise (noise).
-    "view_kind": "shared",
+    # Of what a view of one pass goes without: dimensions, the same in all its vectors, of which three quarters of the
+    # mean are left (centred). Or nothing is left of them (shared); or it is other ones in each vector (dimensions), of
+    # the embedding (embedding), whole tokens (tokens); or the embedding gets noise (noise).
+    "view_kind": "centred",
     "token_cutoff": 0.0,  # the share of the tokens that each view goes without
     "layers": "last",  # whose vectors are taken; or the mean of the first's and the last's
     "decoder_shape": "full",  # or without its TextCNN (shallow), or no decoder at all (none)
@@ -314,17 +315,26 @@ TWO_PASSES: dict[str, dict[str, dict[str, Any]]] = {
 }
 VIEWS: dict[str, dict[str, Any]] = {
     "two passes": {},
+    **{f"the same dimensions, towards the mean, {rate}": {"view_dropout": rate} for rate in (0.03, 0.05, 0.07, 0.1)},
     **{
-        f"the same dimensions of all vectors, {rate}": {"view_dropout": rate}
+        f"the same dimensions of all vectors, {rate}": {"view_dropout": rate, "view_kind": "shared"}
         for rate in (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3)
     },
-    **{f"the same, {rate}, encoder without dropout": {"view_dropout": rate, "dropout": 0.0} for rate in (0.1, 0.2)},
+    **{
+        f"the same, {rate}, encoder without dropout": {"view_dropout": rate, "view_kind": "shared", "dropout": 0.0}
+        for rate in (0.1, 0.2)
+    },
     "the same, 0.05, twice the learning rates": {
         "view_dropout": 0.05,
+        "view_kind": "shared",
         "learning_rate": 2e-4,
         "autoencoder_learning_rate": 6e-4,
     },
-    "the same, 0.1, temperature 0.1": {"view_dropout": 0.1, "contrastive_temperature": 0.1},
+    "the same, 0.1, temperature 0.1": {
+        "view_dropout": 0.1,
+        "view_kind": "shared",
+        "contrastive_temperature": 0.1,
+    },
     **{
         f"{what}, {rate}": {"view_dropout": rate, "view_kind": kind}
         for kind, what, rates in (

@@ -167,7 +167,10 @@ def test_one_forward_sees_two_views_of_every_sentence(tmp_path):
 
 @pytest.mark.parametrize("pooler", ["autoencoder", "mean", "cls"])
 def test_one_pass_makes_both_views_of_the_encoders_vectors(tmp_path, pooler):
-    """Each goes without dimensions of its own, in all its vectors; the target is whole. Computed view by view."""
+    """
+    In each, dimensions of its own are three quarters of the batch's mean, in all its vectors, and the others so much
+    further from it that the expectation stays; the target is whole. Computed view by view.
+    """
     options = {"pooler": pooler, "channels": 4 if pooler == "autoencoder" else None, "view_dropout": 0.25}
     trainer, batch, _ = first_step(tmp_path, **options, reconstruction_weight=0 if pooler == "cls" else 1)
     seen = []
@@ -183,8 +186,11 @@ def test_one_pass_makes_both_views_of_the_encoders_vectors(tmp_path, pooler):
     pooled, counted = (packed, content) if pooler == "autoencoder" else (vectors, mask)
     torch.manual_seed(3)
     kept = (torch.nn.functional.dropout(torch.ones(16, 1, pooled.shape[2]), 0.25) > 0).chunk(2)
+    centre = 0.75 * pooled[counted].mean(dim=0)
     for view, keep in zip(outputs.pooler_output.chunk(2), kept):
-        torch.testing.assert_close(view, trainer.model.sentence_encoder(pooled * keep / 0.75, counted))
+        changed = torch.where(keep, centre + (pooled - centre) / (1 - 0.25), centre)
+        changed = changed.masked_fill(~counted.unsqueeze(-1), 0.0)
+        torch.testing.assert_close(view, trainer.model.sentence_encoder(changed, counted))
     if pooler != "cls":
         assert torch.equal(outputs.reconstruction_target, packed[:, :32]) and len(outputs.content_mask) == 8
         first = outputs.pooler_output[:8]
