@@ -39,7 +39,7 @@ from sarcse.gradient_cache import GradientCache
 from sarcse.losses import info_nce, share_of_total, two_views, weighted_reconstruction
 
 
-VIEW_DROPOUT, TEMPERATURE = 0.1, 0.05  # neither has an influence on the speed
+VIEW_DROPOUT, TEMPERATURE = 0.05, 0.05  # neither has an influence on the speed
 PASSES = {"two passes": None, "one pass": VIEW_DROPOUT}
 WAYS = ["sdpa", "flash", "compile", "gradient_cache"]
 SENTENCE_TRANSFORMERS = "sentence_transformers"

@@ -16,8 +16,8 @@ from sarcse.record import FILE_NAME
 
 SARCSE = "[arXiv 2402.15153](https://arxiv.org/abs/2402.15153)"
 SIMCSE = "[arXiv 2104.08821](https://arxiv.org/abs/2104.08821)"
-WITH_RECONSTRUCTION = f"""Trained without labels with the losses of SARCSE ({SARCSE}): InfoNCE over two dropout
-views of each sentence spreads the embeddings; and reconstructing every token's vector from the embedding, with weights
+WITH_RECONSTRUCTION = f"""Trained without labels with the losses of SARCSE ({SARCSE}): InfoNCE over two views of
+each sentence spreads the embeddings; and reconstructing every token's vector from the embedding, with weights
 that fall with the token's frequency, keeps the rare, meaning-bearing tokens in it."""
 WITHOUT_RECONSTRUCTION = f"""Trained without labels by InfoNCE over two dropout views of each sentence, as SimCSE
 ({SIMCSE})."""

@@ -153,7 +153,7 @@ MAY_CHANGE = {
 FIXED = {"pooling": "mean", "reconstructed_views": 1}
 
 # Settings that are new, and what every run of before had.
-ADDED = {"view_dropout": None}
+ADDED = {"view_dropout": 0.0, "start_decay": 0.0}
 
 
 def decides(name: str) -> bool:
@@ -176,7 +176,8 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     Raises:
         ValueError: the checkpoint is of a run with other settings; the message has each, as it was and as it is now.
     """
-    saved = {**ADDED, **json.loads((checkpoint / SETTINGS_NAME).read_text(encoding="utf-8"))}
+    written = json.loads((checkpoint / SETTINGS_NAME).read_text(encoding="utf-8"))
+    saved = {**ADDED, **{name: value for name, value in written.items() if name not in ADDED or value is not None}}
     settings = {**FIXED, **settings}
     # Another version of transformers may have other arguments; they are at their defaults.
     differences = [

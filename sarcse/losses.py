@@ -6,7 +6,7 @@ SARCSE's two losses, which need no Trainer:
     contrast = info_nce(*outputs.pooler_output.chunk(2), temperature=0.05)
     loss = contrast + weighted_reconstruction(outputs, token_weights)
 
-With `view_dropout=0.1` the model takes the batch as it is, and makes the views itself, of one pass of the encoder.
+With `view_dropout=0.05` the model takes the batch as it is, and makes the views itself, of one pass of the encoder.
 
 Where `torch.distributed` runs, both are losses of the sentences of all processes: call them in each, and let their
 gradients be averaged, as DistributedDataParallel does.
@@ -86,7 +86,7 @@ def info_nce(
 
     Args:
         first, second (`torch.Tensor` of shape `(B, d)`):
-            Embeddings of the two dropout views. All processes have as many.
+            Embeddings of the two views. All processes have as many.
         temperature (`float`): Divides the cosine similarities.
         keys (`torch.Tensor` of shape `(B,)`, *optional*):
             From `sentence_keys`. Another sentence j with the key of i is left out of i's sum: a sentence is no

@@ -19,7 +19,7 @@ from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from configuration_sarcse import __version__
-from sarcse.arguments import ModelArguments, SarcseArguments
+from sarcse.arguments import ModelArguments, SarcseArguments, SarcseTrainingArguments
 from sarcse.checkpoints import decides
 
 
@@ -91,7 +91,7 @@ def training_record(
     base_model: dict[str, str | None],
     config: PretrainedConfig,
     sentences: dict[str, Any],
-    args: TrainingArguments,
+    args: SarcseTrainingArguments,
     commit: str | None,
     seconds: float | None,
 ) -> dict[str, Any]:
@@ -105,6 +105,7 @@ def training_record(
         seconds (`float`, *optional*): That the training took; None for one that was interrupted.
     """
     values = args.to_dict()
+    values["view_dropout"] = args.view_dropout_of(config.pooler)
     if values["eval_strategy"] != "steps":
         values["eval_steps"] = None
     return {

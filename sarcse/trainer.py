@@ -48,6 +48,7 @@ from sarcse.checkpoints import (
 )
 from sarcse.comparison import compare
 from sarcse.corpus import Corpus, read_corpus
+from sarcse.decay import DecayToStart
 from sarcse.embedding import embed_pairs, encode, measure, measure_before, pair_metrics
 from sarcse.gradient_cache import GradientCache
 from sarcse.loading import check_tokenizer, fit_tokenizer
@@ -155,6 +156,7 @@ class SarcseTrainer(ReleasingTrainer):
         self.commit = self.seconds = None
         self.rehearsed = False
         self.anchor: ReconstructionAnchor | None = None
+        self.decay: DecayToStart | None = None
         self.given_weights = token_weights
         self.corpus = None
         if train_dataset is not None:
@@ -171,12 +173,18 @@ class SarcseTrainer(ReleasingTrainer):
         """Whether there is a reconstruction loss; a search may change it."""
         return self.args.reconstruction_weight > 0
 
+    @property
+    def view_dropout(self) -> float | None:
+        """What a view of one pass goes without, or None for two passes; a search may change it."""
+        return self.args.view_dropout_of(self.model.config.pooler)
+
     def settings(self) -> dict[str, Any]:
         """What decides the outcome of the run, for its checkpoints."""
         pairs = self.eval_dataset
         return run_settings(
             self.args,
             **{name: getattr(self.model.config, name) for name in ModelArguments.architecture()},
+            view_dropout=self.view_dropout or 0.0,
             model_name_or_path=" at ".join(filter(None, self.base_model.values())),
             train_data=self.corpus and self.corpus.identity,
             eval_data=pairs and f"{len(pairs)} pairs with SHA-256 {fingerprint(pairs)}",
@@ -195,6 +203,9 @@ class SarcseTrainer(ReleasingTrainer):
         if self.reconstruct and args.reconstruction_anchor > 0:
             # Before a checkpoint is loaded: a run that goes on has the anchor that it began with.
             self.anchor = ReconstructionAnchor(model, args.reconstruction_anchor)
+        self.decay = None
+        if args.start_decay > 0:
+            self.decay = DecayToStart(self.unwrapped.encoder.parameters(), args.start_decay)
         if not self.reconstruct and model.sentence_decoder is not None:
             # Parameters that get no gradient would stop DistributedDataParallel.
             model.sentence_decoder.requires_grad_(False)
@@ -334,12 +345,13 @@ class SarcseTrainer(ReleasingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, SarcseModelOutput]:
         """
-        InfoNCE + reconstruction_weight * weighted reconstruction: two dropout views in one forward pass of 2B rows, or
-        of B with `view_dropout`. The first B views are reconstructed. (Both cost more and were no better.)
+        InfoNCE + reconstruction_weight * weighted reconstruction: two views in one forward pass of B rows, or of 2B
+        where the encoder's own dropout makes them. The first B views are reconstructed. (Both cost more and were no
+        better.)
         """
         views = self.encoder_inputs(inputs)
         options = {"output_reconstruction": self.reconstruct, "reconstructed_rows": len(inputs["input_ids"])}
-        outputs = model(**views, **options, view_dropout=self.args.view_dropout)
+        outputs = model(**views, **options, view_dropout=self.view_dropout)
         loss = contrastive = self.contrastive_loss(outputs.pooler_output, inputs)
         reconstruction = None
         if self.reconstruct:
@@ -350,7 +362,7 @@ class SarcseTrainer(ReleasingTrainer):
 
     def encoder_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Each sentence twice, `(2B, L)`, or once where `view_dropout` makes the views of its vectors, `(B, L)`."""
-        return two_views(inputs) if self.args.view_dropout is None else inputs
+        return two_views(inputs) if self.view_dropout is None else inputs
 
     def contrastive_loss(self, embeddings: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """InfoNCE of this process' sentences, whose two views are the halves of `embeddings`, `(2B, d)`."""
@@ -397,7 +409,7 @@ class SarcseTrainer(ReleasingTrainer):
         """The same gradients, while the activations of no more than `size` rows are alive."""
         model.train()
         rows = len(inputs["input_ids"]) if self.reconstruct else 0
-        cache = GradientCache(model, self.encoder_inputs(inputs), size, rows, self.args.view_dropout)
+        cache = GradientCache(model, self.encoder_inputs(inputs), size, rows, self.view_dropout)
         weights: list[torch.Tensor] = []
 
         def weigh(outputs: SarcseModelOutput) -> None:
@@ -480,12 +492,13 @@ class SarcseTrainer(ReleasingTrainer):
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, with the new layers' parameters in groups of their own learning rate."""
-        if self.optimizer is not None:
-            return self.optimizer
-        optimizer = super().create_optimizer(model)
-        rate = self.args.new_layers_learning_rate
-        if rate != self.args.learning_rate:
-            split_groups(optimizer, {*self.unwrapped.encoder.parameters()}, rate)
+        optimizer, rate = self.optimizer, self.args.new_layers_learning_rate
+        if optimizer is None:
+            optimizer = super().create_optimizer(model)
+            if rate != self.args.learning_rate:
+                split_groups(optimizer, {*self.unwrapped.encoder.parameters()}, rate)
+        if self.decay is not None:
+            self.decay.attach(optimizer)
         return optimizer
 
 

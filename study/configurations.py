@@ -1,5 +1,6 @@
 """What the study runs: configurations, each by what it has otherwise than `START`, and the parts they make up."""
 
+import itertools
 from typing import Any
 
 
@@ -43,6 +44,7 @@ START: dict[str, Any] = {
     "frequency_smoothing": 1e-3,
     "decoder_initialization": "random",
     "view_dropout": None,
+    "start_decay": 0.0,
     **REMOVED,
 }
 
@@ -346,10 +348,32 @@ VIEWS: dict[str, dict[str, Any]] = {
         for rate in rates
     },
 }
+# The defaults of both methods.
+ONE_PASS_SETTLED = {
+    encoder: {"SARCSE": {**methods["SARCSE"], "view_dropout": 0.05}, MEAN_RECONSTRUCTED: methods[MEAN_RECONSTRUCTED]}
+    for encoder, methods in TWO_PASSES.items()
+}
 ONE_PASS = {
     encoder: [{**choice, **view} for choice in methods.values() for view in VIEWS.values()]
     for encoder, methods in TWO_PASSES.items()
 }
+# Which number follows STS-B dev without labels, and does the decay to the start keep a training from ruin? Learning
+# rates and lengths within which the default is ruined or not. New layers learn three times as fast.
+HEALTH_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+HEALTH_SENTENCES = (5120, 20_032)
+HEALTH_DECAYS = (0.0, 400.0)
+
+
+def health_runs(encoder: str) -> list[dict[str, Any]]:
+    runs = []
+    for decay, sentences, rate in itertools.product(HEALTH_DECAYS, HEALTH_SENTENCES, HEALTH_RATES):
+        common = {"learning_rate": rate, "max_train_samples": sentences, "start_decay": decay}
+        for name, choice in ONE_PASS_SETTLED[encoder].items():
+            new_layers = {"autoencoder_learning_rate": float(f"{3 * rate:.10g}")} if name == "SARCSE" else {}
+            runs.append({**choice, **common, **new_layers})
+    return runs
+
+
 PARTS = {
     "choices": CHOICES,
     "longer": list(LONGER.values()),
@@ -358,6 +382,8 @@ PARTS = {
     "second_encoder": list(SECOND_LADDER.values()),
     "one_pass": ONE_PASS[ENCODER],
     "one_pass_small": ONE_PASS[SMALL_ENCODER],
+    "health": health_runs(ENCODER),
+    "health_small": health_runs(SMALL_ENCODER),
 }
 # Of the parts that do not run on ENCODER.
-ENCODERS = {"second_encoder": SECOND_ENCODER, "one_pass_small": SMALL_ENCODER}
+ENCODERS = {"second_encoder": SECOND_ENCODER, "one_pass_small": SMALL_ENCODER, "health_small": SMALL_ENCODER}

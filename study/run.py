@@ -20,7 +20,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from functools import partial
@@ -29,14 +28,12 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
-from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, SHARED
-from modeling_sarcse import SarcseModel, SarcseModelOutput
+from modeling_sarcse import SarcseModel
 from sarcse.checkpoints import last_good_checkpoint
 from sarcse.comparison import correlations
 from sarcse.embedding import encode, measure
@@ -45,7 +42,10 @@ from sarcse.parsing import parse_arguments
 from sarcse.record import code_commit, hardware, versions
 from sarcse.sentences import DataArguments, load_sentences
 from sarcse.tokens import token_counts, tokenize
+from sarcse.trainer import SarcseTrainer
 from sarcse.training import build_trainer
+from study.bias import token_bias
+from study.candidates import Candidates
 from study.configurations import ENCODER, ENCODERS, PARTS, REMOVED, SECOND_ENCODER, START, can_run
 
 
@@ -57,58 +57,10 @@ EVALUATIONS = 4  # of STS-B dev in a run; the best one picks the checkpoint, as 
 
 # --- What else is measured -------------------------------------------------------------------------------------------
 
-# Edges of a token's share of the corpus, from rare to frequent.
-SHARES = (1e-5, 1e-4, 1e-3, 1e-2)
 HELD_OUT = 500  # sentences, the last ones of the corpus
+HEALTH_SENTENCES = 256  # of these
 BINS = 100  # of cosines from -1 to 1
 COUNTED = 100_000  # sentences, the first ones, for the shares: a training of 5,120 knows nothing of rare tokens
-
-
-@torch.no_grad()
-def token_bias(
-    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], counts: np.ndarray
-) -> dict[str, list[float | None]]:
-    """
-    How the model treats rare and frequent tokens, on sentences that it was not trained on; lists go by `SHARES`, from
-    the rarest group on, None where there is nothing in a group.
-
-    - `change`: 1 - cosine of the embeddings of a sentence and of the same with one token replaced by another one of
-      its group, drawn by frequency; mean over one such token a sentence that has one.
-    - `error`, with an autoencoder: squared error of the reconstruction, mean over the tokens.
-    - `variance`: what `error` would be if the mean vector of all tokens were always reconstructed.
-    """
-    generator = np.random.default_rng(0)  # every model sees the same replacements
-    shares = counts / counts.sum()
-    group = np.digitize(shares, SHARES)  # (vocabulary size,)
-    texts = tokenizer.convert_ids_to_tokens(range(len(counts)))
-    # What continues a word is replaced by the like: RoBERTa's tokens begin with Ġ if not, BERT's with ## if so.
-    byte_level = any(text.startswith("Ġ") for text in texts)
-    inner = np.array([text.startswith("##") or byte_level and not text.startswith("Ġ") for text in texts])
-    special = set(tokenizer.all_special_ids)
-    rows = tokenizer(sentences, truncation=True, max_length=MAX_SEQ_LENGTH)["input_ids"]
-    changed: list[tuple[int, int, list[int]]] = []  # row, group, new ids
-    for index, ids in enumerate(rows):
-        for number in range(len(SHARES) + 1):
-            places = [place for place, token in enumerate(ids) if group[token] == number and token not in special]
-            if not places:
-                continue
-            place = generator.choice(places)
-            others = np.flatnonzero((group == number) & (inner == inner[ids[place]]) & (counts > 0))
-            others = others[others != ids[place]]
-            if len(others) > 0:
-                new = generator.choice(others, p=counts[others] / counts[others].sum())
-                changed.append((index, number, [*ids[:place], int(new), *ids[place + 1 :]]))
-    embeddings = in_batches(model, tokenizer, rows, lambda output: output.pooler_output)
-    replaced = in_batches(model, tokenizer, [ids for _, _, ids in changed], lambda output: output.pooler_output)
-    original = torch.stack([embeddings[index] for index, _, _ in changed])
-    changes = 1 - F.cosine_similarity(torch.stack(replaced), original, dim=1)
-    bias = {"change": group_means(changes.numpy(), np.array([number for _, number, _ in changed]))}
-    if model.config.pooler == "autoencoder":
-        reconstructed = in_batches(model, tokenizer, rows, tokens_and_errors, output_reconstruction=True)
-        ids, errors, targets = (torch.cat(parts).numpy() for parts in zip(*reconstructed))
-        bias["error"] = group_means(errors, group[ids])
-        bias["variance"] = group_means(((targets - targets.mean(axis=0)) ** 2).mean(axis=1), group[ids])
-    return bias
 
 
 def densities(similarities: np.ndarray, scores: np.ndarray) -> dict[str, list[int]]:
@@ -117,34 +69,6 @@ def densities(similarities: np.ndarray, scores: np.ndarray) -> dict[str, list[in
         group: np.histogram(similarities[members], BINS, (-1, 1))[0].tolist()
         for group, members in gold_groups(scores).items()
     }
-
-
-def tokens_and_errors(output: SarcseModelOutput) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Of each sentence the content ids `(N,)`, their errors `(N,)` and their vectors `(N, d)`."""
-    errors = output.reconstruction_errors()
-    for row, mask in enumerate(output.content_mask):
-        yield output.content_input_ids[row, mask], errors[row, mask], output.reconstruction_target[row, mask]
-
-
-def in_batches(
-    model: SarcseModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[list[int]],
-    of: Callable[[SarcseModelOutput], Any],
-    **options: bool,
-) -> list[Any]:
-    """What `of` takes from the model's outputs, sentence by sentence, in the order of `rows`."""
-    taken = []
-    for start in range(0, len(rows), 50):
-        batch = tokenizer.pad({"input_ids": rows[start : start + 50]}, return_tensors="pt").to(model.device)
-        taken += [*of(model(**batch, **options))]
-    return taken
-
-
-def group_means(values: np.ndarray, groups: np.ndarray) -> list[float | None]:
-    """Mean of the values of each group of `SHARES`."""
-    members = [values[groups == number] for number in range(len(SHARES) + 1)]
-    return [float(group.mean()) if len(group) > 0 else None for group in members]
 
 
 # --- One run ---------------------------------------------------------------------------------------------------------
@@ -178,8 +102,9 @@ def flags_of(run: dict[str, Any], data: str, folder: str) -> list[str]:
     if not can_run(configuration):
         raise ValueError(f"{key_of(run)}: the program no longer has all of these (REMOVED, study/configurations.py).")
     fields = {name: value for name, value in configuration.items() if name not in REMOVED}
-    # Not train.py's default, which this study found: None is the learning rate of the rest.
+    # Not train.py's defaults, which this study found: None is the learning rate of the rest, and two passes.
     fields["autoencoder_learning_rate"] = fields["autoencoder_learning_rate"] or fields["learning_rate"]
+    fields["view_dropout"] = fields["view_dropout"] or 0.0
     fields |= {"model_name_or_path": encoder_folder(run["encoder"], data), "seed": run["seed"], "output_dir": folder}
     fields |= {"train_file": f"{data}/data/wiki500k.txt.xz", "max_seq_length": MAX_SEQ_LENGTH}
     fields |= {"sts_dir": f"{data}/data/senteval", "eval_steps": 1 / EVALUATIONS, "save_steps": 1 / EVALUATIONS}
@@ -197,35 +122,59 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
         shutil.rmtree(folder)  # it was killed while it wrote its first checkpoint
     trainer = build_trainer(model_arguments, data_arguments, training)
     tasks, trainer.tasks = trainer.tasks, {}  # scored below, with more than the trainer measures
+    held_out, counts = held_out_and_counts(trainer.model, trainer.processing_class, data_arguments)
+    watch = CandidatesWatch(trainer, held_out[-HEALTH_SENTENCES:], counts)
+    trainer.add_callback(watch)
     seconds = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics["train_runtime"]
     history = [line for line in trainer.state.log_history if "eval_stsb_spearman" in line]
     return {
         "dev": [[line["step"], line["eval_stsb_spearman"]] for line in history],
-        **measured(trainer.model.eval(), trainer.processing_class, tasks, data_arguments, training.max_seq_length),
+        "health": watch.lines,
+        **measured(trainer.model.eval(), trainer.processing_class, tasks, held_out, counts),
         "seconds": round(seconds, 1),
         "hardware": hardware(training),
         "versions": versions(),
     }
 
 
+def held_out_and_counts(
+    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
+) -> tuple[list[str], np.ndarray]:
+    """The last sentences of the corpus, and how often each token occurs in the first ones."""
+    corpus = load_sentences(replace(arguments, max_train_samples=None))
+    tokens = tokenize(corpus.select(range(min(COUNTED, len(corpus)))), tokenizer, MAX_SEQ_LENGTH)
+    counts = token_counts(tokens, model.config.encoder_config.vocab_size, model.config.special_token_ids)
+    return corpus[-HELD_OUT:][arguments.text_column], counts
+
+
+class CandidatesWatch(TrainerCallback):
+    """The candidates for a health check before the training and at each evaluation: pairs of a step and numbers."""
+
+    def __init__(self, trainer: SarcseTrainer, sentences: list[str], counts: np.ndarray) -> None:
+        self.candidates = Candidates(trainer.model, trainer.processing_class, sentences, counts)
+        self.lines = [[0, self.candidates(trainer.model)]]
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: SarcseModel, **_: Any
+    ) -> None:
+        self.lines.append([state.global_step, self.candidates(model)])
+
+
 def measured(
     model: SarcseModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: dict[str, Dataset],
-    arguments: DataArguments,
-    max_seq_length: int,
+    held_out: list[str],
+    counts: np.ndarray,
 ) -> dict[str, Any]:
     """The trained model's scores, geometry and token bias."""
     measurement = measure(partial(encode, model, tokenizer), tasks, model.config.pooler)
     gold = {task: np.array(pairs["score"][:]) for task, pairs in tasks.items()}
-    corpus = load_sentences(replace(arguments, max_train_samples=None))
-    tokens = tokenize(corpus.select(range(min(COUNTED, len(corpus)))), tokenizer, max_seq_length)
-    counts = token_counts(tokens, model.config.encoder_config.vocab_size, model.config.special_token_ids)
     return {
         "sts": {task: correlations(values, gold[task]).spearman for task, values in measurement.similarities.items()},
         **asdict(measurement.geometry),
         "densities": densities(measurement.similarities["STSB"], gold["STSB"]),
-        "bias": token_bias(model, tokenizer, corpus[-HELD_OUT:][arguments.text_column], counts),
+        "bias": token_bias(model, tokenizer, held_out, counts),
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 from sarcse.comparison import markdown_table
+from study.bias import SHARES
 from study.configurations import (
     APART,
     BASELINES,
@@ -41,7 +42,7 @@ from study.configurations import (
     WIDE,
     with_batch_size,
 )
-from study.run import BINS, EVALUATIONS, SHARES, TASKS
+from study.run import BINS, EVALUATIONS, TASKS
 
 
 Lines = dict[int, dict[str, Any]]  # seed -> line

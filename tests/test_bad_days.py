@@ -20,8 +20,9 @@ from .conftest import DEMO, PROJECT, flags, run_command, start_python
 
 
 # 16 steps of 8 sentences, two epochs, an evaluation on a few pairs and a checkpoint every 2 steps, with dropout; the
-# anchor is the encoder before the training, which no checkpoint has.
+# anchor, and what the weights decay to, are the encoder before the training, which no checkpoint has.
 LONG_RUN = {"max_train_samples": 64, "num_train_epochs": 2, "eval_pairs": "few.tsv", "reconstruction_anchor": 0.5}
+LONG_RUN |= {"start_decay": 100}
 
 
 def train(folder: Path, largest_file: int | None = None, **fields):
@@ -267,7 +268,12 @@ def test_the_last_good_checkpoint_is_named(uninterrupted, tmp_path):
 
 
 def test_a_learning_rate_that_collapses_the_embeddings_is_warned_about(uninterrupted, tmp_path):
-    options = {"lr_scheduler_type": "constant", "num_train_epochs": 1, "eval_pairs": DEMO / "sts.tsv"}
+    options = {
+        "lr_scheduler_type": "constant",
+        "num_train_epochs": 1,
+        "eval_pairs": DEMO / "sts.tsv",
+        "start_decay": 0,
+    }
     process = train(tmp_path / "model", learning_rate=0.03, **options)
     assert process.returncode == 0, process.stderr
     assert re.search(r"the embeddings have collapsed.*\(uniformity -0\.00\d\d, near 0\)", process.stderr)

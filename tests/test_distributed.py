@@ -22,6 +22,7 @@ EXACT_RUNS = {
     # So small a rate that it drops nothing: the step of two passes, whose views are equal without dropout, too.
     "one-pass": {"view_dropout": 1e-9},
     "one-pass-cache": {"view_dropout": 1e-9, "gradient_cache_mini_batch_size": 3},
+    "start-decay": {"start_decay": 0.3},
     "accumulated": {"gradient_accumulation_steps": 2, "gradient_cache_mini_batch_size": 4, "max_train_samples": 32},
 }
 
@@ -83,6 +84,7 @@ def runs(tmp_path_factory):
     common = {"eval_strategy": "no", "eval_pairs": None, "save_strategy": "no", "max_train_samples": BATCH}
     common["use_cpu"] = "true"
     exact = {"model_name_or_path": folder / "encoder", "optim": "sgd", "learning_rate": 1, "max_grad_norm": 0}
+    exact |= {"view_dropout": 0}
     for world_size in WORLD_SIZES:
         common["per_device_train_batch_size"] = BATCH // world_size
         fields = {name: {**common, **exact, **options} for name, options in EXACT_RUNS.items()}

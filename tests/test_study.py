@@ -10,7 +10,7 @@ import pytest
 
 from modeling_sarcse import SarcseModel
 from sarcse.sts import STS_TASKS
-from study import report, run, tables
+from study import bias, report, run, tables
 
 from .conftest import DEMO, ENCODER, PROJECT, SENTENCES
 
@@ -26,18 +26,18 @@ def test_token_bias_groups_by_frequency(model, tokenizer):
     frequent = rows[0][0]
     counts = np.ones(model.config.encoder_config.vocab_size, dtype=np.int64)  # a share of 1e-5 to 1e-4 each ...
     counts[frequent] = len(counts)  # ... but one of a half
-    bias = run.token_bias(model, tokenizer, SENTENCES[:2], counts)
+    found = bias.token_bias(model, tokenizer, SENTENCES[:2], counts)
     told = [error for tokens in model.token_importance(SENTENCES[:2], tokenizer) for _, error in tokens]
     ids = [token for row in rows for token in row]
     assert len(told) == len(ids)
     few = [error for error, token in zip(told, ids) if token == frequent]
     many = [error for error, token in zip(told, ids) if token != frequent]
-    assert [bias["error"][1], bias["error"][4]] == pytest.approx([np.mean(many), np.mean(few)], rel=1e-4)
-    assert [value is None for value in bias["error"]] == [True, False, True, True, False]
-    assert [value is None for value in bias["change"]] == [True, False, True, True, True], (
+    assert [found["error"][1], found["error"][4]] == pytest.approx([np.mean(many), np.mean(few)], rel=1e-4)
+    assert [value is None for value in found["error"]] == [True, False, True, True, False]
+    assert [value is None for value in found["change"]] == [True, False, True, True, True], (
         "nothing like it to put there"
     )
-    assert bias["change"][1] > 0
+    assert found["change"][1] > 0
 
 
 def test_the_densities_count_each_pair_in_its_group():
@@ -106,7 +106,7 @@ def test_a_run_is_trained_and_measured_by_the_program_and_leaves_one_line(small_
     options = {"output_dir": tmp_path / "runs", "data": str(small_data), "threads": 1, "commit": "1234567"}
     run.make_line(tiny, SimpleNamespace(**options))
     (line,) = run.read_lines()
-    assert line.keys() == like_a_line
+    assert line.keys() == {*like_a_line, "health"}, "which older lines do not have"
     assert tiny.items() <= line.items()
     assert [step for step, _ in line["dev"]] == [1, 2, 3, 4]
     assert list(line["sts"].values()) == pytest.approx([tables.dev(line)] * 4)

@@ -151,8 +151,8 @@ def first_step(tmp_path, **fields):
     return trainer, batch, trainer.compute_loss(trainer.model, batch, return_outputs=True)
 
 
-def test_one_forward_sees_two_views_of_every_sentence(tmp_path):
-    trainer, batch, (loss, outputs) = first_step(tmp_path)
+def test_of_two_passes_one_forward_sees_two_views_of_every_sentence(tmp_path):
+    trainer, batch, (loss, outputs) = first_step(tmp_path, view_dropout=0)
     assert set(batch) == {"input_ids", "attention_mask"}
     assert batch["input_ids"].shape[0] == 8 and outputs.pooler_output.shape[0] == 16
     first, second = outputs.pooler_output.chunk(2)
@@ -198,15 +198,34 @@ def test_one_pass_makes_both_views_of_the_encoders_vectors(tmp_path, pooler):
 
 
 def test_a_run_with_two_passes_does_not_go_on_with_one(tmp_path):
-    """Nor does a run whose checkpoints are older than the choice."""
-    (tmp_path / "run_settings.json").write_text("{}")
-    check_settings(tmp_path, {"view_dropout": None})
-    with pytest.raises(ValueError, match="run with view_dropout None .now 0.1."):
-        check_settings(tmp_path, {"view_dropout": 0.1})
+    """Nor does a run whose checkpoints are older than the choice, or have None for two passes."""
+    for settings in ("{}", '{"view_dropout": null}'):
+        (tmp_path / "run_settings.json").write_text(settings)
+        check_settings(tmp_path, {"view_dropout": 0.0})
+        with pytest.raises(ValueError, match="run with view_dropout 0.0 .now 0.1."):
+            check_settings(tmp_path, {"view_dropout": 0.1})
+
+
+@pytest.mark.parametrize(
+    "fields, rate",
+    [
+        ({}, 0.05),
+        ({"view_dropout": 0.2}, 0.2),
+        ({"view_dropout": 0}, None),
+        ({"pooler": "mean", "channels": None}, None),
+        ({"reconstruction_weight": 0}, None),
+        ({"pooler": "cls", "channels": None, "reconstruction_weight": 0}, None),
+    ],
+)
+def test_one_pass_is_the_default_of_the_autoencoder_with_a_reconstruction(tmp_path, fields, rate):
+    """SimCSE stays as its paper has it. The settings of a run say what was used."""
+    trainer, batch, (_, outputs) = first_step(tmp_path, **fields)
+    assert trainer.view_dropout == rate and trainer.settings()["view_dropout"] == (rate or 0.0)
+    assert len(outputs.last_hidden_state) == len(batch["input_ids"]) * (2 if rate is None else 1)
 
 
 def test_reconstruction_weight_scales_its_loss_alone(tmp_path):
-    trainer, batch, (loss, _) = first_step(tmp_path, reconstruction_weight=1.0)
+    trainer, batch, (loss, _) = first_step(tmp_path, reconstruction_weight=1.0, view_dropout=0)
     parts = {name: value.item() for name, value in trainer.losses.totals.items()}
     assert loss.item() == pytest.approx(parts["contrastive_loss"] + parts["reconstruction_loss"], rel=1e-6)
     trainer.args.reconstruction_weight = 3.0
@@ -310,7 +329,7 @@ def random_state_and_gradients(trainer, step) -> tuple[torch.Tensor, dict[str, t
 @pytest.mark.parametrize(
     "fields",
     [
-        {},
+        {"view_dropout": 0},
         {"reconstruction_anchor": 0.5},
         {"reconstruction_weight": 0},
         {"pooler": "cls", "reconstruction_weight": 0},
@@ -331,7 +350,7 @@ def test_the_gradient_cache_gives_the_gradients_of_the_whole_graph_under_dropout
             module.p = 0.1
     shake(trainer.model.encoder)  # away from where the anchor is
 
-    rate = trainer.args.view_dropout
+    rate = trainer.view_dropout
 
     def whole_graph():
         inputs = {name: tensor.repeat(1 if rate else 2, 1) for name, tensor in batch.items()}
@@ -371,7 +390,7 @@ def test_equal_sentences_are_no_negatives_of_each_other(tmp_path):
     """Five copies of one sentence and three of another; without dropout, at temperature 1."""
     one, other = (DEMO / "sentences.txt").read_text().splitlines()[:2]
     (tmp_path / "repeated.txt").write_text("\n".join([one] * 5 + [other] * 3))
-    fields = {"train_file": tmp_path / "repeated.txt", "contrastive_temperature": 1}
+    fields = {"train_file": tmp_path / "repeated.txt", "contrastive_temperature": 1, "view_dropout": 0}
     trainer, batch, (_, outputs) = first_step(tmp_path, **fields)
     is_one = batch["input_ids"][:, 1] == trainer.processing_class(one)["input_ids"][1]
     assert is_one.sum() == 5
