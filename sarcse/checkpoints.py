@@ -153,7 +153,7 @@ MAY_CHANGE = {
 FIXED = {"pooling": "mean", "reconstructed_views": 1}
 
 # Settings that are new, and what every run of before had.
-ADDED = {"view_dropout": 0.0, "start_decay": 0.0}
+ADDED = {"view_dropout": 0.0, "start_decay": 0.0, "health_sentences": 0}
 
 
 def decides(name: str) -> bool:

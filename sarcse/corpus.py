@@ -25,6 +25,7 @@ class Corpus:
     Args:
         rows (`datasets.Dataset` or `SentenceStream`): What batches are made of.
         collator (`Callable`): From a list of rows to `input_ids` and `attention_mask`, `(B, L)`.
+        aside (`list[list[int]]`): Token ids of the sentences by which the health is checked.
         counts (`np.ndarray` of shape `(vocabulary_size,)`): How often each token id occurs; special ones count zero.
         description (`dict`): For the card: `name`, `hub_id`, and the number of `sentences` with their `sha256`, each
             followed by a newline; of a stream, which does not know these, `token_count_samples`.
@@ -33,6 +34,7 @@ class Corpus:
 
     rows: datasets.Dataset | SentenceStream
     collator: Callable[..., Any]
+    aside: list[list[int]]
     counts: np.ndarray
     description: dict[str, Any]
     identity: str
@@ -84,15 +86,34 @@ def read_corpus(
     counts = token_counts(tokens, vocabulary_size, config.special_token_ids)
     if tokenizer is not None:
         check_readable(counts, tokenizer, name)
+    aside, trained = keep_aside(tokens, args.kept_aside)
     digest = fingerprint(first)
     known = {"sentences": len(first), "sha256": digest}
     return Corpus(
-        rows=SentenceStream(name, rows, args.data_seed, args.process_index, args.world_size) if is_stream else tokens,
+        rows=SentenceStream(name, rows, args.data_seed, args.process_index, args.world_size) if is_stream else trained,
         collator=collator_for(tokenizer, args.max_seq_length if is_stream and is_text else None),
+        aside=aside,
         counts=counts,
         description={**source, **({"token_count_samples": args.token_count_samples} if is_stream else known)},
         identity=f"{name}, {len(first)} sentences with SHA-256 {digest}",
     )
+
+
+# A corpus of fewer than so many times the sentences that are to be kept aside is too small to do without them.
+SHARE_ASIDE = 10
+
+
+def keep_aside(tokens: datasets.Dataset, number: int) -> tuple[list[list[int]], datasets.Dataset]:
+    """
+    Token ids of `number` sentences, evenly spaced, for a corpus may be sorted; and the rows without them. Too few rows
+    stay whole, and so does a stream, of which `tokens` are only the first sentences.
+    """
+    number = min(number, len(tokens))
+    places = np.arange(number) * len(tokens) // max(number, 1)
+    aside = tokens.select(places)["input_ids"][:]
+    if number == 0 or len(tokens) < SHARE_ASIDE * number:
+        return aside, tokens
+    return aside, tokens.select(np.delete(np.arange(len(tokens)), places))
 
 
 def one_column(given: Any) -> tuple[datasets.Dataset | datasets.IterableDataset, bool]:

@@ -148,8 +148,8 @@ def alignment_uniformity(points: dict[str, tuple[float | None, float | None, flo
 @matplotlib.rc_context(STYLE)
 def training_curve(histories: dict[str, list[dict[str, float]]], path: Path) -> None:
     """
-    Both losses and the Spearman correlation of the graded pairs over the steps, one line a run. A ring marks the best
-    evaluation. Nothing is drawn where nothing of this was logged.
+    Both losses, the Spearman correlation of the graded pairs and the health over the steps, one line a run. A ring
+    marks the best evaluation. Nothing is drawn where nothing of this was logged.
 
     Args:
         histories (`dict[str, list[dict[str, float]]]`): Run -> `log_history` of transformers' `TrainerState`, or an
@@ -163,6 +163,7 @@ def training_curve(histories: dict[str, list[dict[str, float]]], path: Path) -> 
         for key in sorted(logged)
         if key.startswith("eval_") and key.endswith("_spearman")
     }
+    titles["eval_health"] = "health: other half found"
     titles = {key: title for key, title in titles.items() if key in logged}
     if not titles:
         return

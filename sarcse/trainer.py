@@ -29,6 +29,7 @@ from transformers.utils import logging
 
 from modeling_sarcse import SarcseModel, SarcseModelOutput
 from sarcse.arguments import (
+    HEALTH,
     LOWER_IS_BETTER,
     TRAINABLE_POOLERS,
     ModelArguments,
@@ -51,6 +52,7 @@ from sarcse.corpus import Corpus, read_corpus
 from sarcse.decay import DecayToStart
 from sarcse.embedding import embed_pairs, encode, measure, measure_before, pair_metrics
 from sarcse.gradient_cache import GradientCache
+from sarcse.health import HealthCheck
 from sarcse.loading import check_tokenizer, fit_tokenizer
 from sarcse.losses import (
     ReconstructionAnchor,
@@ -66,7 +68,7 @@ from sarcse.releasing import ReleasingTrainer, has_adapters
 from sarcse.sentences import SentenceStream, fingerprint
 from sarcse.sts import check_pairs
 from sarcse.tokens import LengthGroupedSampler, token_lengths, token_weights
-from sarcse.watch import LossWatch, check_collapse, describe_failure
+from sarcse.watch import HealthAtStart, LossWatch, check_collapse, check_health, describe_failure
 
 
 logger = logging.get_logger(__name__)
@@ -84,7 +86,9 @@ class SarcseTrainer(ReleasingTrainer):
         train_dataset (`datasets.Dataset`, `datasets.IterableDataset` or `list[str]`):
             Sentences in `text` or the only column, or `input_ids`. A stream is shuffled, shared out among the
             processes and begun anew at its end: set `max_steps`.
-        eval_dataset (`datasets.Dataset`, *optional*): Columns sentence1, sentence2 and score. Default: no evaluations.
+        eval_dataset (`datasets.Dataset`, *optional*):
+            Columns sentence1, sentence2 and score. Default: evaluations look at the health alone, which then picks the
+            best checkpoint.
         processing_class (`PreTrainedTokenizerBase`, *optional*): Default: the tokenizer beside the model.
         token_weights (`torch.Tensor` of shape `(vocabulary_size,)`, *optional*):
             Weights of the reconstruction errors by token id. Default: by the tokens' frequency in the training data,
@@ -126,9 +130,7 @@ class SarcseTrainer(ReleasingTrainer):
     ) -> None:
         own_args = SarcseTrainingArguments.of(args)
         if eval_dataset is None and own_args.eval_strategy != IntervalStrategy.NO:
-            logger.warning("There is no eval_dataset: nothing is scored during the training, and its end is kept.")
-            own_args.eval_strategy, own_args.load_best_model_at_end = IntervalStrategy.NO, False
-            own_args.metric_for_best_model = None
+            own_args.metric_for_best_model, own_args.greater_is_better = HEALTH, True
         check_metric(own_args.metric_for_best_model, eval_name)
         for unused in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
             if kwargs.get(unused) is not None:
@@ -138,9 +140,12 @@ class SarcseTrainer(ReleasingTrainer):
                 check_pairs(pairs_name, pairs)
         if model is None and model_init is None:
             raise ValueError("SarcseTrainer needs a `model` or a `model_init`.")
+        # Without pairs evaluations look at the health alone; transformers would ask for a data set.
+        evaluated = {} if eval_dataset is None else eval_dataset
         super().__init__(
-            model, own_args, data_collator, train_dataset, eval_dataset, processing_class, model_init, **kwargs
+            model, own_args, data_collator, train_dataset, evaluated, processing_class, model_init, **kwargs
         )
+        self.eval_dataset = eval_dataset
         name = self.model.name_or_path
         if processing_class is None and name:
             processing_class = AutoTokenizer.from_pretrained(name, config=self.model.config.encoder_config)
@@ -158,15 +163,36 @@ class SarcseTrainer(ReleasingTrainer):
         self.anchor: ReconstructionAnchor | None = None
         self.decay: DecayToStart | None = None
         self.given_weights = token_weights
-        self.corpus = None
+        self.corpus, self.health = None, None
         if train_dataset is not None:
             self.corpus = read_corpus(train_dataset, processing_class, self.model.config, self.args, train_source)
             self.train_dataset = self.corpus.rows
             self.data_collator = data_collator or self.corpus.collator
+            self.health = self.health_check(self.corpus.aside)
             self.prepare_to_train(self.corpus)
+        if eval_dataset is None and self.health is None and self.args.eval_strategy != IntervalStrategy.NO:
+            self.without_evaluations()
         self.save_on_signal = SaveOnSignal()
         self.add_callback(self.save_on_signal)
         self.losses = LossWatch(self)
+
+    def health_check(self, aside: list[list[int]]) -> HealthCheck | None:
+        """None where no sentences are kept aside, or these are too short."""
+        if not aside:
+            return None
+        try:
+            health = HealthCheck(aside, self.unwrapped.config)
+        except ValueError as error:
+            logger.warning(f"Evaluations do not check the model's health: {error}.")
+            return None
+        self.add_callback(HealthAtStart(self))
+        return health
+
+    def without_evaluations(self) -> None:
+        """There is nothing to evaluate by: neither graded pairs nor sentences that are kept aside."""
+        logger.warning("There is no eval_dataset: nothing is scored during the training, and its end is kept.")
+        self.args.eval_strategy, self.args.load_best_model_at_end = IntervalStrategy.NO, False
+        self.args.metric_for_best_model = None
 
     @property
     def reconstruct(self) -> bool:
@@ -204,8 +230,12 @@ class SarcseTrainer(ReleasingTrainer):
             # Before a checkpoint is loaded: a run that goes on has the anchor that it began with.
             self.anchor = ReconstructionAnchor(model, args.reconstruction_anchor)
         self.decay = None
-        if args.start_decay > 0:
-            self.decay = DecayToStart(self.unwrapped.encoder.parameters(), args.start_decay)
+        if args.strength_of_decay > 0 and not has_adapters(model):  # which are no weights of before the training
+            # All that makes the embedding. The decoder is free: held to the copy that it begins with, it would draw
+            # the tokens' vectors towards the embedding instead.
+            parts = (self.unwrapped.encoder, self.unwrapped.sentence_encoder)
+            held = [parameter for part in parts for parameter in part.parameters()]
+            self.decay = DecayToStart(held, args.strength_of_decay)
         if not self.reconstruct and model.sentence_decoder is not None:
             # Parameters that get no gradient would stop DistributedDataParallel.
             model.sentence_decoder.requires_grad_(False)
@@ -302,9 +332,10 @@ class SarcseTrainer(ReleasingTrainer):
         Raises:
             ValueError: there is no eval_dataset.
         """
-        if self.eval_dataset is None:
+        if self.eval_dataset is None and self.health is None:
             raise ValueError("hyperparameter_search needs an eval_dataset: graded pairs, by which runs are compared.")
-        metric = metric_name(self.args.metric_for_best_model or f"{self.eval_name}_spearman")
+        default = HEALTH if self.eval_dataset is None else f"{self.eval_name}_spearman"
+        metric = metric_name(self.args.metric_for_best_model or default)
         if direction is None:
             direction = "minimize" if compute_objective or metric in LOWER_IS_BETTER else "maximize"
         objective = compute_objective or itemgetter(f"eval_{metric}")
@@ -449,13 +480,18 @@ class SarcseTrainer(ReleasingTrainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """
-        Spearman x 100, alignment and uniformity of the pairs; every process returns the same numbers. The log has no
-        missing values: what does not exist is not a number.
+        Spearman x 100, alignment and uniformity of the pairs, if there are any, and the health; every process returns
+        the same numbers. The log has no missing values: what does not exist is not a number.
         """
         pairs = self.eval_dataset if eval_dataset is None else eval_dataset
-        metrics = self.predict(pairs, ignore_keys, metric_key_prefix).metrics
+        metrics: dict[str, float] = {}
+        if pairs is not None or self.health is None:
+            metrics = self.predict(pairs, ignore_keys, metric_key_prefix).metrics
+            check_collapse(self, metrics[f"{metric_key_prefix}_uniformity"])
+        if self.health is not None:
+            metrics[f"{metric_key_prefix}_{HEALTH}"] = self.health(self.unwrapped)
+            check_health(self, metrics[f"{metric_key_prefix}_{HEALTH}"])
         metrics = broadcast_object_list([metrics])[0]
-        check_collapse(self, metrics[f"{metric_key_prefix}_uniformity"])
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import (
+    HEALTH,
     ModelArguments,
     SarcseTrainingArguments,
     check_metric,
@@ -66,7 +67,8 @@ def load_sts_data(
     data: DataArguments, training: SarcseTrainingArguments
 ) -> tuple[datasets.Dataset | None, dict[str, datasets.Dataset]]:
     """Pairs for the evaluations during training, and the tasks for the table before and after: none, if not wanted."""
-    if training.eval_strategy == "no" and data.sts_dir is None and data.eval_pairs is None:
+    needed = training.eval_strategy != "no" and training.metric_for_best_model != HEALTH
+    if not needed and data.sts_dir is None and data.eval_pairs is None:
         return None, {}
     try:
         tasks = load_tasks(data.sts_tasks, data.sts_dir, data.eval_pairs)
@@ -75,7 +77,7 @@ def load_sts_data(
         else:
             pairs = load_sts("STSB", data.sts_dir, split="dev")
     except ValueError as error:
-        raise ValueError(f"{error}\nTo train without scores: --eval_strategy no.") from error
+        raise ValueError(f"{error}\nTo train without pairs: --metric_for_best_model {HEALTH}.") from error
     if metric_name(training.metric_for_best_model or "") == "alignment" and max(pairs["score"]) < POSITIVE_SCORE:
         raise ValueError(
             f"--metric_for_best_model alignment: no pair has a score of at least {POSITIVE_SCORE}, which alignment is "

@@ -1,13 +1,14 @@
-"""What a training says of itself, and what it warns of: its losses, a collapse, a contrast that teaches nothing."""
+"""What a training says of itself, and what it warns of: its losses, its health, a collapse, a contrast in vain."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from sarcse.arguments import HEALTH
 from sarcse.checkpoints import last_good_checkpoint
 
 
@@ -16,6 +17,10 @@ logger = logging.get_logger(__name__)
 # Embeddings whose uniformity is above this have collapsed: their mean squared distance is below 0.005, a mean cosine
 # similarity above 0.9975. The encoders of the README's results are at -0.6 or below before any training.
 COLLAPSED_UNIFORMITY = -0.01
+
+# A health below this share of the best one so far is warned of: no good training of the study fell so far
+# (study/results/README.md).
+HEALTHY_SHARE = 0.85
 
 
 class LossWatch:
@@ -72,6 +77,33 @@ def check_collapse(trainer: Trainer, uniformity: float) -> None:
             f"(uniformity {uniformity:.4f}, near 0). Lower --learning_rate, now {trainer.args.learning_rate:g}, or "
             f"--reconstruction_weight, now {trainer.args.reconstruction_weight:g}."
         )
+
+
+class HealthAtStart(TrainerCallback):
+    """Logs the health before the first step, which says what a training makes of it."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == 0 and args.eval_strategy != "no":
+            self.trainer.log({f"eval_{HEALTH}": self.trainer.health(self.trainer.unwrapped)})
+
+
+def check_health(trainer: Trainer, health: float) -> None:
+    """Says so, if an evaluation finds the health much worse than it was."""
+    earlier = [line for line in trainer.state.log_history if f"eval_{HEALTH}" in line]
+    best = max(earlier, key=lambda line: line[f"eval_{HEALTH}"], default=None)
+    if best is None or health > HEALTHY_SHARE * best[f"eval_{HEALTH}"] or not trainer.is_world_process_zero():
+        return
+    logger.warning(
+        f"Step {trainer.state.global_step}: the health has fallen from {best[f'eval_{HEALTH}']:.1f} at step "
+        f"{best['step']} to {health:.1f}. The embeddings say less of their sentences than before. Train for fewer "
+        f"steps, lower --learning_rate, now {trainer.args.learning_rate:g}, or raise --start_decay, now "
+        f"{trainer.args.strength_of_decay:g}."
+    )
 
 
 def describe_failure(trainer: Trainer, inputs: dict[str, Any]) -> str:

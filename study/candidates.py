@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_sarcse import SarcseModel, SarcseModelOutput
 from sarcse.embedding import encode, uniformity
+from sarcse.health import HealthCheck
 from sarcse.losses import info_nce
 from study.bias import in_batches, token_bias
 
@@ -40,6 +41,7 @@ class Candidates:
         self.rows = tokenizer(sentences, truncation=True, max_length=32)["input_ids"]
         self.pairs = np.triu_indices(len(sentences), 1)
         self.words = self.word_similarities()
+        self.health = HealthCheck(self.rows, model.config)
         self.start: dict[str, Any] = self.state(model)
 
     def word_similarities(self) -> np.ndarray:
@@ -93,7 +95,8 @@ class Candidates:
         numbers = {
             "words": spearmanr(pairs, self.words).statistic,
             "words, shared only": spearmanr(pairs[self.words > 0.05], self.words[self.words > 0.05]).statistic,
-            "halves found": reciprocal_rank(first, second),
+            "halves found": self.health(model),
+            "halves of words found": reciprocal_rank(first, second),
             "halves, loss": -info_nce(first, second, 0.05).item(),
             "alternate words found": reciprocal_rank(odd, even),
             "alternate words, loss": -info_nce(odd, even, 0.05).item(),

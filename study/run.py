@@ -105,6 +105,7 @@ def flags_of(run: dict[str, Any], data: str, folder: str) -> list[str]:
     # Not train.py's defaults, which this study found: None is the learning rate of the rest, and two passes.
     fields["autoencoder_learning_rate"] = fields["autoencoder_learning_rate"] or fields["learning_rate"]
     fields["view_dropout"] = fields["view_dropout"] or 0.0
+    fields["health_sentences"] = 0  # the candidates have sentences of their own, and no run trains on fewer
     fields |= {"model_name_or_path": encoder_folder(run["encoder"], data), "seed": run["seed"], "output_dir": folder}
     fields |= {"train_file": f"{data}/data/wiki500k.txt.xz", "max_seq_length": MAX_SEQ_LENGTH}
     fields |= {"sts_dir": f"{data}/data/senteval", "eval_steps": 1 / EVALUATIONS, "save_steps": 1 / EVALUATIONS}

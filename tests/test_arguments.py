@@ -154,12 +154,12 @@ def test_weights_that_are_cut_short_are_named(tmp_path, saved_model):
 
 
 def test_without_sts_data_the_message_comes_before_any_model(tmp_path):
-    """... and says both ways out: a folder, or training without evaluation."""
+    """... and says both ways out: a folder, or evaluations without pairs."""
     process = run_command(
         PROJECT / "train.py", *flags(tmp_path / "out", eval_pairs=None, model_name_or_path="no/model"), cwd=tmp_path
     )
     assert process.returncode == 2
-    assert "--sts_dir" in process.stderr and "--eval_strategy no" in process.stderr
+    assert "--sts_dir" in process.stderr and "--metric_for_best_model health" in process.stderr
     assert "no/model" not in process.stderr and "Traceback" not in process.stderr
 
 

@@ -1,5 +1,7 @@
 """The decay to the start: what it does to the weights after each step, and that it goes on with a checkpoint."""
 
+import math
+
 import pytest
 import torch
 
@@ -38,8 +40,9 @@ def test_after_a_step_weights_go_back_in_proportion_to_the_learning_rate_and_the
     optimizer.step()
     for parameter, begun, gradient, rate in zip(held, start, gradients, rates):
         stepped = begun - rate * gradient
-        sets_in = min(1.0, ((rates_before + rate) / FREE_RATES) ** 2)
-        torch.testing.assert_close(parameter.detach(), stepped - rate * sets_in * 100.0 * (stepped - begun))
+        sets_in = min(1.0, ((rates_before + rate) / FREE_RATES) ** 4)
+        left = math.exp(-rate * sets_in * 100.0)
+        torch.testing.assert_close(parameter.detach(), begun + left * (stepped - begun))
     torch.testing.assert_close(free.detach(), before_free - rates[0] * gradients[2])
 
 
@@ -51,7 +54,7 @@ def test_an_optimizer_is_followed_once():
     decay.attach(optimizer)
     parameter.grad = torch.ones(1)
     optimizer.step()
-    torch.testing.assert_close(parameter.detach(), torch.tensor([1 - 0.01 * (1 - 0.01 * 10.0)]))
+    torch.testing.assert_close(parameter.detach(), torch.tensor([1 - 0.01 * math.exp(-0.01 * 10.0)]))
 
 
 def test_no_weight_of_the_encoder_goes_further_than_the_inverse_of_the_strength(tmp_path):

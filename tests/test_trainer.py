@@ -134,10 +134,13 @@ def test_arguments_of_transformers_mean_the_defaults_of_sarcse(tmp_path, caplog)
     assert trainer.train().global_step == 1
 
 
-def test_without_evaluation_data_the_end_of_the_training_is_kept(tmp_path):
-    arguments = SarcseTrainingArguments(str(tmp_path), per_device_train_batch_size=8, report_to="none")
+def test_without_pairs_and_without_a_health_check_the_end_of_the_training_is_kept(tmp_path):
+    arguments = SarcseTrainingArguments(
+        str(tmp_path), per_device_train_batch_size=8, report_to="none", health_sentences=0
+    )
     trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS)
     assert trainer.args.eval_strategy == "no" and not trainer.args.load_best_model_at_end
+    assert "eval_health" not in json.dumps(trainer.train().metrics | {"log": trainer.state.log_history})
 
 
 def test_the_learning_rate_of_the_new_layers_follows_one_that_a_search_sets(tmp_path):
@@ -251,6 +254,7 @@ def test_what_would_have_no_effect_or_no_scores_ends_in_a_message(tmp_path, pair
     with pytest.raises(ValueError, match="has no reconstruction: add --reconstruction_weight 0"):
         SarcseTrainer(SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="cls"), arguments, None, TEXTS)
     with pytest.raises(ValueError, match=f"eval_dataset {named} .*, not NoneType"):
+        arguments = SarcseTrainingArguments(str(tmp_path), health_sentences=0, **SMALL)
         SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS).evaluate()
 
 
@@ -360,8 +364,8 @@ def test_a_search_optimises_what_picks_the_best_model(tmp_path, pairs, tokenizer
     assert found[-1] == best.objective
 
 
-def test_a_search_without_pairs_ends_in_a_message(tmp_path, tokenizer):
-    arguments = SarcseTrainingArguments(str(tmp_path), **SMALL)
+def test_a_search_without_pairs_and_without_a_health_check_ends_in_a_message(tmp_path, tokenizer):
+    arguments = SarcseTrainingArguments(str(tmp_path), health_sentences=0, **SMALL)
     trainer = SarcseTrainer(
         args=arguments, train_dataset=TEXTS, processing_class=tokenizer, model_init=lambda: fresh_model()
     )

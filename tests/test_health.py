@@ -1,0 +1,125 @@
+"""The health check without labels: what it measures, what it is measured on, and what a training makes of it."""
+
+import json
+import logging
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from modeling_sarcse import SarcseModel
+from sarcse.arguments import SarcseTrainingArguments
+from sarcse.corpus import keep_aside
+from sarcse.health import HealthCheck, halves
+from sarcse.trainer import SarcseTrainer
+from sarcse.watch import HEALTHY_SHARE, check_health
+
+from .conftest import DEMO, ENCODER, PROJECT, flags, run_command
+
+
+TEXTS = (DEMO / "sentences.txt").read_text().splitlines()[:400]
+QUIET = {"report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "learning_rate": 1e-3}
+
+
+def fresh_model(**fields) -> SarcseModel:
+    torch.manual_seed(0)
+    return SarcseModel.from_encoder_pretrained(str(ENCODER), **{"channels": 4, **fields})
+
+
+def test_halves_stand_between_the_special_tokens_of_the_whole():
+    assert halves([0, 5, 6, 7, 8, 9, 2], [0, 1, 2]) == ([0, 5, 6, 2], [0, 7, 8, 9, 2])
+    assert halves([5, 6, 7, 8, 2, 2], [0, 1, 2]) == ([5, 6, 2, 2], [7, 8, 2, 2])
+    assert halves([0, 5, 6, 7, 2], [0, 1, 2]) is None and halves([0, 2], [0, 1, 2]) is None
+
+
+@pytest.mark.parametrize("pooler", ["autoencoder", "mean"])
+def test_health_is_the_mean_reciprocal_rank_of_the_other_half(tokenizer, pooler):
+    """... among those of all sentences, in both directions; here one half at a time, without padding, by sorting."""
+    model = fresh_model(pooler=pooler, channels=4 if pooler == "autoencoder" else None).train()
+    token_ids = tokenizer(TEXTS[:20], truncation=True, max_length=32)["input_ids"] + [[0, 5, 2]]
+    health = HealthCheck(token_ids, model.config)(model)
+    assert model.training
+    model.eval()
+    split = [halves(ids, tokenizer.all_special_ids) for ids in token_ids[:-1]]
+    with torch.no_grad():
+        first, second = ([model(torch.tensor([ids])).pooler_output[0].numpy() for ids in rows] for rows in zip(*split))
+    reciprocal = []
+    for queries, answers in ((first, second), (second, first)):
+        for index, query in enumerate(queries):
+            cosines = [query @ a / np.linalg.norm(query) / np.linalg.norm(a) for a in answers]
+            reciprocal.append(1 / (1 + np.argsort(cosines)[::-1].tolist().index(index)))
+    assert health == pytest.approx(100 * np.mean(reciprocal), abs=1e-3)
+    assert 100 / 20 < health < 100
+
+
+def test_embeddings_that_are_all_the_same_find_nothing(tokenizer):
+    model = fresh_model()
+    for parameter in model.sentence_encoder.parameters():
+        torch.nn.init.zeros_(parameter)
+    token_ids = tokenizer(TEXTS[:20])["input_ids"]
+    assert HealthCheck(token_ids, model.config)(model) == pytest.approx(100 / 20)
+
+
+def test_sentences_that_are_kept_aside_are_spread_over_the_corpus_and_not_trained_on():
+    tokens = datasets.Dataset.from_dict({"input_ids": [[number] for number in range(100)]})
+    aside, rest = keep_aside(tokens, 10)
+    assert aside == [[number] for number in range(0, 100, 10)]
+    assert sorted([*aside, *rest["input_ids"][:]]) == tokens["input_ids"][:]
+    for number in (0, 11, 200):  # none, or too many to do without
+        aside, rest = keep_aside(tokens, number)
+        assert len(aside) == min(number, 100) and rest["input_ids"][:] == tokens["input_ids"][:]
+
+
+def test_without_pairs_the_health_picks_the_checkpoint(tmp_path, tokenizer):
+    """It is logged before the first step, too, and once."""
+    arguments = {**QUIET, "max_steps": 6, "eval_steps": 2, "save_steps": 2, "health_sentences": 40}
+    arguments = SarcseTrainingArguments(str(tmp_path), **arguments)
+    trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, processing_class=tokenizer)
+    assert len(trainer.train_dataset) == 360
+    trainer.train()
+    found = {line["step"]: line["eval_health"] for line in trainer.state.log_history if "eval_health" in line}
+    assert list(found) == [0, 2, 4, 6]
+    assert not any("eval_stsb_spearman" in line for line in trainer.state.log_history)
+    best = max((2, 4, 6), key=found.get)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+    assert trainer.health(trainer.model) == pytest.approx(found[best], abs=1e-4)
+    again = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, processing_class=tokenizer)
+    again.train(resume_from_checkpoint=True)
+    assert [line["step"] for line in again.state.log_history if "eval_health" in line] == [0, 2, 4, 6]
+
+
+def test_sentences_too_short_for_halves_are_told_and_trained_on(tmp_path, caplog):
+    rows = datasets.Dataset.from_dict({"input_ids": [[0, 5, 2]] * 16})
+    with caplog.at_level(logging.WARNING, logger="sarcse.trainer"):
+        trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **QUIET), train_dataset=rows)
+    assert trainer.health is None and trainer.args.eval_strategy == "no"
+    assert "do not check the model's health: fewer than two" in caplog.text
+
+
+def test_a_fall_is_a_warning_with_a_step_numbers_and_advice(tmp_path, tokenizer, caplog):
+    arguments = SarcseTrainingArguments(str(tmp_path), **QUIET)
+    trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, processing_class=tokenizer)
+    trainer.state.log_history = [{"step": 0, "eval_health": 30.0}, {"step": 4, "eval_health": 40.0}]
+    with caplog.at_level(logging.WARNING, logger="sarcse.watch"):
+        check_health(trainer, 40 * HEALTHY_SHARE + 0.1)
+        assert not caplog.text
+        check_health(trainer, 20.04)
+    assert "the health has fallen from 40.0 at step 4 to 20.0" in caplog.text
+    assert "lower --learning_rate, now 0.001, or raise --start_decay, now 400." in caplog.text
+
+
+def test_a_ruinous_training_is_warned_of_by_its_health_and_the_decay_prevents_it(tmp_path):
+    """At 100 times a usual learning rate, without any pairs, through the command."""
+    options = {"learning_rate": 0.01, "lr_scheduler_type": "constant", "max_train_samples": 400}
+    options |= {"metric_for_best_model": "health", "eval_pairs": None, "eval_steps": 10, "save_steps": 10}
+    options |= {"health_sentences": 40, "max_steps": 40}
+    health = {}
+    for decay in (0, 400):
+        folder = tmp_path / f"decay-{decay}"
+        process = run_command(PROJECT / "train.py", *flags(folder, start_decay=decay, **options), cwd=tmp_path)
+        assert process.returncode == 0, process.stderr
+        assert ("the health has fallen" in process.stderr) == (decay == 0)
+        log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        health[decay] = [line["eval_health"] for line in log if "eval_health" in line]
+    assert health[0][-1] < HEALTHY_SHARE * health[0][0] < health[400][-1]
