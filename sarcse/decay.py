@@ -18,9 +18,10 @@ FREE_RATES = 0.005
 
 class DecayToStart:
     """
-    After each step of an optimizer, `p <- p_start + exp(-learning rate * strength) * (p - p_start)`: the penalty of L2-SP
-    (Li, Grandvalet and Davoine 2018, arXiv 1802.01483), decoupled from the gradient as in AdamW (arXiv 1711.05101). A
-    step of Adam moves a weight by the learning rate at most: none goes further than `1 / strength` from its start.
+    After each step of an optimizer, `p <- p_start + exp(-learning rate * strength) * (p - p_start)`: the penalty of
+    L2-SP (Li, Grandvalet and Davoine 2018, arXiv 1802.01483), decoupled from the gradient as in AdamW (arXiv
+    1711.05101). A step of Adam moves a weight by the learning rate at most: none goes further than `1 / strength` from
+    its start.
 
     The strength sets in with the fourth power of the learning rates that a group of the optimizer has had, as long as
     they are below `FREE_RATES`: a short training hardly feels it. Their sum is in the group, and so in checkpoints.
