@@ -203,14 +203,6 @@ class SarcseArguments(ReleaseArguments):
     reconstruction_weight: float = field(
         default=1.0, metadata={"help": "Weight (lambda) of the reconstruction loss; 0 leaves it out."}
     )
-    reconstruction_anchor: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share of the encoder's vectors as they were before the training in those that are reconstructed, "
-            "from 0 to 1: against a training that goes on for too long (study/results/README.md). Above 0 it "
-            "costs another forward pass."
-        },
-    )
     health_sentences: int = field(
         default=256,
         metadata={
@@ -372,8 +364,6 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         for name in ("start_decay", "health_sentences"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}.")
-        if not 0 <= self.reconstruction_anchor <= 1:
-            raise ValueError(f"--reconstruction_anchor must be from 0 to 1, got {self.reconstruction_anchor}.")
         if self.view_dropout is not None and not 0 <= self.view_dropout < 1:
             raise ValueError(f"--view_dropout must be from 0 to below 1, got {self.view_dropout}.")
         size = self.gradient_cache_mini_batch_size

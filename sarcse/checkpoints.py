@@ -150,7 +150,7 @@ MAY_CHANGE = {
 
 
 # Settings that are gone, and what every run has now.
-FIXED = {"pooling": "mean", "reconstructed_views": 1}
+FIXED = {"pooling": "mean", "reconstructed_views": 1, "reconstruction_anchor": 0.0}
 
 # Settings that are new, and what every run of before had.
 ADDED = {"view_dropout": 0.0, "start_decay": 0.0, "health_sentences": 0}

@@ -74,9 +74,9 @@ class GradientCache:
 
     def replay(
         self, gradient: torch.Tensor, no_sync: Callable[[], AbstractContextManager[None]]
-    ) -> Iterator[tuple[SarcseModelOutput, dict[str, torch.Tensor], torch.Tensor]]:
+    ) -> Iterator[tuple[SarcseModelOutput, torch.Tensor]]:
         """
-        Each mini-batch's outputs, with a graph, its inputs, and the value whose gradient is that of the embeddings,
+        Each mini-batch's outputs, with a graph, and the value whose gradient is that of the embeddings,
         `(2B, d)`, by the chain rule. The caller goes back through it, and through its own losses, before the next.
 
         Processes exchange gradients once, with the first mini-batch, whose turn is last: it has rows to reconstruct,
@@ -85,9 +85,8 @@ class GradientCache:
         gradients = self.by_mini_batch(gradient)
         for index in reversed(range(len(self.mini_batches))):
             with self.contexts[index](), no_sync() if index > 0 else nullcontext():
-                inputs = self.mini_batches[index]
-                outputs = self.model(**inputs, **self.options[index])
-                yield outputs, inputs, (outputs.pooler_output * gradients[index]).sum()
+                outputs = self.model(**self.mini_batches[index], **self.options[index])
+                yield outputs, (outputs.pooler_output * gradients[index]).sum()
 
 
 def replay_randomness(*tensors: torch.Tensor) -> Callable[[], AbstractContextManager[None]]:

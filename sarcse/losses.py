@@ -15,14 +15,13 @@ Shapes: B sentences of one process, M of all processes, L positions, R rows and 
 dimensions.
 """
 
-import copy
 from typing import Any
 
 import torch
 from torch import distributed
 from torch.nn import functional as F
 
-from modeling_sarcse import SarcseModel, SarcseModelOutput
+from modeling_sarcse import SarcseModelOutput
 
 
 # --- Several processes -----------------------------------------------------------------------------------------------
@@ -143,31 +142,3 @@ def weighted_reconstruction(
     total_weight = share_of_total(weights.sum()) if total_weight is None else total_weight
     errors = outputs.reconstruction_errors()  # (R, T)
     return (weights * errors).sum() / total_weight.clamp(min=torch.finfo(errors.dtype).tiny)
-
-
-class ReconstructionAnchor:
-    """
-    Draws the vectors to reconstruct towards those of the encoder before the training.
-
-    The loss draws the sentence embedding towards the rare tokens' vectors, and by way of the encoder these towards the
-    embedding: in the end they are the embedding, easy to reconstruct, and say nothing of the tokens
-    (study/results/README.md). Vectors that stay prevent it.
-
-    Args:
-        model (`SarcseModel`): Before its training; its encoder is copied.
-        share (`float`): Of the initial vectors in the target, from 0 to 1.
-    """
-
-    def __init__(self, model: SarcseModel, share: float) -> None:
-        self.encoder = copy.deepcopy(model.encoder).requires_grad_(False).eval()
-        self.pack_content, self.share = model.pack_content, share
-
-    @torch.no_grad()
-    def move_target(self, outputs: SarcseModelOutput, inputs: dict[str, torch.Tensor]) -> None:
-        """Change the target, `(R, T, d)`, of outputs whose rows begin with those of `inputs`, each `(B, L)`."""
-        _, target, mask, _ = outputs.reconstructed()
-        rows, length = mask.shape
-        inputs = {name: tensor[:rows] for name, tensor in inputs.items()}
-        vectors = self.encoder(**inputs).last_hidden_state  # (R, L, d)
-        packed, _, _ = self.pack_content(vectors, inputs["input_ids"], inputs["attention_mask"])
-        outputs.reconstruction_target = target.lerp(packed[:, :length].to(target.dtype), self.share)

@@ -55,7 +55,6 @@ from sarcse.gradient_cache import GradientCache
 from sarcse.health import HealthCheck
 from sarcse.loading import check_tokenizer, fit_tokenizer
 from sarcse.losses import (
-    ReconstructionAnchor,
     content_weights,
     info_nce,
     sentence_keys,
@@ -160,7 +159,6 @@ class SarcseTrainer(ReleasingTrainer):
         self.base_model = describe_base_model(name, model_revision)
         self.commit = self.seconds = None
         self.rehearsed = False
-        self.anchor: ReconstructionAnchor | None = None
         self.decay: DecayToStart | None = None
         self.given_weights = token_weights
         self.corpus, self.health = None, None
@@ -225,11 +223,8 @@ class SarcseTrainer(ReleasingTrainer):
         check_reconstruction(model.config.pooler, args.reconstruction_weight)
         if self.reconstruct:
             self.unwrapped.require_decoder()
-        self.anchor = None
-        if self.reconstruct and args.reconstruction_anchor > 0:
-            # Before a checkpoint is loaded: a run that goes on has the anchor that it began with.
-            self.anchor = ReconstructionAnchor(model, args.reconstruction_anchor)
         self.decay = None
+        # Before a checkpoint is loaded: a run that goes on decays to what it began with.
         if args.strength_of_decay > 0 and not has_adapters(model):  # which are no weights of before the training
             # All that makes the embedding. The decoder is free: held to the copy that it begins with, it would draw
             # the tokens' vectors towards the embedding instead.
@@ -386,7 +381,7 @@ class SarcseTrainer(ReleasingTrainer):
         loss = contrastive = self.contrastive_loss(outputs.pooler_output, inputs)
         reconstruction = None
         if self.reconstruct:
-            reconstruction = self.reconstruction_loss(outputs, views)
+            reconstruction = weighted_reconstruction(outputs, self.token_weights)
             loss = contrastive + self.args.reconstruction_weight * reconstruction
         self.losses.add(contrastive, reconstruction)
         return (loss, outputs) if return_outputs else loss
@@ -400,15 +395,6 @@ class SarcseTrainer(ReleasingTrainer):
         keys = sentence_keys(inputs["input_ids"], inputs["attention_mask"])  # (B,)
         first, second = embeddings.chunk(2)  # (2B, d) -> two of (B, d)
         return info_nce(first, second, self.args.contrastive_temperature, keys)
-
-    def reconstruction_loss(
-        self, outputs: SarcseModelOutput, views: dict[str, torch.Tensor], total_weight: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """`weighted_reconstruction` of the whole batch or, with its `total_weight`, of some of its rows."""
-        if self.anchor is not None:
-            with self.accelerator.autocast():
-                self.anchor.move_target(outputs, views)
-        return weighted_reconstruction(outputs, self.token_weights, total_weight)
 
     def training_step(
         self,
@@ -452,9 +438,9 @@ class SarcseTrainer(ReleasingTrainer):
         (gradient,) = torch.autograd.grad(contrastive, embeddings)
         total_weight = share_of_total(torch.stack(weights).sum()) if weights else None
         reconstruction = None
-        for outputs, views, value in cache.replay(gradient, partial(self.accelerator.no_sync, model)):
+        for outputs, value in cache.replay(gradient, partial(self.accelerator.no_sync, model)):
             if outputs.reconstruction is not None:
-                part = self.reconstruction_loss(outputs, views, total_weight)
+                part = weighted_reconstruction(outputs, self.token_weights, total_weight)
                 value = value + self.args.reconstruction_weight * part
                 reconstruction = part.detach() if reconstruction is None else reconstruction + part.detach()
             self.accelerator.backward(value / self.current_gradient_accumulation_steps)

@@ -13,6 +13,9 @@ REMOVED: dict[str, Any] = {
     # the other view (crosswise), or has its dimensions divided by their deviations in the batch (standardised).
     "error": "squared",
     "shielded_encoder": False,  # whether the reconstruction has no gradient to the encoder
+    # The share of the vectors of before the training in what is reconstructed, which kept long trainings from
+    # ruin. The decay of the weights to their start does so without another forward pass.
+    "reconstruction_anchor": 0.0,
     "target_decay": None,  # of an anchor that is a moving average of the encoder
     "token_pooling": "uniform",  # by which a mean of tokens weighs them; or a frequency weighting
     "dropout": 0.1,  # of the encoder; both encoders come with this one
@@ -39,7 +42,6 @@ START: dict[str, Any] = {
     "integration_kernel_size": 3,
     "decoder_length": 32,
     "reconstruction_weight": 1.0,
-    "reconstruction_anchor": 0.0,
     "frequency_weighting": "smooth_inverse",
     "frequency_smoothing": 1e-3,
     "decoder_initialization": "random",

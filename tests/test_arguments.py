@@ -60,7 +60,6 @@ STREAM = ["--streaming", "true", "--max_steps", "3"]
         (["--frequency_weighting", "tfidf"], "frequency_weighting.*invalid choice: 'tfidf'"),
         (["--contrastive_temperature", "0"], "--contrastive_temperature must be above 0, got 0.0"),
         (["--reconstruction_weight", "-1"], "--reconstruction_weight must not be negative"),
-        (["--reconstruction_anchor", "2"], "--reconstruction_anchor must be from 0 to 1, got 2.0"),
         (["--pooling", "max"], "--pooling no longer exists. .* Leave it out."),
         (["--reconstructed_views", "2"], "--reconstructed_views no longer exists. One view is reconstructed"),
         (["--pooler", "first_last_average"], "--pooler: invalid choice: 'first_last_average'"),

@@ -208,9 +208,7 @@ def test_callbacks_stop_early_by_the_pairs(tmp_path, pairs):
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_a_model_that_the_trainer_makes_is_prepared_as_one_that_it_is_given(tmp_path, tokenizer, weight):
     """For DistributedDataParallel nothing may be trained that gets no gradient."""
-    arguments = SarcseTrainingArguments(
-        str(tmp_path), reconstruction_weight=weight, reconstruction_anchor=0.5, learning_rate=1e-3, **SMALL
-    )
+    arguments = SarcseTrainingArguments(str(tmp_path), reconstruction_weight=weight, learning_rate=1e-3, **SMALL)
     trainer = SarcseTrainer(
         args=arguments, train_dataset=TEXTS, processing_class=tokenizer, model_init=lambda: fresh_model()
     )
@@ -218,7 +216,7 @@ def test_a_model_that_the_trainer_makes_is_prepared_as_one_that_it_is_given(tmp_
     trainer.train()
     decoder = [parameter.requires_grad for parameter in trainer.model.sentence_decoder.parameters()]
     assert decoder == [weight > 0] * len(decoder)
-    assert (trainer.anchor is not None) == (weight > 0)
+    assert (trainer.decay is not None) == (weight > 0)
     moved = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert any(name.startswith("encoder.") for name in moved)
     assert any(name.startswith("sentence_decoder.") for name in moved) == (weight > 0)

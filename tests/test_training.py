@@ -283,27 +283,6 @@ def test_new_layers_can_have_a_learning_rate_of_their_own(tmp_path):
         assert decays[parameter] == (0.0 if name.endswith("bias") or "LayerNorm" in name else 0.1), name
 
 
-@torch.no_grad()
-def shake(encoder: torch.nn.Module) -> None:
-    for parameter in encoder.parameters():
-        parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-
-
-def test_an_anchor_draws_the_targets_towards_the_encoder_before_the_training(tmp_path):
-    """A quarter of the way, token by token, once the encoder has moved; the anchor itself does not."""
-    trainer, batch, _ = first_step(tmp_path, reconstruction_anchor=0.25)
-    shake(trainer.model.encoder)
-    _, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
-    before = AutoModel.from_pretrained(ENCODER).eval()(**batch).last_hidden_state
-    now = trainer.model.encoder(**batch).last_hidden_state
-    assert len(outputs.content_mask) == len(batch["input_ids"]) and (before - now).abs().max() > 0.1
-    for row, mask in enumerate(outputs.content_mask):
-        content = slice(1, 1 + int(mask.sum()))  # behind <s>
-        expected = 0.75 * now[row, content] + 0.25 * before[row, content]
-        torch.testing.assert_close(outputs.reconstruction_target[row, mask], expected)
-    assert not any(parameter.requires_grad for parameter in trainer.anchor.encoder.parameters())
-
-
 @pytest.mark.parametrize(
     ("options", "rate"),
     [
@@ -330,7 +309,6 @@ def random_state_and_gradients(trainer, step) -> tuple[torch.Tensor, dict[str, t
     "fields",
     [
         {"view_dropout": 0},
-        {"reconstruction_anchor": 0.5},
         {"reconstruction_weight": 0},
         {"pooler": "cls", "reconstruction_weight": 0},
         {"pooler": "mean"},
@@ -348,8 +326,6 @@ def test_the_gradient_cache_gives_the_gradients_of_the_whole_graph_under_dropout
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.1
-    shake(trainer.model.encoder)  # away from where the anchor is
-
     rate = trainer.view_dropout
 
     def whole_graph():
@@ -364,9 +340,6 @@ def test_the_gradient_cache_gives_the_gradients_of_the_whole_graph_under_dropout
             ]
         loss = trainer.contrastive_loss(torch.cat(embeddings), batch)
         if trainer.reconstruct:
-            for output, row in zip(outputs, rows):
-                if trainer.anchor is not None:
-                    trainer.anchor.move_target(output, row)
             reconstructed = len(batch["input_ids"])
             weights = torch.cat([trainer.token_weights[o.content_input_ids] * o.content_mask for o in outputs])
             weights = weights[:reconstructed]
