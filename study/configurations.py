@@ -366,14 +366,15 @@ HEALTH_SENTENCES = (5120, 20_032)
 HEALTH_DECAYS = (0.0, 400.0)
 
 
+def health_run(encoder: str, method: str, decay: float, sentences: int, rate: float) -> dict[str, Any]:
+    common = {"learning_rate": rate, "max_train_samples": sentences, "start_decay": decay}
+    new_layers = {"autoencoder_learning_rate": float(f"{3 * rate:.10g}")} if method == "SARCSE" else {}
+    return {**ONE_PASS_SETTLED[encoder][method], **common, **new_layers}
+
+
 def health_runs(encoder: str) -> list[dict[str, Any]]:
-    runs = []
-    for decay, sentences, rate in itertools.product(HEALTH_DECAYS, HEALTH_SENTENCES, HEALTH_RATES):
-        common = {"learning_rate": rate, "max_train_samples": sentences, "start_decay": decay}
-        for name, choice in ONE_PASS_SETTLED[encoder].items():
-            new_layers = {"autoencoder_learning_rate": float(f"{3 * rate:.10g}")} if name == "SARCSE" else {}
-            runs.append({**choice, **common, **new_layers})
-    return runs
+    settings = itertools.product(ONE_PASS_SETTLED[encoder], HEALTH_DECAYS, HEALTH_SENTENCES, HEALTH_RATES)
+    return [UNTRAINED_POOLERS["untrained, mean"], *(health_run(encoder, *setting) for setting in settings)]
 
 
 PARTS = {

@@ -1,5 +1,6 @@
 """What the lines of study.jsonl say: differences of paired runs, and the tables that are made of them."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from itertools import takewhile
@@ -20,6 +21,9 @@ from study.configurations import (
     EARLIER_BASELINES,
     ENCODER,
     FAST,
+    HEALTH_DECAYS,
+    HEALTH_RATES,
+    HEALTH_SENTENCES,
     LADDER,
     LESS,
     LONGER,
@@ -27,6 +31,7 @@ from study.configurations import (
     MEAN_RECONSTRUCTED,
     METHODS,
     ON_FIRST_LAST,
+    ONE_PASS_SETTLED,
     SARCSE,
     SECOND_ENCODER,
     SECOND_LADDER,
@@ -40,11 +45,13 @@ from study.configurations import (
     UNTRAINED_POOLERS,
     VIEWS,
     WIDE,
+    health_run,
     with_batch_size,
 )
 from study.run import BINS, EVALUATIONS, TASKS
 
 
+HEALTH_NUMBER = "halves found"  # the candidate that became sarcse/health.py
 Lines = dict[int, dict[str, Any]]  # seed -> line
 Score = Callable[[dict[str, Any]], float]
 
@@ -348,6 +355,70 @@ def one_pass_table(lines: list[dict[str, Any]]) -> str:
     return markdown_table(rows)
 
 
+def health_points(line: dict[str, Any], candidate: str) -> np.ndarray:
+    """A candidate beside STS-B dev at each evaluation, `(EVALUATIONS, 2)`."""
+    measured = dict(line["health"])
+    return np.array([(measured[step][candidate], score) for step, score in line["dev"]])
+
+
+def health_table(lines: list[dict[str, Any]]) -> str:
+    """
+    How well each candidate follows STS-B dev: over all evaluations of an encoder; and as the one that picks the
+    checkpoint, by what that loses to the best one of a run.
+    """
+    of_encoder = {
+        encoder: [line for line in lines if line["encoder"] == encoder and "health" in line] for encoder in TWO_PASSES
+    }
+    of_encoder = {encoder: found for encoder, found in of_encoder.items() if found}
+    if not of_encoder:
+        return ""
+    whole = [line for found in of_encoder.values() for line in found]
+    rows = []
+    for candidate in whole[0]["health"][0][1]:
+        ranks = []
+        for found in of_encoder.values():
+            points = np.concatenate([health_points(line, candidate) for line in found])
+            ranks.append(stats.spearmanr(points[:, 0], points[:, 1]).statistic)
+        lost = [
+            dev(line) - points[points[:, 0].argmax(), 1]
+            for line in whole
+            if (points := health_points(line, candidate)).size
+        ]
+        rows.append([candidate, *(f"{rank:+.2f}" for rank in ranks), f"{np.mean(lost):.2f}", f"{max(lost):.2f}"])
+    rows.sort(key=lambda row: -sum(map(float, row[1 : 1 + len(of_encoder)])))
+    header = ["number", *(f"{encoder}, {len(found)} runs" for encoder, found in of_encoder.items())]
+    return markdown_table([[*header, "lost by its choice, mean", "most"], *rows])
+
+
+def ruin_table(lines: list[dict[str, Any]]) -> str:
+    """STS-B dev of each training of the sweep without and with the decay: kept by the health, and at the end."""
+    rows = [
+        [
+            "encoder",
+            "method",
+            "steps",
+            "learning rate",
+            *(f"{what}, {kept}" for what in ("no decay", "decay") for kept in ("kept", "end")),
+        ]
+    ]
+    for encoder, methods in ONE_PASS_SETTLED.items():
+        (untrained,) = runs(lines, UNTRAINED_POOLERS["untrained, mean"], encoder).values()
+        rows.append([encoder, "untrained, mean pooling", "0", "", f"{dev(untrained):.2f}", "", "", ""])
+        for method, sentences, rate in itertools.product(methods, HEALTH_SENTENCES, HEALTH_RATES):
+            cells = []
+            for decay in HEALTH_DECAYS:
+                found = runs(lines, health_run(encoder, method, decay, sentences, rate), encoder).get(1)
+                if found is None:
+                    cells += ["", ""]
+                    continue
+                points = health_points(found, HEALTH_NUMBER)
+                cells += [f"{score:.2f}" for score in (points[points[:, 0].argmax(), 1], last(found))]
+            if any(cells):
+                steps = sentences // START["per_device_train_batch_size"]
+                rows.append([encoder, method, f"{steps}", f"{rate:g}", *cells])
+    return markdown_table(rows)
+
+
 TABLES = {
     "choices": choices_table,
     "longer": longer_table,
@@ -362,4 +433,6 @@ TABLES = {
     "second encoder": second_encoder_table,
     "second differences": second_differences_table,
     "one pass": one_pass_table,
+    "health": health_table,
+    "ruin": ruin_table,
 }
