@@ -285,7 +285,7 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the sentences."})
     per_device_train_batch_size: int = field(default=512, metadata={"help": "Sentences a step and device."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
-    eval_strategy: str = field(default="steps", metadata={"help": "When to score STS-B dev: steps, epoch or no."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: steps, epoch or no."})
     eval_steps: float | None = field(
         default=None, metadata={"help": "Steps between two evaluations. Default: save_steps."}
     )
@@ -293,7 +293,9 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best one among them."})
     logging_steps: float = field(default=25, metadata={"help": "Steps between two lines of the log."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best checkpoint, not the last."})
-    metric_for_best_model: str | None = field(default="stsb_spearman", metadata={"help": "What best means."})
+    metric_for_best_model: str | None = field(
+        default="stsb_spearman", metadata={"help": "What best means; health needs no graded pairs."}
+    )
     # InfoNCE over a ragged last batch would be an easier task with a wrong weight.
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, incomplete batch."})
     # The Trainer would go on as if such a batch had not been; SarcseTrainer stops.
@@ -338,6 +340,8 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         if self.data_seed is None:
             # Processes have random numbers of their own, for dropout, but must agree on the order of the sentences.
             self.data_seed = self.seed
+        if metric_name(self.metric_for_best_model or "") == HEALTH and self.health_sentences == 0:
+            raise ValueError("--metric_for_best_model health needs sentences that are kept aside: --health_sentences.")
         self.check_direction()
         super().__post_init__()
         if self.n_gpu > 1:

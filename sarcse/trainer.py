@@ -175,12 +175,19 @@ class SarcseTrainer(ReleasingTrainer):
         self.losses = LossWatch(self)
 
     def health_check(self, aside: list[list[int]]) -> HealthCheck | None:
-        """None where no sentences are kept aside, or these are too short."""
+        """
+        None where no sentences are kept aside, or these are too short.
+
+        Raises:
+            ValueError: they are, and the health is to pick the best checkpoint.
+        """
         if not aside:
             return None
         try:
             health = HealthCheck(aside, self.unwrapped.config)
         except ValueError as error:
+            if self.eval_dataset is not None and metric_name(self.args.metric_for_best_model or "") == HEALTH:
+                raise ValueError(f"--metric_for_best_model health: {error}.") from error
             logger.warning(f"Evaluations do not check the model's health: {error}.")
             return None
         self.add_callback(HealthAtStart(self))

@@ -88,6 +88,10 @@ STREAM = ["--streaming", "true", "--max_steps", "3"]
         ([*STREAM, "--token_count_samples", "7"], "--token_count_samples must be at least one batch, 8, got 7"),
         (["--view_dropout", "-0.1"], "--view_dropout must be from 0 to below 1, got -0.1"),
         (["--view_dropout", "1"], "--view_dropout must be from 0 to below 1, got 1.0"),
+        (
+            ["--metric_for_best_model", "health", "--health_sentences", "0"],
+            "health needs sentences that are kept aside",
+        ),
         (["--start_decay", "-1"], "--start_decay must not be negative, got -1.0"),
         (["--gradient_cache_mini_batch_size", "0"], "--gradient_cache_mini_batch_size must be at least 1, got 0"),
         (["--fp16", "true", "--use_cpu", "true"], "fp16 needs a GPU. On a CPU train in bfloat16"),

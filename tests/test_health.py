@@ -12,6 +12,7 @@ from modeling_sarcse import SarcseModel
 from sarcse.arguments import SarcseTrainingArguments
 from sarcse.corpus import keep_aside
 from sarcse.health import HealthCheck, halves
+from sarcse.sts import load_pairs
 from sarcse.trainer import SarcseTrainer
 from sarcse.watch import HEALTHY_SHARE, check_health
 
@@ -95,6 +96,10 @@ def test_sentences_too_short_for_halves_are_told_and_trained_on(tmp_path, caplog
         trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **QUIET), train_dataset=rows)
     assert trainer.health is None and trainer.args.eval_strategy == "no"
     assert "do not check the model's health: fewer than two" in caplog.text
+    arguments = SarcseTrainingArguments(str(tmp_path), metric_for_best_model="health", **QUIET)
+    pairs = load_pairs(str(DEMO / "sts.tsv")).select(range(8))
+    with pytest.raises(ValueError, match="--metric_for_best_model health: fewer than two of the sentences"):
+        SarcseTrainer(fresh_model(), arguments, train_dataset=rows, eval_dataset=pairs)
 
 
 def test_a_fall_is_a_warning_with_a_step_numbers_and_advice(tmp_path, tokenizer, caplog):
