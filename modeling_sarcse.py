@@ -777,7 +777,8 @@ def two_views_of(vectors: torch.Tensor, mask: torch.Tensor, rate: float) -> tupl
     ones in each vector would nearly cancel in the mean over the tokens.
     """
     counted = mask.unsqueeze(-1).to(vectors.dtype)  # (B, L, 1)
-    mean = (vectors.detach() * counted).sum(dim=(0, 1)) / counted.sum()  # (d,)
+    total = (vectors.detach() * counted).sum(dim=(0, 1), dtype=torch.float32)  # (d,); float16 would overflow
+    mean = (total / counted.sum(dtype=torch.float32)).to(vectors.dtype)  # (d,)
     kept = F.dropout(vectors.new_ones(2, len(vectors), 1, vectors.shape[2]), rate)  # (2, B, 1, d)
     views = (vectors - TOWARDS_MEAN * mean) * kept + TOWARDS_MEAN * mean  # (2, B, L, d)
     return (views * counted).flatten(0, 1), mask.repeat(2, 1)  # (2B, L, d), (2B, L)

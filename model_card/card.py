@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 
 from model_card.facts import Facts, Onnx
 from model_card.plain import max_length, missing_weights
-from sarcse.arguments import ModelArguments
+from sarcse.arguments import HEALTH, ModelArguments, metric_name
 from sarcse.comparison import ModelScores, intervals_table, markdown_table, reference_task, results_table, short_name
 from sarcse.figures import FIGURES
 from sarcse.sts import STS_TASKS
@@ -267,12 +267,15 @@ def training_data(data: dict[str, Any]) -> str:
 
 
 def selected_on(facts: Facts) -> str | None:
-    """The one place where labels come in."""
+    """What picked the checkpoint: the one place where labels may come in."""
     values = facts.record.get("hyperparameters", {})
     if not values.get("load_best_model_at_end"):
         return None
-    pairs = "STS-B dev" if values["metric_for_best_model"] == "stsb_spearman" else "graded pairs"
-    return f"Labels had one part in it: {pairs} picked the checkpoint (`{values['metric_for_best_model']}`)."
+    metric = values["metric_for_best_model"]
+    if metric_name(metric) == HEALTH:
+        return f"Labels had no part in it: the health check, which needs none, picked the checkpoint (`{metric}`)."
+    pairs = "STS-B dev" if metric == "stsb_spearman" else "graded pairs"
+    return f"Labels had one part in it: {pairs} picked the checkpoint (`{metric}`)."
 
 
 def write_card(

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from configuration_sarcse import __version__
-from modeling_sarcse import SarcseModel
+from modeling_sarcse import SarcseModel, two_views_of
 from sarcse.arguments import ModelArguments, SarcseTrainingArguments
 from sarcse.checkpoints import check_settings
 from sarcse.embedding import encode
@@ -195,6 +195,12 @@ def test_one_pass_makes_both_views_of_the_encoders_vectors(tmp_path, pooler):
         assert torch.equal(outputs.reconstruction_target, packed[:, :32]) and len(outputs.content_mask) == 8
         first = outputs.pooler_output[:8]
         assert torch.equal(outputs.reconstruction, trainer.model.sentence_decoder(first, outputs.content_mask))
+
+
+def test_views_of_a_large_batch_do_not_overflow_in_float16():
+    vectors = torch.full((64, 32, 8), 100.0, dtype=torch.float16)  # whose sum is beyond 65,504
+    views, _ = two_views_of(vectors, torch.ones(64, 32, dtype=torch.bool), 0.25)
+    torch.testing.assert_close(views.unique(), torch.tensor([75.0, 75 + 25 / 0.75]).half(), atol=0.1, rtol=0)
 
 
 def test_a_run_with_two_passes_does_not_go_on_with_one(tmp_path):
