@@ -1,6 +1,7 @@
 """What the lines of study.jsonl say: differences of paired runs, and the tables that are made of them."""
 
 import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import takewhile
@@ -10,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from sarcse.comparison import markdown_table
+from sarcse.watch import HEALTHY_SHARE
 from study.bias import SHARES
 from study.configurations import (
     APART,
@@ -373,50 +375,83 @@ def health_table(lines: list[dict[str, Any]]) -> str:
     if not of_encoder:
         return ""
     whole = [line for found in of_encoder.values() for line in found]
+    decayed = [line for line in whole if {**START, **line["configuration"]}["start_decay"] > 0]
     rows = []
     for candidate in whole[0]["health"][0][1]:
         ranks = []
         for found in of_encoder.values():
             points = np.concatenate([health_points(line, candidate) for line in found])
             ranks.append(stats.spearmanr(points[:, 0], points[:, 1]).statistic)
-        lost = [
-            dev(line) - points[points[:, 0].argmax(), 1]
-            for line in whole
-            if (points := health_points(line, candidate)).size
-        ]
-        rows.append([candidate, *(f"{rank:+.2f}" for rank in ranks), f"{np.mean(lost):.2f}", f"{max(lost):.2f}"])
+        lost, lost_decayed = ([dev(line) - picked(line, candidate) for line in of] for of in (whole, decayed))
+        means = [f"{np.mean(values):.2f}" for values in (lost, lost_decayed)]
+        rows.append([candidate, *(f"{rank:+.2f}" for rank in ranks), *means, f"{max(lost):.2f}"])
     rows.sort(key=lambda row: -sum(map(float, row[1 : 1 + len(of_encoder)])))
+    lost_by_last = [f"{np.mean([dev(line) - last(line) for line in of]):.2f}" for of in (whole, decayed)]
+    most = max(dev(line) - last(line) for line in whole)
+    rows.append(["the last checkpoint", *[""] * len(of_encoder), *lost_by_last, f"{most:.2f}"])
     header = ["number", *(f"{encoder}, {len(found)} runs" for encoder, found in of_encoder.items())]
-    return markdown_table([[*header, "lost by its choice, mean", "most"], *rows])
+    return markdown_table([[*header, "lost by its choice, mean", "with the decay", "most"], *rows])
+
+
+def picked(line: dict[str, Any], candidate: str) -> float:
+    """STS-B dev of the checkpoint where the candidate is highest."""
+    points = health_points(line, candidate)
+    return points[points[:, 0].argmax(), 1]
 
 
 def ruin_table(lines: list[dict[str, Any]]) -> str:
-    """STS-B dev of each training of the sweep without and with the decay: kept by the health, and at the end."""
-    rows = [
-        [
-            "encoder",
-            "method",
-            "steps",
-            "learning rate",
-            *(f"{what}, {kept}" for what in ("no decay", "decay") for kept in ("kept", "end")),
-        ]
-    ]
+    """
+    STS-B dev of each training of the sweep without and with the decay: of the checkpoint that the health picks, which
+    is empty for lines that are older than it, and at the end.
+    """
+    heads = [f"{decay}, {kept}" for decay in ("no decay", "decay") for kept in ("picked", "end")]
+    rows = [["encoder", "method", "steps", "learning rate", *heads]]
     for encoder, methods in ONE_PASS_SETTLED.items():
-        (untrained,) = runs(lines, UNTRAINED_POOLERS["untrained, mean"], encoder).values()
-        rows.append([encoder, "untrained, mean pooling", "0", "", f"{dev(untrained):.2f}", "", "", ""])
+        for untrained in runs(lines, UNTRAINED_POOLERS["untrained, mean"], encoder).values():
+            rows.append([encoder, "untrained, mean pooling", "0", "", "", f"{dev(untrained):.2f}", "", ""])
         for method, sentences, rate in itertools.product(methods, HEALTH_SENTENCES, HEALTH_RATES):
-            cells = []
-            for decay in HEALTH_DECAYS:
-                found = runs(lines, health_run(encoder, method, decay, sentences, rate), encoder).get(1)
-                if found is None:
-                    cells += ["", ""]
-                    continue
-                points = health_points(found, HEALTH_NUMBER)
-                cells += [f"{score:.2f}" for score in (points[points[:, 0].argmax(), 1], last(found))]
-            if any(cells):
+            of_decays = [
+                runs(lines, health_run(encoder, method, decay, sentences, rate), encoder).get(1)
+                for decay in HEALTH_DECAYS
+            ]
+            if any(of_decays):
                 steps = sentences // START["per_device_train_batch_size"]
+                cells = [cell for line in of_decays for cell in picked_and_last(line)]
                 rows.append([encoder, method, f"{steps}", f"{rate:g}", *cells])
     return markdown_table(rows)
+
+
+def picked_and_last(line: dict[str, Any] | None) -> list[str]:
+    if line is None:
+        return ["", ""]
+    if "health" not in line:
+        return ["", f"{last(line):.2f}"]
+    return [f"{picked(line, HEALTH_NUMBER):.2f}", f"{last(line):.2f}"]
+
+
+def warning_table(lines: list[dict[str, Any]]) -> str:
+    """How many evaluations would be warned of, by what STS-B dev says of them."""
+    groups = [
+        "more than a point below the untrained encoder",
+        "else more than a point below the best before",
+        "the rest",
+    ]
+    counts = {group: [0, 0] for group in groups}
+    for encoder in TWO_PASSES:
+        untrained = [dev(line) for line in runs(lines, UNTRAINED_POOLERS["untrained, mean"], encoder).values()]
+        for line in lines:
+            if line["encoder"] != encoder or "health" not in line or not untrained:
+                continue
+            healthiest, best = line["health"][0][1][HEALTH_NUMBER], -math.inf
+            for health, score in health_points(line, HEALTH_NUMBER):
+                best = max(best, score)
+                bad = [score < untrained[0] - 1, score < best - 1, True]
+                count = counts[groups[bad.index(True)]]
+                count[0] += 1
+                count[1] += health <= HEALTHY_SHARE * healthiest
+                healthiest = max(healthiest, health)
+    rows = [[group, str(number), str(warned)] for group, (number, warned) in counts.items()]
+    return markdown_table([["STS-B dev", "evaluations", "warned of"], *rows])
 
 
 TABLES = {
@@ -435,4 +470,5 @@ TABLES = {
     "one pass": one_pass_table,
     "health": health_table,
     "ruin": ruin_table,
+    "warnings": warning_table,
 }
