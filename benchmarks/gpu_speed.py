@@ -113,7 +113,7 @@ def cached_step(
         embeddings = cache.embed(see=lambda outputs: None)  # (2B, d)
         contrast = info_nce(*embeddings.chunk(2), temperature=TEMPERATURE)
         (gradient,) = torch.autograd.grad(contrast, embeddings)
-        for outputs, _, value in cache.replay(gradient, nullcontext):
+        for outputs, value in cache.replay(gradient, nullcontext):
             if outputs.reconstruction is not None:
                 value = value + weighted_reconstruction(outputs, token_weights, total_weight)
             value.backward()
