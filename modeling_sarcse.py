@@ -764,9 +764,9 @@ def pack_left(
     return packed, packed_ids, mask
 
 
-# How far a dropped dimension goes towards the mean of all vectors, instead of to zero. Encoders have a large mean in a
-# few dimensions: zeros would change the sentences of some more than these differ from each other, and the mean alone
-# teaches less (study/results/README.md).
+# The share of the mean of all vectors that is left of a dropped dimension. With none of it left the views of some
+# encoders, whose mean is long beside what sentences differ by, are too far apart; with all of it left the views are
+# closer, and teach less (study/results/README.md).
 TOWARDS_MEAN = 0.75
 
 

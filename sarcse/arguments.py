@@ -215,7 +215,7 @@ class SarcseArguments(ReleaseArguments):
         default=None,
         metadata={
             "help": "Strength of a decay of the weights that make the embedding towards those before the training, "
-            "which none leaves by more than the inverse of it: no training can ruin the encoder. 0: no such decay. "
+            "which none leaves by more than the inverse of it: against ruin by a long training. 0: no such decay. "
             f"Default: {START_DECAY:g} with a reconstruction, else 0."
         },
     )

@@ -1,6 +1,6 @@
 """
-What keeps a training from ruining the encoder, however long it is and whatever its learning rate: after each step the
-weights that make the embedding decay towards those that they had before the training.
+What keeps a long training, or one at a high learning rate, from ruining the encoder: after each step the weights that
+make the embedding decay towards those that they had before the training.
 """
 
 import math

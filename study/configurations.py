@@ -362,7 +362,7 @@ ONE_PASS = {
 # Which number follows STS-B dev without labels, and does the decay to the start keep a training from ruin? Learning
 # rates and lengths within which the default is ruined or not. New layers learn three times as fast.
 HEALTH_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-HEALTH_SENTENCES = (5120, 20_032)
+HEALTH_LENGTHS = (5120, 20_032)
 HEALTH_DECAYS = (0.0, 400.0)
 
 
@@ -373,7 +373,7 @@ def health_run(encoder: str, method: str, decay: float, sentences: int, rate: fl
 
 
 def health_runs(encoder: str) -> list[dict[str, Any]]:
-    settings = itertools.product(ONE_PASS_SETTLED[encoder], HEALTH_DECAYS, HEALTH_SENTENCES, HEALTH_RATES)
+    settings = itertools.product(ONE_PASS_SETTLED[encoder], HEALTH_DECAYS, HEALTH_LENGTHS, HEALTH_RATES)
     return [UNTRAINED_POOLERS["untrained, mean"], *(health_run(encoder, *setting) for setting in settings)]
 
 

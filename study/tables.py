@@ -24,8 +24,8 @@ from study.configurations import (
     ENCODER,
     FAST,
     HEALTH_DECAYS,
+    HEALTH_LENGTHS,
     HEALTH_RATES,
-    HEALTH_SENTENCES,
     LADDER,
     LESS,
     LONGER,
@@ -409,7 +409,7 @@ def ruin_table(lines: list[dict[str, Any]]) -> str:
     for encoder, methods in ONE_PASS_SETTLED.items():
         for untrained in runs(lines, UNTRAINED_POOLERS["untrained, mean"], encoder).values():
             rows.append([encoder, "untrained, mean pooling", "0", "", "", f"{dev(untrained):.2f}", "", ""])
-        for method, sentences, rate in itertools.product(methods, HEALTH_SENTENCES, HEALTH_RATES):
+        for method, sentences, rate in itertools.product(methods, HEALTH_LENGTHS, HEALTH_RATES):
             of_decays = [
                 runs(lines, health_run(encoder, method, decay, sentences, rate), encoder).get(1)
                 for decay in HEALTH_DECAYS
