@@ -12,9 +12,7 @@ from transformers.utils.hub import cached_file
 
 
 # The version of the code: of the package, of a release's two files, and of every configuration that they save.
-__version__ = "0.1.0"
-
-DECODER_INITIALIZATIONS = ("copy", "random")
+__version__ = "0.2.0"
 
 # `pipeline("feature-extraction")` then cuts sentences that are too long; transformers' own class would stop at them.
 CUSTOM_PIPELINES = {
@@ -54,23 +52,19 @@ class SarcseConfig(PretrainedConfig):
         kernel_sizes (`list[int]`, defaults to `[3, 4, 5]`):
             Widths, in tokens, of the TextCNN's convolutions (paper, section on the autoencoder).
         channels (`int`, *optional*):
-            Output channels of each of these convolutions. Default: as few as let a fresh TextCNN pass on all of a
-            vector of the encoder, 2 d channels in all, rounded up to a multiple of 8, which GPUs are fast with: 512
-            for RoBERTa-base. Fewer pass on a part of it, and scored less.
+            Output channels of each of these convolutions. Default: an eighth of the encoder's hidden size, rounded up
+            to a multiple of 8, which GPUs are fast with: 96 for RoBERTa-base. More were no better.
         integration_kernel_size (`int`, defaults to 3):
             Width, in tokens, of the convolution that integrates the scales into vectors of the encoder's hidden size.
         activation (`str`, defaults to `"gelu"`):
             Activation after every convolution of the TextCNNs, a key of transformers' `ACT2FN`.
         decoder_length (`int`, defaults to 32):
             Number of tokens that are reconstructed. Tokens past it are encoded but not reconstructed.
-        decoder_initialization (`str`, defaults to `"copy"`):
-            What a fresh decoder reconstructs: `"copy"`, the sentence embedding at every position, so that its error
-            pulls the embedding towards the tokens' weighted mean from the first step on (this project's idea);
-            `"random"`, noise, which it first has to unlearn.
         with_decoder (`bool`, defaults to `True`):
             False in releases, whose decoder is left out: only training and `token_importance` use it.
         special_token_ids (`list[int]`, defaults to `[]`):
-            Ids that are not content: the paper drops `<s>` and `</s>` from the sequence. They are stored here because
+            Ids that are not content: the paper drops `<s>` and `</s>` from the sequence, and here the TextCNN and the
+            reconstruction do; the mean that the TextCNN adds to has them. They are stored here because
             not every encoder configuration carries them (BERT's has neither `[CLS]` nor `[SEP]`);
             [`SarcseModel.from_encoder_pretrained`] fills them in from the tokenizer.
 
@@ -90,7 +84,6 @@ class SarcseConfig(PretrainedConfig):
         integration_kernel_size: int = 3,
         activation: str = "gelu",
         decoder_length: int = 32,
-        decoder_initialization: str = "copy",
         with_decoder: bool = True,
         special_token_ids: list[int] | tuple[int, ...] = (),
         **kwargs: Any,
@@ -101,22 +94,12 @@ class SarcseConfig(PretrainedConfig):
         for size in kernel_sizes:
             _check_count("kernel_sizes", size)
         if channels is None:
-            channels = 8 * -(-2 * self.encoder_config.hidden_size // (8 * len(kernel_sizes)))  # rounded up
+            channels = 8 * -(-self.encoder_config.hidden_size // 64)  # rounded up
         _check_count("channels", channels)
         _check_count("integration_kernel_size", integration_kernel_size)
         if activation not in ACT2FN:
             raise ValueError(f"`activation` must be one of {', '.join(sorted(ACT2FN))}, got {activation!r}.")
-        if (pooling := kwargs.pop("pooling", "mean")) != "mean":  # a field of models saved before version 0.1.0
-            raise ValueError(
-                f"`pooling` {pooling!r} no longer exists: the integrated vectors are pooled by their mean, which was "
-                "far better. A model that was trained otherwise needs the code that it was saved with."
-            )
         _check_count("decoder_length", decoder_length)
-        if decoder_initialization not in DECODER_INITIALIZATIONS:
-            raise ValueError(
-                f"`decoder_initialization` must be one of {', '.join(DECODER_INITIALIZATIONS)}, got "
-                f"{decoder_initialization!r}."
-            )
         for token_id in special_token_ids:
             _check_count("special_token_ids", token_id, minimum=0)
 
@@ -126,13 +109,13 @@ class SarcseConfig(PretrainedConfig):
         self.integration_kernel_size = integration_kernel_size
         self.activation = activation
         self.decoder_length = decoder_length
-        self.decoder_initialization = decoder_initialization
         self.with_decoder = with_decoder
         self.special_token_ids = sorted(special_token_ids)
         # Of the code that runs, which is also the code that travels with what is saved.
         self.sarcse_version = __version__
         for name in ("sarcse_version", *OF_ENCODER):
             kwargs.pop(name, None)
+        _check_earlier_fields(pooler, kwargs)
         super().__init__(**{"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES), **kwargs})
 
     @property
@@ -191,6 +174,22 @@ def _as_config(encoder_config: PretrainedConfig | dict[str, Any] | None) -> Pret
     # A copy, for transformers sets the attention of nested configurations anew, and a loaded encoder would compute
     # with what is set in its own.
     return copy.deepcopy(encoder_config)
+
+
+def _check_earlier_fields(pooler: str, fields: dict[str, Any]) -> None:
+    """
+    Takes the fields out that configurations had before version 0.2.0.
+
+    Raises:
+        ValueError: they are an autoencoder's, whose layers now make other embeddings of the same weights.
+    """
+    earlier = [name for name in ("decoder_initialization", "pooling") if fields.pop(name, None) is not None]
+    if earlier and pooler == "autoencoder":
+        raise ValueError(
+            f"`{earlier[0]}` is of a model that was saved before version 0.2.0, whose embedding was the TextCNN's "
+            "output alone. Load it with the code in its folder, by AutoModel.from_pretrained with "
+            "trust_remote_code=True, or train it again."
+        )
 
 
 def _check_count(name: str, value: int, minimum: int = 1) -> None:

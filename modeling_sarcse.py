@@ -128,7 +128,14 @@ class TextCNN(nn.Module):
 
 
 class SarcseDecoder(nn.Module):
-    """Sentence embedding -> transposed convolution to `decoder_length` positions -> TextCNN -> contextual vectors."""
+    """
+    Sentence embedding -> transposed convolution to `decoder_length` positions -> TextCNN -> contextual vectors, less
+    the embedding, which is added at every position.
+
+    What the layers add is zero at first. The reconstruction error of a token then is its distance
+    from the embedding: its gradient draws the embedding to the weighted mean of the tokens' vectors, which is a good
+    embedding itself (Arora, Liang and Ma, ICLR 2017), from the first step on.
+    """
 
     def __init__(self, config: SarcseConfig) -> None:
         super().__init__()
@@ -138,44 +145,29 @@ class SarcseDecoder(nn.Module):
         self.textcnn = TextCNN(config, width)
         self.output = nn.Linear(width, config.hidden_size)  # a convolution of width 1
 
+    @property
+    def last_layer(self) -> nn.Module:
+        return self.output
+
     def forward(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         # A transposed convolution from length 1 is a matrix product: no overlaps to add up.
         product = embeddings @ self.expansion.weight.flatten(1)  # (B, d) -> (B, K c decoder_length)
         expanded = product.unflatten(1, self.expansion.weight.shape[1:]).transpose(1, 2) + self.expansion.bias
         expanded = self.activation(expanded[:, : mask.shape[1]]) * mask.unsqueeze(-1)  # (B, T, K c)
-        return self.output(self.textcnn(expanded, mask))  # (B, T, d)
-
-    @torch.no_grad()
-    def initialize_as_copy(self, integration: nn.Conv1d) -> None:
-        """
-        Start by giving the sentence embedding at every position, as far as `integration`, the encoder's, reaches. The
-        reconstruction error of a token then is its distance from the embedding: its gradient draws the embedding to
-        the weighted mean of the tokens' vectors, which is a good embedding itself (Arora, Liang and Ma, ICLR 2017).
-
-        The same "looks linear" weights as the encoder's, in three layers: the expansion makes pairs q h and -q h at
-        every position, the TextCNN's middle taps pass z and -z on from f(z) and f(-z), and the output adds them up.
-        """
-        directions = integration.weight[:, :, (integration.kernel_size[0] - 1) // 2]  # (d, K c): q, -q, next pair
-        self.expansion.weight.copy_(directions.unsqueeze(-1).expand_as(self.expansion.weight))
-        pass_on = directions.new_zeros(directions.shape[1], directions.shape[1])  # (K c, K c)
-        for first in range(0, len(pass_on) - 1, 2):
-            pass_on[first : first + 2, first : first + 2] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
-        taps = pass_on.chunk(len(self.textcnn.convolutions))  # K x (c, K c)
-        for convolution, tap in zip(self.textcnn.convolutions, taps):
-            _set_middle_tap(convolution, tap)
-        self.output.weight.copy_(directions)
+        return embeddings.unsqueeze(1) + self.output(self.textcnn(expanded, mask))  # (B, T, d)
 
 
 class Pooler(nn.Module):
     """
     What makes the sentence embedding: a row of `POOLERS`, whose attributes all that depends on the pooler asks. The
-    module takes vectors `(B, L, d)` and a mask `(B, L)` of those that count to embeddings `(B, d)`.
+    module takes vectors `(B, L, d)`, a mask `(B, L)` of the attended ones and one of the content tokens' to embeddings
+    `(B, d)`. Both masks are boolean; only a pooler `of_content` needs the second one.
 
     Attributes:
         description (`str`): What the embedding is, for cards and help.
         has_layers (`bool`): It has weights: an encoder alone does not make such embeddings.
-        of_content (`bool`): Its vectors are the content tokens', packed to the left, instead of all attended ones.
-        with_first_layer (`bool`): They are the mean of the first and the last layer's, instead of the last one's.
+        of_content (`bool`): It has to know which vectors are the content tokens'.
+        with_first_layer (`bool`): Its vectors are the mean of the first and the last layer's, not the last one's.
         pooling_mode (`str`, *optional*): sentence-transformers' name of it: an encoder alone makes such embeddings.
         decoder (`type`, *optional*): From embeddings `(B, d)` and a mask `(B, T)` to the reconstruction `(B, T, d)`.
         projection (`type`, *optional*): A layer behind the embedding, `(B, d)` -> `(B, d)`, during training only.
@@ -195,58 +187,6 @@ class Pooler(nn.Module):
         super().__init__()
 
 
-class SarcseEncoder(Pooler):
-    """Packed contextual vectors -> TextCNN -> integrating convolution -> mean: the sentence embedding h."""
-
-    description = "what a TextCNN makes of the encoder's token vectors, its scales integrated and averaged"
-    has_layers = True
-    of_content = True
-    decoder = SarcseDecoder
-
-    def __init__(self, config: SarcseConfig) -> None:
-        super().__init__(config)
-        self.textcnn = TextCNN(config, config.hidden_size)
-        self.integration = SameConv1d(
-            config.channels * len(config.kernel_sizes), config.hidden_size, config.integration_kernel_size
-        )
-
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        scales = self.textcnn(hidden_states, mask)  # (B, L, d) -> (B, L, K c)
-        # The mean of a convolution's outputs is its output for the mean of its windows: one window a sentence.
-        window = mean_window(scales, mask, self.integration.kernel_size[0])  # (B, K c, width)
-        return F.linear(window.flatten(1), self.integration.weight.flatten(1), self.integration.bias)  # (B, d)
-
-    @torch.no_grad()
-    def initialize_as_pooling(self) -> None:
-        """
-        Start as a projection of the contextual vectors that is then pooled, instead of as a random mixture of them:
-        untrained mean pooling is a strong baseline, and random convolutions would first have to win it back.
-
-        The middle taps hold pairs of channels q and -q, and their integration q and -q again, all other taps zero.
-        Since f(z) - f(-z) = z for ReLU, GELU and SiLU, each pair passes q's part of a vector on unchanged ("looks
-        linear" initialisation, arXiv 1702.08591, on the middle taps alone, arXiv 1806.05393). The q are orthonormal:
-        with at least 2 d channels in all, the whole is the identity.
-        """
-        width, hidden_size = self.integration.in_channels, self.integration.out_channels  # K c, d
-        directions = torch.empty(width // 2, hidden_size)
-        if len(directions) == 0:
-            return  # a single channel has no mirror image
-        nn.init.orthogonal_(directions)
-        mirrored = torch.zeros(width, hidden_size)
-        mirrored[0 : 2 * len(directions) : 2] = directions
-        mirrored[1 : 2 * len(directions) : 2] = -directions
-        taps = mirrored.chunk(len(self.textcnn.convolutions))  # K x (c, d)
-        for convolution, tap in zip([*self.textcnn.convolutions, self.integration], [*taps, mirrored.T]):
-            _set_middle_tap(convolution, tap)
-
-
-def _set_middle_tap(convolution: nn.Module, tap: torch.Tensor) -> None:
-    """Weights `(out, in, width)` that are `tap`, `(out, in)`, in the middle and zero elsewhere."""
-    weight = convolution.get_parameter("weight")
-    weight.zero_()
-    weight[:, :, (weight.shape[2] - 1) // 2] = tap.to(weight)
-
-
 class TrainingProjection(nn.Linear):
     """SimCSE's layer that is there for training only ("MLP during training", arXiv 2104.08821, section 6.3)."""
 
@@ -264,7 +204,9 @@ class FirstToken(Pooler):
     pooling_mode = "cls"
     projection = TrainingProjection
 
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor, content: torch.Tensor | None = None
+    ) -> torch.Tensor:
         first = mask.long().argmax(dim=1).view(-1, 1, 1)  # (B, L) -> (B, 1, 1)
         return hidden_states.gather(1, first.expand(-1, 1, hidden_states.shape[2])).squeeze(1)  # (B, L, d) -> (B, d)
 
@@ -289,7 +231,9 @@ class Mean(Pooler):
     pooling_mode: str | None = "mean"
     decoder: type[nn.Module] | None = Repetition
 
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor, content: torch.Tensor | None = None
+    ) -> torch.Tensor:
         total = (hidden_states.float() * mask.unsqueeze(-1)).sum(dim=1)  # (B, L, d) -> (B, d)
         return (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)
 
@@ -302,6 +246,44 @@ class FirstLastMean(Mean):
     pooling_mode = None
     decoder = None
     trainable = False
+
+
+class SarcseEncoder(Mean):
+    """
+    h = mean of the token vectors + mean of the integrated TextCNN of the content tokens' vectors.
+
+    The second part is zero at first (as the last layers of residual branches are in arXiv 1901.09321): a training
+    begins with mean pooling, a strong baseline, instead of a random mixture that first has to win it back.
+    """
+
+    description = "the mean of the token vectors and what a TextCNN adds to it, its scales integrated and averaged"
+    has_layers = True
+    of_content = True
+    pooling_mode = None
+    decoder = SarcseDecoder
+
+    def __init__(self, config: SarcseConfig) -> None:
+        super().__init__(config)
+        self.textcnn = TextCNN(config, config.hidden_size)
+        self.integration = SameConv1d(
+            config.channels * len(config.kernel_sizes), config.hidden_size, config.integration_kernel_size
+        )
+
+    @property
+    def last_layer(self) -> nn.Module:
+        return self.integration
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor, content: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if content is None:
+            raise ValueError("the TextCNN needs `content`, the mask of the content tokens.")
+        packed, counted = pack_left(hidden_states, content)  # (B, L, d), (B, L)
+        scales = self.textcnn(packed, counted)  # (B, L, d) -> (B, L, K c)
+        # The mean of a convolution's outputs is its output for the mean of its windows: one window a sentence.
+        window = mean_window(scales, counted, self.integration.kernel_size[0])  # (B, K c, width)
+        integrated = F.linear(window.flatten(1), self.integration.weight.flatten(1), self.integration.bias)  # (B, d)
+        return super().forward(hidden_states, mask) + integrated
 
 
 POOLERS: dict[str, type[Pooler]] = {
@@ -363,10 +345,6 @@ class SarcseModel(PreTrainedModel):
     def _initialize_new_layers(self) -> None:
         for layers in filter(None, (self.sentence_encoder, self.sentence_decoder, self.projection)):
             layers.to(device=self.encoder.device, dtype=self.encoder.dtype)
-        if isinstance(self.sentence_encoder, SarcseEncoder):
-            self.sentence_encoder.initialize_as_pooling()
-            if self.config.decoder_initialization == "copy" and isinstance(self.sentence_decoder, SarcseDecoder):
-                self.sentence_decoder.initialize_as_copy(self.sentence_encoder.integration)
 
     @classmethod
     def from_encoder_pretrained(
@@ -420,9 +398,18 @@ class SarcseModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Variance-preserving weights for the new layers, zero biases; the encoder initialises its own."""
+        """
+        Variance-preserving weights for the new layers, zero biases; the encoder initialises its own. Zero for the last
+        layers of what is added to the mean and, by the decoder, to the embedding.
+        """
+        zero_at_first = [
+            part.last_layer for part in self.children() if isinstance(part, SarcseEncoder | SarcseDecoder)
+        ]
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
+            if module in zero_at_first:
+                nn.init.zeros_(module.weight)
+            else:
+                nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -482,25 +469,20 @@ class SarcseModel(PreTrainedModel):
         if pooler.with_first_layer:
             # Index 0 holds the input embeddings: the first layer is 1 (github.com/princeton-nlp/SimCSE/issues/133).
             vectors = (encoded.hidden_states[1] + vectors) / 2
+        masks = [mask]
         if content_matters and input_ids is not None:
-            packed, packed_ids, content = self.pack_content(encoded.last_hidden_state, input_ids, attention_mask)
-        pooled, counted = (packed, content) if pooler.of_content else (vectors, mask)  # (B, L, d), (B, L)
+            masks.append(content := self._content_mask(input_ids, attention_mask))  # (B, L)
         if view_dropout is not None:
-            pooled, counted = two_views_of(pooled, counted, view_dropout)  # (2B, L, d), (2B, L)
-        embeddings = pooler(pooled, counted)  # (B, d), or (2B, d)
+            vectors = two_views_of(vectors, mask, view_dropout)  # (2B, L, d)
+            masks = [mask.repeat(2, 1) for mask in masks]  # (2B, L)
+        embeddings = pooler(vectors, *masks)  # (B, d), or (2B, d)
         if self.training and self.projection is not None:
             embeddings = self.projection(embeddings)  # (B, d)
         reconstruction = {}
-        if decoder is not None:
-            number = len(content) if reconstructed_rows is None else min(reconstructed_rows, len(content))
-            rows, positions = slice(number), slice(self.config.decoder_length)
-            mask = content[rows, positions]  # (R, T)
-            reconstruction = {
-                "reconstruction": decoder(embeddings[rows], mask),  # (R, T, d)
-                "reconstruction_target": packed[rows, positions].detach(),  # (R, T, d)
-                "content_mask": mask,
-                "content_input_ids": packed_ids[rows, positions],  # (R, T)
-            }
+        if decoder is not None and input_ids is not None:
+            rows = slice(reconstructed_rows)
+            parts = encoded.last_hidden_state[rows], input_ids[rows], content[rows]
+            reconstruction = self._reconstruct(decoder, embeddings[: len(parts[0])], *parts)
         return SarcseModelOutput(
             pooler_output=embeddings,
             last_hidden_state=encoded.last_hidden_state,
@@ -508,6 +490,25 @@ class SarcseModel(PreTrainedModel):
             attentions=encoded.get("attentions"),
             **reconstruction,
         )
+
+    def _reconstruct(
+        self,
+        decoder: nn.Module,
+        embeddings: torch.Tensor,
+        vectors: torch.Tensor,
+        input_ids: torch.Tensor,
+        content: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """The output's fields of a reconstruction, of `(R, d)`, `(R, L, d)`, `(R, L)` and the mask `(R, L)`."""
+        target, mask = pack_left(vectors.detach(), content)  # (R, L, d), (R, L)
+        ids, _ = pack_left(input_ids, content)  # (R, L)
+        target, mask, ids = (packed[:, : self.config.decoder_length] for packed in (target, mask, ids))
+        return {
+            "reconstruction": decoder(embeddings, mask),  # (R, T, d)
+            "reconstruction_target": target,  # (R, T, d)
+            "content_mask": mask,  # (R, T)
+            "content_input_ids": ids,  # (R, T)
+        }
 
     def require_decoder(self) -> nn.Module:
         """
@@ -526,12 +527,6 @@ class SarcseModel(PreTrainedModel):
             )
         able = " and ".join(name for name, pooler in POOLERS.items() if pooler.decoder is not None)
         raise ValueError(f"pooler={self.config.pooler!r} has no reconstruction: only {able} do.")
-
-    def pack_content(
-        self, hidden_states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`pack_left` of the sentences' content tokens: `(B, L, d)`, `(B, L)` and `(B, L)`."""
-        return pack_left(hidden_states, input_ids, self._content_mask(input_ids, attention_mask))
 
     def _content_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """(B, L), True for content tokens; an empty sentence keeps its special tokens, so that it has an embedding."""
@@ -747,21 +742,19 @@ def _check_encoder(name_or_path: str, model: SarcseModel, tokenizer: PreTrainedT
         )
 
 
-def pack_left(
-    hidden_states: torch.Tensor, input_ids: torch.Tensor, content_mask: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def pack_left(sequence: torch.Tensor, content_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Move the content tokens to the left, in order, and zero the rest, so that convolutions see the same neighbours
-    whatever the padding and its side: `(B, L, d)`, `(B, L)` and the mask `(B, L)` of what is content now.
+    Move what belongs to the content tokens to the left, in order, and zero the rest, so that convolutions see the same
+    neighbours whatever the padding and its side: `(B, L, ...)`, and the mask `(B, L)` of what is content now.
     """
     length = content_mask.shape[1]
     # The rest goes to one position behind the last, which is cut off. ONNX's exporter knows no stable sort.
     target = torch.where(content_mask, content_mask.cumsum(dim=1) - 1, length)  # (B, L)
-    packed = hidden_states.new_zeros(target.shape[0], length + 1, hidden_states.shape[2])  # (B, L + 1, d)
-    packed = packed.scatter(1, target.unsqueeze(-1).expand_as(hidden_states), hidden_states)[:, :length]  # (B, L, d)
-    packed_ids = input_ids.new_zeros(target.shape[0], length + 1).scatter(1, target, input_ids)[:, :length]  # (B, L)
+    target = target.view(*target.shape, *(1 for _ in sequence.shape[2:])).expand_as(sequence)  # (B, L, ...)
+    packed = sequence.new_zeros(sequence.shape[0], length + 1, *sequence.shape[2:])  # (B, L + 1, ...)
+    packed = packed.scatter(1, target, sequence)[:, :length]  # (B, L, ...)
     mask = torch.arange(length, device=target.device) < content_mask.sum(dim=1, keepdim=True)  # (B, L)
-    return packed, packed_ids, mask
+    return packed, mask
 
 
 # The share of the mean of all vectors that is left of a dropped dimension. With none of it left the views of some
@@ -770,18 +763,18 @@ def pack_left(
 TOWARDS_MEAN = 0.75
 
 
-def two_views_of(vectors: torch.Tensor, mask: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+def two_views_of(vectors: torch.Tensor, mask: torch.Tensor, rate: float) -> torch.Tensor:
     """
-    Two views of each sentence, `(B, L, d)` -> `(2B, L, d)`, with their mask, the first views first. A view goes
-    without a share `rate` of the dimensions, the same in all its vectors (spatial dropout, arXiv 1411.4280): other
-    ones in each vector would nearly cancel in the mean over the tokens.
+    Two views of each sentence, `(B, L, d)` -> `(2B, L, d)`, the first views first. A view goes without a share `rate`
+    of the dimensions, the same in all its vectors (spatial dropout, arXiv 1411.4280): other ones in each vector would
+    nearly cancel in the mean over the tokens.
     """
     counted = mask.unsqueeze(-1).to(vectors.dtype)  # (B, L, 1)
     total = (vectors.detach() * counted).sum(dim=(0, 1), dtype=torch.float32)  # (d,); float16 would overflow
     mean = (total / counted.sum(dtype=torch.float32)).to(vectors.dtype)  # (d,)
     kept = F.dropout(vectors.new_ones(2, len(vectors), 1, vectors.shape[2]), rate)  # (2, B, 1, d)
     views = (vectors - TOWARDS_MEAN * mean) * kept + TOWARDS_MEAN * mean  # (2, B, L, d)
-    return (views * counted).flatten(0, 1), mask.repeat(2, 1)  # (2B, L, d), (2B, L)
+    return views.flatten(0, 1)  # (2B, L, d)
 
 
 def mean_window(hidden_states: torch.Tensor, mask: torch.Tensor, width: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ SARCSE's two losses, which need no Trainer:
     contrast = info_nce(*outputs.pooler_output.chunk(2), temperature=0.05)
     loss = contrast + weighted_reconstruction(outputs, token_weights)
 
-With `view_dropout=0.05` the model takes the batch as it is, and makes the views itself, of one pass of the encoder.
+With `view_dropout=0.1` the model takes the batch as it is, and makes the views itself, of one pass of the encoder.
 
 Where `torch.distributed` runs, both are losses of the sentences of all processes: call them in each, and let their
 gradients be averaged, as DistributedDataParallel does.

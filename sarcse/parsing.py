@@ -111,6 +111,7 @@ OTHER_NAMES = {
 # What this program had once.
 GONE = {
     "pooling": "The integrated vectors are pooled by their mean, which was far better than their maximum",
+    "decoder_initialization": "A fresh decoder gives the sentence embedding at every position",
     "reconstructed_views": "One view is reconstructed: two cost more and were no better",
 }
 

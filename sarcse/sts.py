@@ -84,9 +84,9 @@ def load_sts(task_name: str, sts_dir: str | None = None, split: str = "test") ->
     if sts_dir is None:
         pairs = _load_from_hub(task, split)
     elif task_name == "STSB":
-        pairs = _read_table(Path(sts_dir, task.folder, f"sts-{split}.csv"), STSB_COLUMNS, has_header=False)
+        pairs = read_table(Path(sts_dir, task.folder, f"sts-{split}.csv"), STSB_COLUMNS, has_header=False)
     elif task_name == "SICKR":
-        pairs = _read_table(Path(sts_dir, task.folder, "SICK_test_annotated.txt"), SICK_COLUMNS, has_header=True)
+        pairs = read_table(Path(sts_dir, task.folder, "SICK_test_annotated.txt"), SICK_COLUMNS, has_header=True)
     else:
         pairs = _read_year(Path(sts_dir, task.folder), task.subsets)
     expected = task.pairs if split == "test" else STSB_DEV_PAIRS
@@ -107,7 +107,13 @@ def _load_from_hub(task: StsTask, split: str) -> datasets.Dataset:
         ) from error
 
 
-def _read_table(path: Path, columns: dict[str, int], has_header: bool) -> datasets.Dataset:
+def read_table(path: Path, columns: dict[str, int], has_header: bool) -> datasets.Dataset:
+    """
+    The scored pairs of a tab-separated file, whose columns are given by their places.
+
+    Raises:
+        ValueError: the file is missing or not UTF-8, or a line has too few fields or a score that is not a number.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such file. Leave the task out with --tasks, or add the file.")
     rows = []

@@ -25,6 +25,9 @@ REMOVED: dict[str, Any] = {
     "view_kind": "centred",
     "token_cutoff": 0.0,  # the share of the tokens that each view goes without
     "layers": "last",  # whose vectors are taken; or the mean of the first's and the last's
+    # Whether the TextCNN and the decoder add to the mean and to the embedding. Or they began as copies of them.
+    "residual": True,
+    "decoder_initialization": "copy",  # of the embedding; or noise (random)
     "decoder_shape": "full",  # or without its TextCNN (shallow), or no decoder at all (none)
     "encoder_shape": "full",  # of the TextCNN encoder; or a plain mean (none)
 }
@@ -44,16 +47,20 @@ START: dict[str, Any] = {
     "reconstruction_weight": 1.0,
     "frequency_weighting": "smooth_inverse",
     "frequency_smoothing": 1e-3,
-    "decoder_initialization": "random",
     "view_dropout": None,
     "start_decay": 0.0,
     **REMOVED,
+    "decoder_initialization": "random",
+    "residual": False,
 }
+# What only an autoencoder has.
+OF_AUTOENCODER = ("decoder_initialization", "residual")
 
 
 def can_run(configuration: dict[str, Any]) -> bool:
     """Whether the program still has all that a whole configuration asks for."""
-    return all(configuration[name] == value for name, value in REMOVED.items())
+    without = () if configuration["pooler"] == "autoencoder" else OF_AUTOENCODER
+    return all(configuration[name] == value for name, value in REMOVED.items() if name not in without)
 
 
 SIMCSE = {"pooler": "cls", "reconstruction_weight": 0.0}
@@ -350,9 +357,35 @@ VIEWS: dict[str, dict[str, Any]] = {
         for rate in rates
     },
 }
+# The TextCNN as all of the embedding, or beside the mean: with how many channels, and which views? The first one is
+# what the others are compared with, the second the default.
+DIMENSIONS = {ENCODER: 256, SMALL_ENCODER: 128}
+
+
+def beside_mean(encoder: str, share: int = 8, view_dropout: float | None = 0.1) -> dict[str, Any]:
+    """SARCSE with a TextCNN beside the mean, of an encoder's dimensions divided by `share` channels."""
+    channels = DIMENSIONS[encoder] // share
+    return {**SETTLED, "residual": True, "channels": channels, "view_dropout": view_dropout}
+
+
+BESIDE: dict[str, dict[str, dict[str, Any]]] = {
+    encoder: {
+        "alone, one pass, 0.05": {**methods["SARCSE"], "view_dropout": 0.05},
+        "beside the mean, d / 8 channels, 0.1": beside_mean(encoder),
+        **{
+            f"beside the mean, {channels} channels, 0.1": beside_mean(encoder, share)
+            for channels, share in (("d / 16", 16), ("d / 4", 4), ("d", 1))
+        },
+        **{
+            f"beside the mean, d / 8 channels, {views}": beside_mean(encoder, view_dropout=rate)
+            for views, rate in (("0.05", 0.05), ("0.2", 0.2), ("two passes", None))
+        },
+    }
+    for encoder, methods in TWO_PASSES.items()
+}
 # The defaults of both methods.
 ONE_PASS_SETTLED = {
-    encoder: {"SARCSE": {**methods["SARCSE"], "view_dropout": 0.05}, MEAN_RECONSTRUCTED: methods[MEAN_RECONSTRUCTED]}
+    encoder: {"SARCSE": beside_mean(encoder), MEAN_RECONSTRUCTED: methods[MEAN_RECONSTRUCTED]}
     for encoder, methods in TWO_PASSES.items()
 }
 ONE_PASS = {
@@ -362,7 +395,7 @@ ONE_PASS = {
 # Which number follows STS-B dev without labels, and does the decay to the start keep a training from ruin? Learning
 # rates and lengths within which the default is ruined or not. New layers learn three times as fast.
 HEALTH_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-HEALTH_LENGTHS = (5120, 20_032)
+HEALTH_LENGTHS = (5120, 20_032, 100_032)
 HEALTH_DECAYS = (0.0, 400.0)
 
 
@@ -383,10 +416,15 @@ PARTS = {
     "claims": [*UNTRAINED_POOLERS.values(), *LADDER.values()],
     "batch_sizes": OTHER_BATCH_SIZES,
     "second_encoder": list(SECOND_LADDER.values()),
+    "beside": list(BESIDE[ENCODER].values()),
+    "beside_small": list(BESIDE[SMALL_ENCODER].values()),
     "one_pass": ONE_PASS[ENCODER],
     "one_pass_small": ONE_PASS[SMALL_ENCODER],
     "health": health_runs(ENCODER),
     "health_small": health_runs(SMALL_ENCODER),
 }
 # Of the parts that do not run on ENCODER.
-ENCODERS = {"second_encoder": SECOND_ENCODER, "one_pass_small": SMALL_ENCODER, "health_small": SMALL_ENCODER}
+ENCODERS = {
+    "second_encoder": SECOND_ENCODER,
+    **dict.fromkeys(("beside_small", "one_pass_small", "health_small"), SMALL_ENCODER),
+}

@@ -6,6 +6,7 @@ The study: which choices make SARCSE good, and are the paper's claims against Si
     python -m study.run claims --seeds 10          # part two: the settled model beside its baselines
     python -m study.run batch_sizes --seeds 10     # ... and in batches of other sizes
     python -m study.run second_encoder --seeds 10  # ... and on all-MiniLM-L6-v2
+    python -m study.run beside --seeds 10          # a TextCNN beside the mean; beside_small: on another encoder
     python -m study.run one_pass --seeds 10        # one pass of the encoder for two views; one_pass_small: on another
     python -m study.run health --seeds 1           # the health check and the decay; health_small: on another encoder
     python -m study.report                         # the tables and figures of study/results/README.md
@@ -29,7 +30,7 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -42,6 +43,7 @@ from sarcse.figures import gold_groups
 from sarcse.parsing import parse_arguments
 from sarcse.record import code_commit, hardware, versions
 from sarcse.sentences import DataArguments, load_sentences
+from sarcse.sts import SICK_COLUMNS, read_table
 from sarcse.tokens import token_counts, tokenize
 from sarcse.trainer import SarcseTrainer
 from sarcse.training import build_trainer
@@ -123,15 +125,18 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
     if not training.resume_from_checkpoint and Path(folder).exists():
         shutil.rmtree(folder)  # it was killed while it wrote its first checkpoint
     trainer = build_trainer(model_arguments, data_arguments, training)
-    tasks, trainer.tasks = trainer.tasks, {}  # scored below, with more than the trainer measures
+    tasks = {**trainer.tasks, "SICK": sick_pairs(data)}
+    trainer.tasks = {}  # scored below, with more than the trainer measures
     held_out, counts = held_out_and_counts(trainer.model, trainer.processing_class, data_arguments)
-    watch = CandidatesWatch(trainer, held_out[-HEALTH_SENTENCES:], counts)
-    trainer.add_callback(watch)
+    watch = None
+    if run["seed"] == 1:  # one seed was enough, and they take a third of a run's time
+        watch = CandidatesWatch(trainer, held_out[-HEALTH_SENTENCES:], counts)
+        trainer.add_callback(watch)
     seconds = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics["train_runtime"]
     history = [line for line in trainer.state.log_history if "eval_stsb_spearman" in line]
     return {
         "dev": [[line["step"], line["eval_stsb_spearman"]] for line in history],
-        "health": watch.lines,
+        **({"health": watch.lines} if watch else {}),
         **measured(trainer.model.eval(), trainer.processing_class, tasks, held_out, counts),
         "seconds": round(seconds, 1),
         "hardware": hardware(training),
@@ -162,6 +167,12 @@ class CandidatesWatch(TrainerCallback):
         self.lines.append([state.global_step, self.candidates(model)])
 
 
+def sick_pairs(data: str) -> Dataset:
+    """SICK's train and trial pairs, which are no test: the second measure that choices are made on."""
+    files = [Path(data, "data", "senteval", "SICK", f"SICK_{split}.txt") for split in ("train", "trial")]
+    return concatenate_datasets([read_table(file, SICK_COLUMNS, has_header=True) for file in files])
+
+
 def measured(
     model: SarcseModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -172,8 +183,10 @@ def measured(
     """The trained model's scores, geometry and token bias."""
     measurement = measure(partial(encode, model, tokenizer), tasks, model.config.pooler)
     gold = {task: np.array(pairs["score"][:]) for task, pairs in tasks.items()}
+    spearman = {task: correlations(values, gold[task]).spearman for task, values in measurement.similarities.items()}
     return {
-        "sts": {task: correlations(values, gold[task]).spearman for task, values in measurement.similarities.items()},
+        "sts": {task: spearman[task] for task in TASKS},
+        "sick": spearman["SICK"],
         **asdict(measurement.geometry),
         "densities": densities(measurement.similarities["STSB"], gold["STSB"]),
         "bias": token_bias(model, tokenizer, held_out, counts),

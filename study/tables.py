@@ -17,6 +17,7 @@ from study.configurations import (
     APART,
     BASELINES,
     BATCHES,
+    BESIDE,
     CHOICES,
     COPY,
     DIRECT,
@@ -357,6 +358,20 @@ def one_pass_table(lines: list[dict[str, Any]]) -> str:
     return markdown_table(rows)
 
 
+def beside_table(lines: list[dict[str, Any]]) -> str:
+    """On each encoder a TextCNN beside the mean, and the paired difference to the TextCNN alone."""
+    rows = [["encoder", "TextCNN", "seeds", "STS-B dev", "average", "dev, difference", "average, difference"]]
+    for encoder, choices in BESIDE.items():
+        alone = runs(lines, next(iter(choices.values())), encoder)
+        for name, choice in choices.items():
+            of = runs(lines, choice, encoder)
+            if of:
+                cells = [mean_and_deviation(of, score) for score in (dev, average)]
+                compared = [difference_cell(difference(of, alone, score)) for score in (dev, average)]
+                rows.append([encoder, name, str(len(of)), *cells, *(["", ""] if of == alone else compared)])
+    return markdown_table(rows)
+
+
 def health_points(line: dict[str, Any], candidate: str) -> np.ndarray:
     """A candidate beside STS-B dev at each evaluation, `(EVALUATIONS, 2)`."""
     measured = dict(line["health"])
@@ -467,6 +482,7 @@ TABLES = {
     "errors": error_table,
     "second encoder": second_encoder_table,
     "second differences": second_differences_table,
+    "beside": beside_table,
     "one pass": one_pass_table,
     "health": health_table,
     "ruin": ruin_table,

@@ -18,7 +18,6 @@ def test_every_field_survives_saving_and_loading(tmp_path):
         "integration_kernel_size": 4,
         "activation": "relu",
         "decoder_length": 11,
-        "decoder_initialization": "random",
         "special_token_ids": [9, 3],
     }
     SarcseConfig(encoder_config=BertConfig(hidden_size=48), **fields).save_pretrained(tmp_path)
@@ -28,9 +27,9 @@ def test_every_field_survives_saving_and_loading(tmp_path):
     assert loaded.hidden_size == 48
 
 
-@pytest.mark.parametrize(("hidden_size", "channels"), [(768, 512), (256, 176), (128, 88), (24, 16)])
+@pytest.mark.parametrize(("hidden_size", "channels"), [(768, 96), (384, 48), (128, 16), (24, 8)])
 def test_default_channels_follow_the_encoder(hidden_size, channels, tmp_path):
-    """Three kernel sizes times `channels` is the first multiple of 24 from 2 d on; what is saved does not follow."""
+    """An eighth of d, rounded up to a multiple of 8; what is saved does not follow."""
     encoder_config = BertConfig(hidden_size=hidden_size)
     assert SarcseConfig(encoder_config=encoder_config).channels == channels
     SarcseConfig(encoder_config=encoder_config, channels=512).save_pretrained(tmp_path)
@@ -52,7 +51,7 @@ def test_default_channels_follow_the_encoder(hidden_size, channels, tmp_path):
         ("activation", "gelo"),
         ("pooling", "max"),  # of before
         ("decoder_length", 0),
-        ("decoder_initialization", "zero"),
+        ("decoder_initialization", "copy"),  # of before
         ("special_token_ids", [-1]),
         ("encoder_config", "roberta"),
         ("encoder_config", {"hidden_size": 8}),

@@ -7,14 +7,15 @@ import pytest
 from .conftest import PROJECT, run_command
 
 
-STEPS, BATCH = 20, 64
+STEPS, BATCH = 40, 64
 
 
 @pytest.mark.realdata
 def test_sarcse_beats_simcse_with_the_same_steps_and_batch(real_data, tmp_path):
     """
     SimCSE with the first token's vector, which this small encoder never trained, and, harder to beat, with the mean.
-    The README has the same comparison at full scale, on the larger encoder.
+    The README has the same comparison at full scale, on the larger encoder. (After 20 steps SARCSE and the mean are
+    level: both begin as the untrained mean.)
     """
     common = {
         "model_name_or_path": real_data / "encoders" / "roberta-tiny-wiki",
