@@ -474,7 +474,7 @@ class SarcseModel(PreTrainedModel):
             masks.append(content := self._content_mask(input_ids, attention_mask))  # (B, L)
         if view_dropout is not None:
             vectors = two_views_of(vectors, mask, view_dropout)  # (2B, L, d)
-            masks = [mask.repeat(2, 1) for mask in masks]  # (2B, L)
+            masks = [each.repeat(2, 1) for each in masks]  # (2B, L)
         embeddings = pooler(vectors, *masks)  # (B, d), or (2B, d)
         if self.training and self.projection is not None:
             embeddings = self.projection(embeddings)  # (B, d)

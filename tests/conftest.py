@@ -64,13 +64,26 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(ENCODER)
 
 
+def whole_model(encoder, **options):
+    """A model on an encoder, of which each layer counts: what a fresh one's TextCNN and decoder add would be zero."""
+    from modeling_sarcse import SarcseModel
+
+    return with_whole_layers(SarcseModel.from_encoder_pretrained(encoder, **options))
+
+
+def with_whole_layers(model):
+    """The model, with random weights where a fresh one has zeros."""
+    for part in (model.sentence_encoder, model.sentence_decoder):
+        if hasattr(part, "last_layer"):
+            torch.nn.init.normal_(part.last_layer.weight, std=0.1)
+    return model
+
+
 @pytest.fixture(scope="session")
 def trained_like_model(tokenizer):
     """The embedded encoder under a fresh autoencoder, in evaluation mode: for reading only."""
-    from modeling_sarcse import SarcseModel
-
     torch.manual_seed(0)
-    return SarcseModel.from_encoder_pretrained(str(ENCODER), tokenizer=tokenizer, channels=16)
+    return whole_model(str(ENCODER), tokenizer=tokenizer, channels=16)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, XLNetConfig, XLNetModel
 
-from .conftest import ENCODER, PROJECT, flags, start_command, start_python
+from .conftest import ENCODER, PROJECT, flags, start_command, start_python, whole_model
 
 
 BATCH = 16
@@ -77,14 +77,16 @@ def runs(tmp_path_factory):
     encoder.config.hidden_dropout_prob = encoder.config.attention_probs_dropout_prob = 0.0
     encoder.save_pretrained(folder / "encoder")
     AutoTokenizer.from_pretrained(ENCODER).save_pretrained(folder / "encoder")
+    whole_model(str(folder / "encoder"), channels=4).save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(ENCODER).save_pretrained(folder / "model")
     sizes = {"vocab_size": encoder.config.vocab_size, "d_model": 32, "n_head": 2, "n_layer": 1, "d_inner": 32}
     XLNetModel(XLNetConfig(**sizes, dropout=0.0)).save_pretrained(folder / "xlnet")
     AutoTokenizer.from_pretrained(ENCODER).save_pretrained(folder / "xlnet")
     (folder / "repeated.txt").write_text("A dog runs across the wet grass.\n" * BATCH)
     common = {"eval_strategy": "no", "eval_pairs": None, "save_strategy": "no", "max_train_samples": BATCH}
     common["use_cpu"] = "true"
-    exact = {"model_name_or_path": folder / "encoder", "optim": "sgd", "learning_rate": 1, "max_grad_norm": 0}
-    exact |= {"view_dropout": 0}
+    exact = {"model_name_or_path": folder / "model", "channels": None, "optim": "sgd", "learning_rate": 1}
+    exact |= {"max_grad_norm": 0, "view_dropout": 0}
     for world_size in WORLD_SIZES:
         common["per_device_train_batch_size"] = BATCH // world_size
         fields = {name: {**common, **exact, **options} for name, options in EXACT_RUNS.items()}

@@ -24,10 +24,9 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from transformers import AutoModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from modeling_sarcse import SarcseModel
 from sarcse.sts import load_sts
 
-from .conftest import DEMO, ENCODER, SENTENCES
+from .conftest import DEMO, ENCODER, SENTENCES, whole_model
 
 
 def forward(model, tokenizer, sentences) -> np.ndarray:
@@ -49,7 +48,7 @@ def saved(request, tmp_path_factory, tokenizer) -> str:
 
 def save(pooler, folder, tokenizer) -> str:
     torch.manual_seed(0)
-    SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler).save_pretrained(folder)
+    whole_model(str(ENCODER), pooler=pooler).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

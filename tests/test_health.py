@@ -16,7 +16,7 @@ from sarcse.sts import load_pairs
 from sarcse.trainer import SarcseTrainer
 from sarcse.watch import HEALTHY_SHARE, check_health
 
-from .conftest import DEMO, ENCODER, PROJECT, flags, run_command
+from .conftest import DEMO, ENCODER, PROJECT, flags, run_command, whole_model
 
 
 TEXTS = (DEMO / "sentences.txt").read_text().splitlines()[:400]
@@ -25,7 +25,7 @@ QUIET = {"report_to": "none", "disable_tqdm": True, "per_device_train_batch_size
 
 def fresh_model(**fields) -> SarcseModel:
     torch.manual_seed(0)
-    return SarcseModel.from_encoder_pretrained(str(ENCODER), **{"channels": 4, **fields})
+    return whole_model(str(ENCODER), **{"channels": 4, **fields})
 
 
 def test_halves_stand_between_the_special_tokens_of_the_whole():

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, pipeline
 from configuration_sarcse import OF_ENCODER, SarcseConfig
 from modeling_sarcse import POOLERS, SarcseModel
 
-from .conftest import ENCODER, SENTENCES
+from .conftest import ENCODER, SENTENCES, whole_model
 
 
 @pytest.fixture(scope="module", params=POOLERS)
@@ -23,7 +23,7 @@ def saved(request, tmp_path_factory, tokenizer):
     """A model of each pooler, the folder that its own `save_pretrained` wrote, and its embeddings."""
     torch.manual_seed(0)
     folder = str(tmp_path_factory.mktemp("saved"))
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=request.param)
+    model = whole_model(str(ENCODER), pooler=request.param)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_a_traced_model_takes_batches_of_other_sizes(saved, tokenizer):
 
 
 def test_encode_takes_what_people_give(tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER)).train()
+    model = whole_model(str(ENCODER)).train()
     assert model.encode([]).shape == (0, model.config.hidden_size)
     embeddings = model.encode(SENTENCES, normalize=True)  # with the encoder's own tokenizer
     assert embeddings.dtype == np.float32 and model.training
@@ -113,7 +113,7 @@ def test_encode_takes_what_people_give(tokenizer):
 
 def test_a_resized_vocabulary_is_saved_and_loaded(tmp_path, tokenizer):
     """transformers writes the new size to the text's own configuration, which is the encoder's."""
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER))
+    model = whole_model(str(ENCODER))
     size = model.get_input_embeddings().num_embeddings + 5
     model.resize_token_embeddings(size)
     model.save_pretrained(tmp_path)
@@ -123,7 +123,7 @@ def test_a_resized_vocabulary_is_saved_and_loaded(tmp_path, tokenizer):
 
 
 def test_config_json_has_the_encoders_sizes_where_tools_look_for_them(tmp_path):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER))
+    model = whole_model(str(ENCODER))
     model.save_pretrained(tmp_path)
     saved, own = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, ENCODER))
     assert {name: saved[name] for name in OF_ENCODER} == {name: own[name] for name in OF_ENCODER}
@@ -132,7 +132,7 @@ def test_config_json_has_the_encoders_sizes_where_tools_look_for_them(tmp_path):
 
 def test_a_configuration_alone_brings_the_code_that_it_names(tmp_path):
     """... saved by the project's class or by the one that a folder brings, of which nothing else has been loaded."""
-    SarcseModel.from_encoder_pretrained(str(ENCODER)).config.save_pretrained(tmp_path / "one")
+    whole_model(str(ENCODER)).config.save_pretrained(tmp_path / "one")
     AutoConfig.from_pretrained(tmp_path / "one", trust_remote_code=True).save_pretrained(tmp_path / "two")
     config = AutoConfig.from_pretrained(tmp_path / "two", trust_remote_code=True)
     model = AutoModel.from_config(config, trust_remote_code=True)
@@ -140,7 +140,7 @@ def test_a_configuration_alone_brings_the_code_that_it_names(tmp_path):
 
 
 def test_the_base_model_is_known_to_who_writes_a_card():
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER))
+    model = whole_model(str(ENCODER))
     assert model.config._name_or_path == model.name_or_path == str(ENCODER)
     assert AutoTokenizer.from_pretrained(model.name_or_path).vocab_size > 0
 
@@ -177,7 +177,7 @@ COPIES = {
 
 @pytest.mark.parametrize("way", COPIES)
 def test_a_copy_of_a_model_is_the_model(tmp_path, tokenizer, way):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER))
+    model = whole_model(str(ENCODER))
     make, tolerance = COPIES[way]
     given, expected = (each.encode(SENTENCES, tokenizer) for each in (make(model, tmp_path), model))
     assert np.abs(given - expected).max() <= tolerance * np.abs(expected).max()

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import POOLERS, Mean, SameConv1d, SarcseModel, mean_window, pack_left
 
-from .conftest import ENCODER, PROJECT, SENTENCES, run_python
+from .conftest import ENCODER, PROJECT, SENTENCES, run_python, whole_model
 
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -58,7 +58,7 @@ def wrapped(request, tokenizer, wordpiece_tokenizer, tmp_path_factory):
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(folder)
     own_tokenizer.save_pretrained(folder)
-    return SarcseModel.from_encoder_pretrained(str(folder), channels=8, decoder_length=12), own_tokenizer, folder
+    return whole_model(str(folder), channels=8, decoder_length=12), own_tokenizer, folder
 
 
 def embed(model, tokenizer, sentences, **options):
@@ -91,7 +91,7 @@ def test_embedding_does_not_depend_on_padding_or_batch_mates(wrapped):
 def test_embedding_does_not_depend_on_the_padding_side(tokenizer, pooler):
     """Where the encoder's own positions do not: RoBERTa counts them from the first token that is not padding."""
     torch.manual_seed(0)
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler)
+    model = whole_model(str(ENCODER), pooler=pooler)
     right = embed(model, tokenizer, SENTENCES)
     left = embed(model, tokenizer, SENTENCES, padding_side="left")
     torch.testing.assert_close(left, right, atol=1e-5, rtol=0)
@@ -140,7 +140,7 @@ def test_sentence_encoder_equals_its_formula_written_out(tokenizer):
     this and the mean of all tokens.
     """
     torch.manual_seed(0)
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=3, kernel_sizes=[2, 3])
+    model = whole_model(str(ENCODER), channels=3, kernel_sizes=[2, 3])
     for parameter in model.sentence_encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.1)  # not the zeros of a fresh model
     batch = tokenizer(SENTENCES[:1], return_tensors="pt")
@@ -190,7 +190,7 @@ def test_fresh_decoder_gives_the_embedding_at_every_position(tokenizer, options)
 
 
 def test_reconstruction_covers_the_first_content_tokens(tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=4, decoder_length=5)
+    model = whole_model(str(ENCODER), channels=4, decoder_length=5)
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     output = model(**batch, output_reconstruction=True)
     assert output.reconstruction.shape == output.reconstruction_target.shape == (4, 5, 128)
@@ -207,7 +207,7 @@ def test_reconstruction_covers_the_first_content_tokens(tokenizer):
 
 def test_decoder_equals_its_formula_written_out(tokenizer):
     """The transposed convolution by torch's own module, then the TextCNN over the content tokens, added to h."""
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=4, decoder_length=7)
+    model = whole_model(str(ENCODER), channels=4, decoder_length=7)
     for parameter in model.sentence_decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.1)  # not the zeros of a fresh model
     batch = tokenizer(SENTENCES[2], return_tensors="pt")
@@ -223,7 +223,7 @@ def test_decoder_equals_its_formula_written_out(tokenizer):
 
 
 def test_cls_pooler_has_the_tanh_layer_in_training_only(tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="cls")
+    model = whole_model(str(ENCODER), pooler="cls")
     for dropout in model.modules():
         if isinstance(dropout, torch.nn.Dropout):
             dropout.p = 0.0
@@ -235,7 +235,7 @@ def test_cls_pooler_has_the_tanh_layer_in_training_only(tokenizer):
 
 
 def test_mean_pooler_is_the_mean_over_all_attended_tokens(tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean")
+    model = whole_model(str(ENCODER), pooler="mean")
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     with torch.no_grad():
         output = model(**batch)
@@ -244,7 +244,7 @@ def test_mean_pooler_is_the_mean_over_all_attended_tokens(tokenizer):
 
 
 def test_first_last_average_is_the_mean_over_tokens_of_the_first_and_the_last_layer(tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="first_last_average")
+    model = whole_model(str(ENCODER), pooler="first_last_average")
     layers = []
     for layer in (model.encoder.encoder.layer[0], model.encoder.encoder.layer[-1]):
         layer.register_forward_hook(lambda module, inputs, output: layers.append(output))
@@ -255,7 +255,7 @@ def test_first_last_average_is_the_mean_over_tokens_of_the_first_and_the_last_la
 
 
 def test_under_mean_pooling_each_token_is_reconstructed_as_the_embedding(tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean").eval()
+    model = whole_model(str(ENCODER), pooler="mean").eval()
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     output = model(**batch, output_reconstruction=True, reconstructed_rows=1)
     vectors = output.last_hidden_state[0, : int(batch["attention_mask"][0].sum())]
@@ -269,7 +269,7 @@ def test_under_mean_pooling_each_token_is_reconstructed_as_the_embedding(tokeniz
 
 @pytest.mark.parametrize("pooler", [name for name, pooler in POOLERS.items() if pooler.decoder is None])
 def test_the_other_poolers_do_not_reconstruct(pooler, tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler)
+    model = whole_model(str(ENCODER), pooler=pooler)
     with pytest.raises(ValueError, match="has no reconstruction"):
         model(**tokenizer(SENTENCES, padding=True, return_tensors="pt"), output_reconstruction=True)
 
@@ -368,7 +368,7 @@ def test_half_precision_weights_give_nearly_the_same_embedding(saved_model, trai
 def test_gradient_checkpointing_gives_the_same_gradients(tokenizer):
     def gradients(checkpointing):
         torch.manual_seed(0)
-        model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=4).train()
+        model = whole_model(str(ENCODER), channels=4).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
             assert all(layer.gradient_checkpointing for layer in model.encoder.encoder.layer)
@@ -385,9 +385,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tokenizer):
 
 def test_attention_is_sdpa_by_default_and_eager_on_request(wrapped):
     model, tokenizer, folder = wrapped
-    eager = SarcseModel.from_encoder_pretrained(
-        str(folder), channels=8, decoder_length=12, attn_implementation="eager"
-    )
+    eager = whole_model(str(folder), channels=8, decoder_length=12, attn_implementation="eager")
     assert eager.encoder.config._attn_implementation == "eager"
     if model.encoder._supports_sdpa:
         assert model.encoder.config._attn_implementation == "sdpa"
@@ -408,7 +406,7 @@ def test_outputs_can_be_a_tuple(trained_like_model, tokenizer):
 
 def test_a_sarcse_folder_is_not_wrapped_again(saved_model):
     with pytest.raises(ValueError, match="is a SARCSE model already"):
-        SarcseModel.from_encoder_pretrained(str(saved_model))
+        whole_model(str(saved_model))
 
 
 def test_missing_weights_are_reported_and_a_language_model_head_is_not(tmp_path, tokenizer, caplog, capsys):
@@ -419,17 +417,17 @@ def test_missing_weights_are_reported_and_a_language_model_head_is_not(tmp_path,
     encoder.save_pretrained(tmp_path, state_dict=state)
     caplog.clear()
     capsys.readouterr()
-    SarcseModel.from_encoder_pretrained(str(tmp_path), tokenizer=tokenizer)
+    whole_model(str(tmp_path), tokenizer=tokenizer)
     assert "lacks weights of the encoder, which are now random: encoder.layer.1.output.dense.bias." in caplog.text
     caplog.clear()
-    SarcseModel.from_encoder_pretrained(str(ENCODER), tokenizer=tokenizer)  # saved with its masked-LM head
+    whole_model(str(ENCODER), tokenizer=tokenizer)  # saved with its masked-LM head
     assert caplog.text == "" and "UNEXPECTED" not in capsys.readouterr().err
 
 
 def test_what_is_no_text_encoder_is_refused(tmp_path, tokenizer):
     BartConfig(d_model=8, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not a text encoder"):
-        SarcseModel.from_encoder_pretrained(str(tmp_path), tokenizer=tokenizer)
+        whole_model(str(tmp_path), tokenizer=tokenizer)
 
 
 # --- A loaded encoder, and models of before --------------------------------------------------------------------------
@@ -453,7 +451,7 @@ def test_a_loaded_encoder_of_another_size_is_refused():
 
 def test_an_unknown_pooler_is_refused():
     with pytest.raises(ValueError, match="`pooler` must be one of autoencoder, cls, .*got 'first'"):
-        SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="first")
+        whole_model(str(ENCODER), pooler="first")
 
 
 @pytest.mark.parametrize("pooler", POOLERS)
@@ -462,7 +460,7 @@ def test_a_model_that_was_saved_before_loads_if_it_gives_the_same_embeddings(poo
     Its configuration had two more fields; the weights' names have stayed. An autoencoder's embedding was without the
     mean of the tokens: it must not load silently, and give others.
     """
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler, channels=4, kernel_sizes=[2, 3])
+    model = whole_model(str(ENCODER), pooler=pooler, channels=4, kernel_sizes=[2, 3])
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["sarcse_version"]

@@ -8,16 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from modeling_sarcse import SarcseModel
 from sarcse.sts import STS_TASKS
 from study import bias, report, run, tables
 
-from .conftest import DEMO, ENCODER, PROJECT, SENTENCES
+from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, whole_model
 
 
 @pytest.fixture(scope="module")
 def model():
-    return SarcseModel.from_encoder_pretrained(str(ENCODER), channels=8)
+    return whole_model(str(ENCODER), channels=8)
 
 
 def test_token_bias_groups_by_frequency(model, tokenizer):

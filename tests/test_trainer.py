@@ -20,7 +20,7 @@ from sarcse import SarcseTrainer, SarcseTrainingArguments
 from sarcse.sts import load_pairs
 from sarcse.tokens import FREQUENCY_WEIGHTINGS, token_weights
 
-from .conftest import DEMO, ENCODER
+from .conftest import DEMO, ENCODER, whole_model
 
 
 TEXTS = (DEMO / "sentences.txt").read_text().splitlines()[:32]
@@ -30,7 +30,7 @@ SMALL = {**QUIET, "per_device_train_batch_size": 8, "max_steps": 2}
 
 def fresh_model(**fields) -> SarcseModel:
     torch.manual_seed(0)
-    return SarcseModel.from_encoder_pretrained(str(ENCODER), **{"channels": 4, **fields})
+    return whole_model(str(ENCODER), **{"channels": 4, **fields})
 
 
 def sha256(sentences: list[str]) -> str:
@@ -250,7 +250,7 @@ def test_what_would_have_no_effect_or_no_scores_ends_in_a_message(tmp_path, pair
     with pytest.raises(ValueError, match=rf"SICK {named} .*, not \['sentence1', 'sentence2'\]"):
         SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, tasks={"SICK": pairs.remove_columns("score")})
     with pytest.raises(ValueError, match="has no reconstruction: add --reconstruction_weight 0"):
-        SarcseTrainer(SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="cls"), arguments, None, TEXTS)
+        SarcseTrainer(whole_model(str(ENCODER), pooler="cls"), arguments, None, TEXTS)
     with pytest.raises(ValueError, match=f"eval_dataset {named} .*, not NoneType"):
         arguments = SarcseTrainingArguments(str(tmp_path), health_sentences=0, **SMALL)
         SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS).evaluate()

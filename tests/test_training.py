@@ -24,7 +24,7 @@ from sarcse.loading import load_model
 from sarcse.parsing import parse_arguments
 from sarcse.training import build_model, build_trainer
 
-from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, refusal, run_command, run_python
+from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, refusal, run_command, run_python, with_whole_layers
 
 
 def test_output_folder_holds_what_a_user_needs(finished_run):
@@ -143,6 +143,7 @@ def test_simcse_is_a_configuration_of_the_same_program(tmp_path):
 def first_step(tmp_path, **fields):
     """The trainer of a run, and the loss of its first batch with dropout off."""
     trainer = build_trainer(*parse_arguments(flags(tmp_path / "out", report_to="none", **fields)))
+    with_whole_layers(trainer.model)
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
