@@ -132,9 +132,9 @@ class SarcseDecoder(nn.Module):
     Sentence embedding -> transposed convolution to `decoder_length` positions -> TextCNN -> contextual vectors, less
     the embedding, which is added at every position.
 
-    What the layers add is zero at first. The reconstruction error of a token then is its distance
-    from the embedding: its gradient draws the embedding to the weighted mean of the tokens' vectors, which is a good
-    embedding itself (Arora, Liang and Ma, ICLR 2017), from the first step on.
+    What the layers add is zero at first. The reconstruction error of a token then is its distance from the embedding:
+    its gradient draws the embedding to the weighted mean of the tokens' vectors from the first step on, which is a
+    good embedding itself (Arora, Liang and Ma, ICLR 2017).
     """
 
     def __init__(self, config: SarcseConfig) -> None:

@@ -383,9 +383,13 @@ BESIDE: dict[str, dict[str, dict[str, Any]]] = {
     }
     for encoder, methods in TWO_PASSES.items()
 }
-# The defaults of both methods.
-ONE_PASS_SETTLED = {
-    encoder: {"SARCSE": beside_mean(encoder), MEAN_RECONSTRUCTED: methods[MEAN_RECONSTRUCTED]}
+# What the sweep has: the defaults of both methods, and SARCSE as it was before.
+SWEPT = {
+    encoder: {
+        "SARCSE": beside_mean(encoder),
+        "SARCSE, the TextCNN alone": next(iter(BESIDE[encoder].values())),
+        MEAN_RECONSTRUCTED: methods[MEAN_RECONSTRUCTED],
+    }
     for encoder, methods in TWO_PASSES.items()
 }
 ONE_PASS = {
@@ -401,12 +405,12 @@ HEALTH_DECAYS = (0.0, 400.0)
 
 def health_run(encoder: str, method: str, decay: float, sentences: int, rate: float) -> dict[str, Any]:
     common = {"learning_rate": rate, "max_train_samples": sentences, "start_decay": decay}
-    new_layers = {"autoencoder_learning_rate": float(f"{3 * rate:.10g}")} if method == "SARCSE" else {}
-    return {**ONE_PASS_SETTLED[encoder][method], **common, **new_layers}
+    new_layers = {"autoencoder_learning_rate": float(f"{3 * rate:.10g}")} if method != MEAN_RECONSTRUCTED else {}
+    return {**SWEPT[encoder][method], **common, **new_layers}
 
 
 def health_runs(encoder: str) -> list[dict[str, Any]]:
-    settings = itertools.product(ONE_PASS_SETTLED[encoder], HEALTH_DECAYS, HEALTH_LENGTHS, HEALTH_RATES)
+    settings = itertools.product(SWEPT[encoder], HEALTH_DECAYS, HEALTH_LENGTHS, HEALTH_RATES)
     return [UNTRAINED_POOLERS["untrained, mean"], *(health_run(encoder, *setting) for setting in settings)]
 
 

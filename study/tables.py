@@ -34,7 +34,6 @@ from study.configurations import (
     MEAN_RECONSTRUCTED,
     METHODS,
     ON_FIRST_LAST,
-    ONE_PASS_SETTLED,
     SARCSE,
     SECOND_ENCODER,
     SECOND_LADDER,
@@ -44,6 +43,7 @@ from study.configurations import (
     STEEP,
     STEEPER,
     STEEPER_AS_MEAN,
+    SWEPT,
     TWO_PASSES,
     UNTRAINED_POOLERS,
     VIEWS,
@@ -421,7 +421,7 @@ def ruin_table(lines: list[dict[str, Any]]) -> str:
     """
     heads = [f"{decay}, {kept}" for decay in ("no decay", "decay") for kept in ("picked", "end")]
     rows = [["encoder", "method", "steps", "learning rate", *heads]]
-    for encoder, methods in ONE_PASS_SETTLED.items():
+    for encoder, methods in SWEPT.items():
         for untrained in runs(lines, UNTRAINED_POOLERS["untrained, mean"], encoder).values():
             rows.append([encoder, "untrained, mean pooling", "0", "", "", f"{dev(untrained):.2f}", "", ""])
         for method, sentences, rate in itertools.product(methods, HEALTH_LENGTHS, HEALTH_RATES):
