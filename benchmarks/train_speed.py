@@ -12,8 +12,9 @@ of one job in five programs.
 - `simcse_repository_method`: a plain loop after the SimCSE repository, each view padded with the batch, two flattened.
 
 The same encoder, sentences, batch size, length, precision and number of threads. `mini` is `roberta-mini-wiki`, `base`
-has RoBERTa-base's shape with random weights. Every program trains in a process of its own and they take turns. A turn
-is an epoch over the same few sentences, so that no program has shorter ones; the first one warms up.
+has RoBERTa-base's shape with random weights: three programs of it fit into 24 GiB at a batch of 64, five do not. Every
+program trains in a process of its own and they take turns. A turn is an epoch over the same few sentences, so that no
+program has shorter ones; the first one warms up.
 
 Utilisation is the arithmetic of a turn (matrix products and convolutions that torch's FlopCounterMode saw in the first
 one, with all that is computed on padding) over what a matrix product of the encoder's own shape does in that time,

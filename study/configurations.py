@@ -357,20 +357,21 @@ VIEWS: dict[str, dict[str, Any]] = {
         for rate in rates
     },
 }
-# The TextCNN as all of the embedding, or beside the mean: with how many channels, and which views? The first one is
-# what the others are compared with, the second the default.
+# The TextCNN as all of the embedding, with which the others are compared, or beside the mean: with how many channels,
+# and which views? The first one beside the mean is the default.
+ALONE = "alone, one pass, 0.05"
 DIMENSIONS = {ENCODER: 256, SMALL_ENCODER: 128}
 
 
 def beside_mean(encoder: str, share: int = 8, view_dropout: float | None = 0.1) -> dict[str, Any]:
-    """SARCSE with a TextCNN beside the mean, of an encoder's dimensions divided by `share` channels."""
+    """SARCSE with a TextCNN beside the mean, whose channels are one `share`-th of the encoder's dimensions."""
     channels = DIMENSIONS[encoder] // share
     return {**SETTLED, "residual": True, "channels": channels, "view_dropout": view_dropout}
 
 
 BESIDE: dict[str, dict[str, dict[str, Any]]] = {
     encoder: {
-        "alone, one pass, 0.05": {**methods["SARCSE"], "view_dropout": 0.05},
+        ALONE: {**methods["SARCSE"], "view_dropout": 0.05},
         "beside the mean, d / 8 channels, 0.1": beside_mean(encoder),
         **{
             f"beside the mean, {channels} channels, 0.1": beside_mean(encoder, share)
@@ -387,7 +388,7 @@ BESIDE: dict[str, dict[str, dict[str, Any]]] = {
 SWEPT = {
     encoder: {
         "SARCSE": beside_mean(encoder),
-        "SARCSE, the TextCNN alone": next(iter(BESIDE[encoder].values())),
+        "SARCSE, the TextCNN alone": BESIDE[encoder][ALONE],
         MEAN_RECONSTRUCTED: methods[MEAN_RECONSTRUCTED],
     }
     for encoder, methods in TWO_PASSES.items()

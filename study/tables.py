@@ -14,6 +14,7 @@ from sarcse.comparison import markdown_table
 from sarcse.watch import HEALTHY_SHARE
 from study.bias import SHARES
 from study.configurations import (
+    ALONE,
     APART,
     BASELINES,
     BATCHES,
@@ -342,33 +343,38 @@ def second_differences_table(lines: list[dict[str, Any]]) -> str:
     return paired_table(lines, models, compared, SECOND_ENCODER)
 
 
+def scores_beside(of: Lines, other: Lines | None) -> list[str]:
+    """Seeds and scores of a configuration, and their paired differences to another one's, empty for None."""
+    scores = (dev, average)
+    compared = ["" if other is None else difference_cell(difference(of, other, score)) for score in scores]
+    return [str(len(of)), *(mean_and_deviation(of, score) for score in scores), *compared]
+
+
+SCORES_BESIDE = ["seeds", "STS-B dev", "average", "dev, difference", "average, difference"]
+
+
 def one_pass_table(lines: list[dict[str, Any]]) -> str:
     """On each encoder each method with each kind of views, and the paired difference to two passes."""
-    rows = [["encoder", "method", "views", "seeds", "STS-B dev", "average", "dev, difference", "average, difference"]]
+    rows = [["encoder", "method", "views", *SCORES_BESIDE]]
     for encoder, methods in TWO_PASSES.items():
         for method, choice in methods.items():
             two_passes = runs(lines, choice, encoder)
             for name, view in VIEWS.items():
                 of = runs(lines, {**choice, **view}, encoder)
                 if of:
-                    cells = [mean_and_deviation(of, score) for score in (dev, average)]
-                    if view:
-                        cells += [difference_cell(difference(of, two_passes, score)) for score in (dev, average)]
-                    rows.append([encoder, method, name, str(len(of)), *cells, *[""] * (4 - len(cells))])
+                    rows.append([encoder, method, name, *scores_beside(of, two_passes if view else None)])
     return markdown_table(rows)
 
 
 def beside_table(lines: list[dict[str, Any]]) -> str:
     """On each encoder a TextCNN beside the mean, and the paired difference to the TextCNN alone."""
-    rows = [["encoder", "TextCNN", "seeds", "STS-B dev", "average", "dev, difference", "average, difference"]]
+    rows = [["encoder", "TextCNN", *SCORES_BESIDE]]
     for encoder, choices in BESIDE.items():
-        alone = runs(lines, next(iter(choices.values())), encoder)
+        alone = runs(lines, choices[ALONE], encoder)
         for name, choice in choices.items():
             of = runs(lines, choice, encoder)
             if of:
-                cells = [mean_and_deviation(of, score) for score in (dev, average)]
-                compared = [difference_cell(difference(of, alone, score)) for score in (dev, average)]
-                rows.append([encoder, name, str(len(of)), *cells, *(["", ""] if of == alone else compared)])
+                rows.append([encoder, name, *scores_beside(of, None if name == ALONE else alone)])
     return markdown_table(rows)
 
 

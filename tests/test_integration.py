@@ -132,7 +132,7 @@ def test_config_json_has_the_encoders_sizes_where_tools_look_for_them(tmp_path):
 
 def test_a_configuration_alone_brings_the_code_that_it_names(tmp_path):
     """... saved by the project's class or by the one that a folder brings, of which nothing else has been loaded."""
-    whole_model(str(ENCODER)).config.save_pretrained(tmp_path / "one")
+    SarcseModel.from_encoder_pretrained(str(ENCODER)).config.save_pretrained(tmp_path / "one")
     AutoConfig.from_pretrained(tmp_path / "one", trust_remote_code=True).save_pretrained(tmp_path / "two")
     config = AutoConfig.from_pretrained(tmp_path / "two", trust_remote_code=True)
     model = AutoModel.from_config(config, trust_remote_code=True)

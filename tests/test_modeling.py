@@ -223,7 +223,7 @@ def test_decoder_equals_its_formula_written_out(tokenizer):
 
 
 def test_cls_pooler_has_the_tanh_layer_in_training_only(tokenizer):
-    model = whole_model(str(ENCODER), pooler="cls")
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="cls")
     for dropout in model.modules():
         if isinstance(dropout, torch.nn.Dropout):
             dropout.p = 0.0
@@ -235,7 +235,7 @@ def test_cls_pooler_has_the_tanh_layer_in_training_only(tokenizer):
 
 
 def test_mean_pooler_is_the_mean_over_all_attended_tokens(tokenizer):
-    model = whole_model(str(ENCODER), pooler="mean")
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean")
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     with torch.no_grad():
         output = model(**batch)
@@ -244,7 +244,7 @@ def test_mean_pooler_is_the_mean_over_all_attended_tokens(tokenizer):
 
 
 def test_first_last_average_is_the_mean_over_tokens_of_the_first_and_the_last_layer(tokenizer):
-    model = whole_model(str(ENCODER), pooler="first_last_average")
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="first_last_average")
     layers = []
     for layer in (model.encoder.encoder.layer[0], model.encoder.encoder.layer[-1]):
         layer.register_forward_hook(lambda module, inputs, output: layers.append(output))
@@ -255,7 +255,7 @@ def test_first_last_average_is_the_mean_over_tokens_of_the_first_and_the_last_la
 
 
 def test_under_mean_pooling_each_token_is_reconstructed_as_the_embedding(tokenizer):
-    model = whole_model(str(ENCODER), pooler="mean").eval()
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean").eval()
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     output = model(**batch, output_reconstruction=True, reconstructed_rows=1)
     vectors = output.last_hidden_state[0, : int(batch["attention_mask"][0].sum())]
@@ -406,7 +406,7 @@ def test_outputs_can_be_a_tuple(trained_like_model, tokenizer):
 
 def test_a_sarcse_folder_is_not_wrapped_again(saved_model):
     with pytest.raises(ValueError, match="is a SARCSE model already"):
-        whole_model(str(saved_model))
+        SarcseModel.from_encoder_pretrained(str(saved_model))
 
 
 def test_missing_weights_are_reported_and_a_language_model_head_is_not(tmp_path, tokenizer, caplog, capsys):
@@ -417,17 +417,17 @@ def test_missing_weights_are_reported_and_a_language_model_head_is_not(tmp_path,
     encoder.save_pretrained(tmp_path, state_dict=state)
     caplog.clear()
     capsys.readouterr()
-    whole_model(str(tmp_path), tokenizer=tokenizer)
+    SarcseModel.from_encoder_pretrained(str(tmp_path), tokenizer=tokenizer)
     assert "lacks weights of the encoder, which are now random: encoder.layer.1.output.dense.bias." in caplog.text
     caplog.clear()
-    whole_model(str(ENCODER), tokenizer=tokenizer)  # saved with its masked-LM head
+    SarcseModel.from_encoder_pretrained(str(ENCODER), tokenizer=tokenizer)  # saved with its masked-LM head
     assert caplog.text == "" and "UNEXPECTED" not in capsys.readouterr().err
 
 
 def test_what_is_no_text_encoder_is_refused(tmp_path, tokenizer):
     BartConfig(d_model=8, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not a text encoder"):
-        whole_model(str(tmp_path), tokenizer=tokenizer)
+        SarcseModel.from_encoder_pretrained(str(tmp_path), tokenizer=tokenizer)
 
 
 # --- A loaded encoder, and models of before --------------------------------------------------------------------------
@@ -451,7 +451,7 @@ def test_a_loaded_encoder_of_another_size_is_refused():
 
 def test_an_unknown_pooler_is_refused():
     with pytest.raises(ValueError, match="`pooler` must be one of autoencoder, cls, .*got 'first'"):
-        whole_model(str(ENCODER), pooler="first")
+        SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="first")
 
 
 @pytest.mark.parametrize("pooler", POOLERS)

@@ -22,7 +22,7 @@ from modeling_sarcse import POOLERS, SarcseModel
 from sarcse.embedding import load_embedders
 from sarcse.loading import kind_of_model, load_model
 
-from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, refusal, run_command, run_python, whole_model
+from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, refusal, run_command, run_python
 from .test_field_encoders import small_config
 
 
@@ -33,7 +33,7 @@ PLAIN = [name for name, pooler in POOLERS.items() if pooler.pooling_mode is not 
 def plain(request, tmp_path_factory, tokenizer) -> tuple[Path, SarcseModel]:
     """A plain release, made by the command's function, and the model that it is of."""
     folder = tmp_path_factory.mktemp(request.param)
-    model = whole_model(str(ENCODER), pooler=request.param)
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=request.param)
     with torch.no_grad():
         for parameter in model.encoder.parameters():
             parameter += 0.01 * torch.randn_like(parameter)
@@ -117,7 +117,7 @@ def test_this_project_loads_it_as_what_it_was(plain, tokenizer):
 
 def test_weights_in_half_precision_are_released_as_they_are(tokenizer, tmp_path):
     """And verified in single precision, in which a reader may compute with them."""
-    model = whole_model(str(ENCODER), pooler="mean").to(torch.bfloat16)
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean").to(torch.bfloat16)
     write_model(model, tokenizer, tmp_path, plain=True, with_decoder=False)
     write_card(tmp_path / "README.md", read_facts(tmp_path, model, tokenizer), "you/model", None, None, [])
     verify(tmp_path)

@@ -250,7 +250,7 @@ def test_what_would_have_no_effect_or_no_scores_ends_in_a_message(tmp_path, pair
     with pytest.raises(ValueError, match=rf"SICK {named} .*, not \['sentence1', 'sentence2'\]"):
         SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, tasks={"SICK": pairs.remove_columns("score")})
     with pytest.raises(ValueError, match="has no reconstruction: add --reconstruction_weight 0"):
-        SarcseTrainer(whole_model(str(ENCODER), pooler="cls"), arguments, None, TEXTS)
+        SarcseTrainer(SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="cls"), arguments, None, TEXTS)
     with pytest.raises(ValueError, match=f"eval_dataset {named} .*, not NoneType"):
         arguments = SarcseTrainingArguments(str(tmp_path), health_sentences=0, **SMALL)
         SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS).evaluate()
