@@ -2,7 +2,7 @@
 SARCSE's library: what `train.py`, `eval_sts.py` and `python -m model_card` are made of. Modules import one way: text
 (`files`, `sentences`, `sts`), token ids (`tokens`), arguments (`arguments`, `parsing`), models (`loading`), embeddings
 and what they say (`comparison`, `figures`, `embedding`), losses (`losses`, `gradient_cache`), and the training
-(`checkpoints`, `watch`, `health`, `decay`, `record`, `corpus`, `releasing`, `trainer`, `training`).
+(`checkpoints`, `watch`, `health`, `budget`, `record`, `corpus`, `releasing`, `trainer`, `training`).
 
 What stands here is loaded when it is first asked for: the losses need torch and transformers alone.
 """

@@ -174,9 +174,9 @@ class ReleaseArguments:
 # What a view of one pass goes without, where that is the default: no worse than two passes in ten seeds on either
 # encoder (study/results/README.md). Under mean pooling two passes were 0.2 better.
 VIEW_DROPOUT = 0.1
-# The strength that keeps the encoder from ruin in the trainings of the study (study/results/README.md). SimCSE, which
-# has no reconstruction, stays as its paper has it.
-START_DECAY = 400.0
+# What the learning rates of all steps may add up to: less than what ruined an encoder of the study, and enough for the
+# best scores (study/results/README.md). SimCSE, which has no reconstruction, stays as its paper has it.
+LEARNING_RATE_BUDGET = 0.003
 
 
 @dataclass
@@ -206,12 +206,12 @@ class SarcseArguments(ReleaseArguments):
             "such check."
         },
     )
-    start_decay: float | None = field(
+    learning_rate_budget: float | None = field(
         default=None,
         metadata={
-            "help": "Strength of a decay of the weights that make the embedding towards those before the training, "
-            "which none leaves by more than the inverse of it: against ruin by a long training. 0: no such decay. "
-            f"Default: {START_DECAY:g} with a reconstruction, else 0."
+            "help": "What the encoder's learning rates of all steps may add up to: where they would be more, all are "
+            "scaled down. Against ruin by a long training. 0: no budget. "
+            f"Default: {LEARNING_RATE_BUDGET:g} with a reconstruction, else 0."
         },
     )
     view_dropout: float | None = field(
@@ -360,9 +360,14 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
             raise ValueError("--hub_token is seen by every user of this machine: `hf auth login`, or set HF_TOKEN.")
         if self.reconstruction_weight < 0:
             raise ValueError(f"--reconstruction_weight must not be negative, got {self.reconstruction_weight}.")
-        for name in ("start_decay", "health_sentences"):
+        for name in ("learning_rate_budget", "health_sentences"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}.")
+        if self.lr_scheduler_type == "greedy" and self.rate_budget > 0:
+            raise ValueError(
+                "--lr_scheduler_type greedy raises the learning rate by itself, beyond any budget: choose another, or "
+                "give --learning_rate_budget 0."
+            )
         if self.view_dropout is not None and not 0 <= self.view_dropout < 1:
             raise ValueError(f"--view_dropout must be from 0 to below 1, got {self.view_dropout}.")
         size = self.gradient_cache_mini_batch_size
@@ -404,11 +409,11 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         return float(f"{rate:.10g}")  # 3e-05, and not 3.0000000000000004e-05
 
     @property
-    def strength_of_decay(self) -> float:
-        """`start_decay`, or its default: resolved when it is used, for a search may change the weight."""
-        if self.start_decay is None:
-            return START_DECAY if self.reconstruction_weight > 0 else 0.0
-        return self.start_decay
+    def rate_budget(self) -> float:
+        """`learning_rate_budget`, or its default: resolved when it is used, for a search may change the weight."""
+        if self.learning_rate_budget is None:
+            return LEARNING_RATE_BUDGET if self.reconstruction_weight > 0 else 0.0
+        return self.learning_rate_budget
 
     def view_dropout_of(self, pooler: str) -> float | None:
         """What a view of one pass goes without in a training of this pooler, or None for two passes."""
@@ -417,10 +422,10 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         return self.view_dropout or None
 
     def to_dict(self) -> dict[str, Any]:
-        """With the learning rate that the new layers have, and the decay: they decide, whatever they come from."""
+        """With the new layers' learning rate, and the budget: they decide, whatever they come from."""
         resolved = {
             "autoencoder_learning_rate": self.new_layers_learning_rate,
-            "start_decay": self.strength_of_decay,
+            "learning_rate_budget": self.rate_budget,
         }
         return {**super().to_dict(), **resolved}
 

@@ -150,10 +150,10 @@ MAY_CHANGE = {
 
 
 # Settings that are gone, and what every run has now.
-FIXED = {"pooling": "mean", "reconstructed_views": 1, "reconstruction_anchor": 0.0}
+FIXED = {"pooling": "mean", "reconstructed_views": 1, "reconstruction_anchor": 0.0, "start_decay": 0.0}
 
 # Settings that are new, and what every run of before had.
-ADDED = {"view_dropout": 0.0, "start_decay": 0.0, "health_sentences": 0}
+ADDED = {"view_dropout": 0.0, "learning_rate_budget": 0.0, "health_sentences": 0}
 
 
 def decides(name: str) -> bool:

@@ -38,6 +38,7 @@ from sarcse.arguments import (
     check_reconstruction,
     metric_name,
 )
+from sarcse.budget import planned_rates, scale_rates
 from sarcse.checkpoints import (
     SETTINGS_NAME,
     SaveOnSignal,
@@ -49,7 +50,6 @@ from sarcse.checkpoints import (
 )
 from sarcse.comparison import compare
 from sarcse.corpus import Corpus, read_corpus
-from sarcse.decay import DecayToStart
 from sarcse.embedding import embed_pairs, encode, measure, measure_before, pair_metrics
 from sarcse.gradient_cache import GradientCache
 from sarcse.health import HealthCheck
@@ -159,7 +159,6 @@ class SarcseTrainer(ReleasingTrainer):
         self.base_model = describe_base_model(name, model_revision)
         self.commit = self.seconds = None
         self.rehearsed = False
-        self.decay: DecayToStart | None = None
         self.given_weights = token_weights
         self.corpus, self.health = None, None
         if train_dataset is not None:
@@ -230,14 +229,6 @@ class SarcseTrainer(ReleasingTrainer):
         check_reconstruction(model.config.pooler, args.reconstruction_weight)
         if self.reconstruct:
             self.unwrapped.require_decoder()
-        self.decay = None
-        # Before a checkpoint is loaded: a run that goes on decays to what it began with.
-        if args.strength_of_decay > 0 and not has_adapters(model):  # which are no weights of before the training
-            # All that makes the embedding. The decoder is free: held to the copy that it begins with, it would draw
-            # the tokens' vectors towards the embedding instead.
-            parts = (self.unwrapped.encoder, self.unwrapped.sentence_encoder)
-            held = [parameter for part in parts for parameter in part.parameters()]
-            self.decay = DecayToStart(held, args.strength_of_decay)
         if not self.reconstruct and model.sentence_decoder is not None:
             # Parameters that get no gradient would stop DistributedDataParallel.
             model.sentence_decoder.requires_grad_(False)
@@ -260,7 +251,7 @@ class SarcseTrainer(ReleasingTrainer):
         try:
             self.create_optimizer()  # the one that is used
             rehearsal = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
-            self.create_scheduler(num_training_steps=10, optimizer=rehearsal)
+            super().create_scheduler(num_training_steps=10, optimizer=rehearsal)
         except (ImportError, ValueError, TypeError, RuntimeError) as error:
             what = f"--optim {args.optim.value}, --lr_scheduler_type {args.lr_scheduler_type.value}"
             raise ValueError(f"{what}: {error}") from error
@@ -526,9 +517,32 @@ class SarcseTrainer(ReleasingTrainer):
             optimizer = super().create_optimizer(model)
             if rate != self.args.learning_rate:
                 split_groups(optimizer, {*self.unwrapped.encoder.parameters()}, rate)
-        if self.decay is not None:
-            self.decay.attach(optimizer)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The Trainer's schedule, within the budget of learning rates. One of the caller's own is left as it is."""
+        given = self.lr_scheduler is not None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if not given:
+            self.keep_to_budget(scheduler, num_training_steps)
+        return scheduler
+
+    def keep_to_budget(self, scheduler: Any, steps: int) -> None:
+        """Scales all learning rates down, if the encoder's would add up to more than the budget, and says so."""
+        budget, encoder = self.args.rate_budget, [p for p in self.unwrapped.encoder.parameters() if p.requires_grad]
+        # The learning rates of SGD bound no distance, nor do those of adapters, which are no pretrained weights.
+        if not budget or not encoder or has_adapters(self.model) or isinstance(scheduler.optimizer, torch.optim.SGD):
+            return
+        planned = planned_rates(scheduler, steps, encoder)
+        if planned <= budget * (1 + 1e-6):
+            return
+        scale_rates(scheduler, budget / planned)
+        if self.is_world_process_zero():
+            logger.warning(
+                f"The learning rates of all {steps:,} steps would add up to {planned:.4g}, which can ruin an encoder. "
+                f"They are multiplied by {budget / planned:.3g}, to add up to --learning_rate_budget {budget:g}; with "
+                "0 the training goes as asked."
+            )
 
 
 def split_groups(optimizer: torch.optim.Optimizer, encoder: set[torch.nn.Parameter], learning_rate: float) -> None:

@@ -101,8 +101,8 @@ def check_health(trainer: Trainer, health: float) -> None:
     logger.warning(
         f"Step {trainer.state.global_step}: the health has fallen from {best[f'eval_{HEALTH}']:.1f} at step "
         f"{best['step']} to {health:.1f}. The embeddings say less of their sentences than before. Train for fewer "
-        f"steps, lower --learning_rate, now {trainer.args.learning_rate:g}, or raise --start_decay, now "
-        f"{trainer.args.strength_of_decay:g}."
+        f"steps, lower --learning_rate, now {trainer.args.learning_rate:g}, or --learning_rate_budget, now "
+        f"{trainer.args.rate_budget:g}."
     )
 
 

@@ -17,6 +17,9 @@ REMOVED: dict[str, Any] = {
     # ruin. The decay of the weights to their start does so without another forward pass.
     "reconstruction_anchor": 0.0,
     "target_decay": None,  # of an anchor that is a moving average of the encoder
+    # Of the weights to those of before the training, which kept trainings from ruin as well, but cost more than the
+    # budget of learning rates, and did not keep the last checkpoint near the best.
+    "start_decay": 0.0,
     "token_pooling": "uniform",  # by which a mean of tokens weighs them; or a frequency weighting
     "dropout": 0.1,  # of the encoder; both encoders come with this one
     # Of what a view of one pass goes without: dimensions, the same in all its vectors, of which three quarters of the
@@ -48,7 +51,7 @@ START: dict[str, Any] = {
     "frequency_weighting": "smooth_inverse",
     "frequency_smoothing": 1e-3,
     "view_dropout": None,
-    "start_decay": 0.0,
+    "learning_rate_budget": 0.0,
     **REMOVED,
     "decoder_initialization": "random",
     "residual": False,
@@ -360,7 +363,7 @@ VIEWS: dict[str, dict[str, Any]] = {
 # The TextCNN as all of the embedding, with which the others are compared, or beside the mean: with how many channels,
 # and which views? The first one beside the mean is the default.
 ALONE = "alone, one pass, 0.05"
-DIMENSIONS = {ENCODER: 256, SMALL_ENCODER: 128}
+DIMENSIONS = {ENCODER: 256, SMALL_ENCODER: 128, SECOND_ENCODER: 384}
 
 
 def beside_mean(encoder: str, share: int = 8, view_dropout: float | None = 0.1) -> dict[str, Any]:
@@ -385,34 +388,56 @@ BESIDE: dict[str, dict[str, dict[str, Any]]] = {
     for encoder, methods in TWO_PASSES.items()
 }
 # What the sweep has: the defaults of both methods, and SARCSE as it was before.
-SWEPT = {
+SWEPT: dict[str, dict[str, dict[str, Any]]] = {
     encoder: {
         "SARCSE": beside_mean(encoder),
-        "SARCSE, the TextCNN alone": BESIDE[encoder][ALONE],
-        MEAN_RECONSTRUCTED: methods[MEAN_RECONSTRUCTED],
+        **({"SARCSE, the TextCNN alone": BESIDE[encoder][ALONE]} if encoder in BESIDE else {}),
+        MEAN_RECONSTRUCTED: DIRECT,
     }
-    for encoder, methods in TWO_PASSES.items()
+    for encoder in (ENCODER, SMALL_ENCODER, SECOND_ENCODER)
 }
 ONE_PASS = {
     encoder: [{**choice, **view} for choice in methods.values() for view in VIEWS.values()]
     for encoder, methods in TWO_PASSES.items()
 }
-# Which number follows STS-B dev without labels, and does the decay to the start keep a training from ruin? Learning
-# rates and lengths within which the default is ruined or not. New layers learn three times as fast.
+# Which number follows STS-B dev without labels, and what keeps a training from ruin? Learning rates and lengths within
+# which the default is ruined or not. New layers learn three times as fast.
 HEALTH_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 HEALTH_LENGTHS = (5120, 20_032, 100_032)
-HEALTH_DECAYS = (0.0, 400.0)
+GUARDS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "decay": {"start_decay": 400.0},
+    "budget": {"learning_rate_budget": 0.003},
+}
 
 
-def health_run(encoder: str, method: str, decay: float, sentences: int, rate: float) -> dict[str, Any]:
-    common = {"learning_rate": rate, "max_train_samples": sentences, "start_decay": decay}
+def health_run(encoder: str, method: str, guard: str, sentences: int, rate: float) -> dict[str, Any]:
+    common = {"learning_rate": rate, "max_train_samples": sentences, **GUARDS[guard]}
     new_layers = {"autoencoder_learning_rate": float(f"{3 * rate:.10g}")} if method != MEAN_RECONSTRUCTED else {}
     return {**SWEPT[encoder][method], **common, **new_layers}
 
 
+def within_budget(sentences: int, rate: float) -> bool:
+    """Whether a linear schedule from this rate to 0 needs no scaling."""
+    steps = sentences // START["per_device_train_batch_size"]
+    return rate * (steps + 1) / 2 <= GUARDS["budget"]["learning_rate_budget"]
+
+
+def rates_with_budget(sentences: int) -> list[float]:
+    """The learning rates that make different trainings: all those above the budget make the same one."""
+    within = [rate for rate in HEALTH_RATES if within_budget(sentences, rate)]
+    return list(HEALTH_RATES[: len(within) + 1])
+
+
 def health_runs(encoder: str) -> list[dict[str, Any]]:
-    settings = itertools.product(SWEPT[encoder], HEALTH_DECAYS, HEALTH_LENGTHS, HEALTH_RATES)
-    return [UNTRAINED_POOLERS["untrained, mean"], *(health_run(encoder, *setting) for setting in settings)]
+    guarded = [
+        health_run(encoder, method, "budget", sentences, rate)
+        for sentences in HEALTH_LENGTHS
+        for method in ("SARCSE", MEAN_RECONSTRUCTED)
+        for rate in rates_with_budget(sentences)
+    ]
+    others = itertools.product(SWEPT[encoder], ("none", "decay"), HEALTH_LENGTHS, HEALTH_RATES)
+    return [UNTRAINED_POOLERS["untrained, mean"], *guarded, *(health_run(encoder, *setting) for setting in others)]
 
 
 PARTS = {
@@ -427,9 +452,10 @@ PARTS = {
     "one_pass_small": ONE_PASS[SMALL_ENCODER],
     "health": health_runs(ENCODER),
     "health_small": health_runs(SMALL_ENCODER),
+    "health_second": health_runs(SECOND_ENCODER),
 }
 # Of the parts that do not run on ENCODER.
 ENCODERS = {
-    "second_encoder": SECOND_ENCODER,
+    **dict.fromkeys(("second_encoder", "health_second"), SECOND_ENCODER),
     **dict.fromkeys(("beside_small", "one_pass_small", "health_small"), SMALL_ENCODER),
 }

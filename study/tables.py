@@ -25,7 +25,7 @@ from study.configurations import (
     EARLIER_BASELINES,
     ENCODER,
     FAST,
-    HEALTH_DECAYS,
+    GUARDS,
     HEALTH_LENGTHS,
     HEALTH_RATES,
     LADDER,
@@ -50,6 +50,7 @@ from study.configurations import (
     VIEWS,
     WIDE,
     health_run,
+    rates_with_budget,
     with_batch_size,
 )
 from study.run import BINS, EVALUATIONS, TASKS
@@ -390,28 +391,34 @@ def health_table(lines: list[dict[str, Any]]) -> str:
     checkpoint, by what that loses to the best one of a run.
     """
     of_encoder = {
-        encoder: [line for line in lines if line["encoder"] == encoder and "health" in line] for encoder in TWO_PASSES
+        encoder: [line for line in lines if line["encoder"] == encoder and "health" in line] for encoder in SWEPT
     }
     of_encoder = {encoder: found for encoder, found in of_encoder.items() if found}
     if not of_encoder:
         return ""
     whole = [line for found in of_encoder.values() for line in found]
-    decayed = [line for line in whole if {**START, **line["configuration"]}["start_decay"] > 0]
+    guarded = [line for line in whole if is_guarded(line)]
     rows = []
     for candidate in whole[0]["health"][0][1]:
         ranks = []
         for found in of_encoder.values():
             points = np.concatenate([health_points(line, candidate) for line in found])
             ranks.append(stats.spearmanr(points[:, 0], points[:, 1]).statistic)
-        lost, lost_decayed = ([dev(line) - picked(line, candidate) for line in of] for of in (whole, decayed))
-        means = [f"{np.mean(values):.2f}" for values in (lost, lost_decayed)]
+        lost, lost_guarded = ([dev(line) - picked(line, candidate) for line in of] for of in (whole, guarded))
+        means = [f"{np.mean(values):.2f}" for values in (lost, lost_guarded)]
         rows.append([candidate, *(f"{rank:+.2f}" for rank in ranks), *means, f"{max(lost):.2f}"])
     rows.sort(key=lambda row: -sum(map(float, row[1 : 1 + len(of_encoder)])))
-    lost_by_last = [f"{np.mean([dev(line) - last(line) for line in of]):.2f}" for of in (whole, decayed)]
+    lost_by_last = [f"{np.mean([dev(line) - last(line) for line in of]):.2f}" for of in (whole, guarded)]
     most = max(dev(line) - last(line) for line in whole)
     rows.append(["the last checkpoint", *[""] * len(of_encoder), *lost_by_last, f"{most:.2f}"])
     header = ["number", *(f"{encoder}, {len(found)} runs" for encoder, found in of_encoder.items())]
-    return markdown_table([[*header, "lost by its choice, mean", "with the decay", "most"], *rows])
+    return markdown_table([[*header, "lost by its choice, mean", "with decay or budget", "most"], *rows])
+
+
+def is_guarded(line: dict[str, Any]) -> bool:
+    """Whether the decay or the budget kept a training from ruin."""
+    configuration = {**START, **line["configuration"]}
+    return configuration["start_decay"] > 0 or configuration["learning_rate_budget"] > 0
 
 
 def picked(line: dict[str, Any], candidate: str) -> float:
@@ -420,25 +427,54 @@ def picked(line: dict[str, Any], candidate: str) -> float:
     return points[points[:, 0].argmax(), 1]
 
 
+def untrained_line(lines: list[dict[str, Any]], encoder: str) -> dict[str, Any] | None:
+    """The encoder under mean pooling."""
+    return runs(lines, UNTRAINED_POOLERS["untrained, mean"], encoder).get(1)
+
+
 def ruin_table(lines: list[dict[str, Any]]) -> str:
     """
-    STS-B dev of each training of the sweep without and with the decay: of the checkpoint that the health picks, which
-    is empty for lines that are older than it, and at the end.
+    STS-B dev of each training of the sweep without a guard, with the decay and with the budget: of the checkpoint that
+    the health picks, which is empty for lines that are older than it, and at the end.
     """
-    heads = [f"{decay}, {kept}" for decay in ("no decay", "decay") for kept in ("picked", "end")]
+    heads = [f"{guard}, {kept}" for guard in ("no guard", "decay", "budget") for kept in ("picked", "end")]
     rows = [["encoder", "method", "steps", "learning rate", *heads]]
     for encoder, methods in SWEPT.items():
-        for untrained in runs(lines, UNTRAINED_POOLERS["untrained, mean"], encoder).values():
-            rows.append([encoder, "untrained, mean pooling", "0", "", "", f"{dev(untrained):.2f}", "", ""])
+        untrained = untrained_line(lines, encoder)
+        if untrained:
+            rows.append([encoder, "untrained, mean pooling", "0", "", "", f"{dev(untrained):.2f}", *[""] * 4])
         for method, sentences, rate in itertools.product(methods, HEALTH_LENGTHS, HEALTH_RATES):
-            of_decays = [
-                runs(lines, health_run(encoder, method, decay, sentences, rate), encoder).get(1)
-                for decay in HEALTH_DECAYS
+            rates = {guard: rate for guard in GUARDS}
+            rates["budget"] = min(rate, rates_with_budget(sentences)[-1])
+            of_guards = [
+                runs(lines, health_run(encoder, method, guard, sentences, rates[guard]), encoder).get(1)
+                for guard in GUARDS
             ]
-            if any(of_decays):
-                steps = sentences // START["per_device_train_batch_size"]
-                cells = [cell for line in of_decays for cell in picked_and_last(line)]
-                rows.append([encoder, method, f"{steps}", f"{rate:g}", *cells])
+            if any(of_guards[:2]):
+                cells = [cell for line in of_guards for cell in picked_and_last(line)]
+                rows.append([encoder, method, f"{steps_of(sentences)}", f"{rate:g}", *cells])
+    return markdown_table(rows)
+
+
+def steps_of(sentences: int) -> int:
+    return sentences // START["per_device_train_batch_size"]
+
+
+def budget_table(lines: list[dict[str, Any]]) -> str:
+    """What each different training with the budget makes of the untrained encoder under mean pooling."""
+    scores = ["STS-B dev, picked", "end", "minus untrained", "tests minus untrained"]
+    rows = [["encoder", "method", "steps", "learning rate", *scores]]
+    for encoder, methods in SWEPT.items():
+        untrained = untrained_line(lines, encoder)
+        for method, sentences in itertools.product(methods, HEALTH_LENGTHS):
+            rates = rates_with_budget(sentences)
+            for rate in rates:
+                line = runs(lines, health_run(encoder, method, "budget", sentences, rate), encoder).get(1)
+                if line and untrained:
+                    what = f"{rate:g}" + " and above" * (rate == rates[-1])
+                    added = [last(line) - dev(untrained), average(line) - average(untrained)]
+                    cells = [*picked_and_last(line), *(f"{value:+.2f}" for value in added)]
+                    rows.append([encoder, method, f"{steps_of(sentences)}", what, *cells])
     return markdown_table(rows)
 
 
@@ -458,15 +494,15 @@ def warning_table(lines: list[dict[str, Any]]) -> str:
         "the rest",
     ]
     counts = {group: [0, 0] for group in groups}
-    for encoder in TWO_PASSES:
-        untrained = [dev(line) for line in runs(lines, UNTRAINED_POOLERS["untrained, mean"], encoder).values()]
+    for encoder in SWEPT:
+        untrained = untrained_line(lines, encoder)
         for line in lines:
-            if line["encoder"] != encoder or "health" not in line or not untrained:
+            if line["encoder"] != encoder or "health" not in line or untrained is None:
                 continue
             healthiest, best = line["health"][0][1][HEALTH_NUMBER], -math.inf
             for health, score in health_points(line, HEALTH_NUMBER):
                 best = max(best, score)
-                bad = [score < untrained[0] - 1, score < best - 1, True]
+                bad = [score < dev(untrained) - 1, score < best - 1, True]
                 count = counts[groups[bad.index(True)]]
                 count[0] += 1
                 count[1] += health <= HEALTHY_SHARE * healthiest
@@ -492,5 +528,6 @@ TABLES = {
     "one pass": one_pass_table,
     "health": health_table,
     "ruin": ruin_table,
+    "budget": budget_table,
     "warnings": warning_table,
 }

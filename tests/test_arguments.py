@@ -92,7 +92,7 @@ STREAM = ["--streaming", "true", "--max_steps", "3"]
             ["--metric_for_best_model", "health", "--health_sentences", "0"],
             "health needs sentences that are kept aside",
         ),
-        (["--start_decay", "-1"], "--start_decay must not be negative, got -1.0"),
+        (["--learning_rate_budget", "-1"], "--learning_rate_budget must not be negative, got -1.0"),
         (["--gradient_cache_mini_batch_size", "0"], "--gradient_cache_mini_batch_size must be at least 1, got 0"),
         (["--fp16", "true", "--use_cpu", "true"], "fp16 needs a GPU. On a CPU train in bfloat16"),
         (["--deepspeed", "zero2.json"], "DeepSpeed is not supported: .* --gradient_cache_mini_batch_size"),

@@ -22,7 +22,6 @@ EXACT_RUNS = {
     # So small a rate that it drops nothing: the step of two passes, whose views are equal without dropout, too.
     "one-pass": {"view_dropout": 1e-9},
     "one-pass-cache": {"view_dropout": 1e-9, "gradient_cache_mini_batch_size": 3},
-    "start-decay": {"start_decay": 0.3},
     "accumulated": {"gradient_accumulation_steps": 2, "gradient_cache_mini_batch_size": 4, "max_train_samples": 32},
 }
 

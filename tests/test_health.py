@@ -113,20 +113,22 @@ def test_a_fall_is_a_warning_with_a_step_numbers_and_advice(tmp_path, tokenizer,
         assert not caplog.text
         check_health(trainer, 20.04)
     assert "the health has fallen from 40.0 at step 4 to 20.0" in caplog.text
-    assert "lower --learning_rate, now 0.001, or raise --start_decay, now 400." in caplog.text
+    assert "lower --learning_rate, now 0.001, or --learning_rate_budget, now 0.003." in caplog.text
 
 
-def test_a_ruinous_training_is_warned_of_by_its_health_and_the_decay_prevents_it(tmp_path):
+def test_a_ruinous_training_is_warned_of_by_its_health_and_the_budget_prevents_it(tmp_path):
     """At 100 times a usual learning rate, without any pairs, through the command."""
     options = {"learning_rate": 0.01, "lr_scheduler_type": "constant", "max_train_samples": 400}
     options |= {"metric_for_best_model": "health", "eval_pairs": None, "eval_steps": 10, "save_steps": 10}
     options |= {"health_sentences": 40, "max_steps": 40}
     health = {}
-    for decay in (0, 400):
-        folder = tmp_path / f"decay-{decay}"
-        process = run_command(PROJECT / "train.py", *flags(folder, start_decay=decay, **options), cwd=tmp_path)
+    for budget in (0, 0.003):
+        folder = tmp_path / f"budget-{budget}"
+        process = run_command(
+            PROJECT / "train.py", *flags(folder, learning_rate_budget=budget, **options), cwd=tmp_path
+        )
         assert process.returncode == 0, process.stderr
-        assert ("the health has fallen" in process.stderr) == (decay == 0)
+        assert ("the health has fallen" in process.stderr) == (budget == 0)
         log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-        health[decay] = [line["eval_health"] for line in log if "eval_health" in line]
-    assert health[0][-1] < HEALTHY_SHARE * health[0][0] < health[400][-1]
+        health[budget] = [line["eval_health"] for line in log if "eval_health" in line]
+    assert health[0][-1] < HEALTHY_SHARE * health[0][0] < health[0.003][-1]

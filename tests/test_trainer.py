@@ -216,7 +216,6 @@ def test_a_model_that_the_trainer_makes_is_prepared_as_one_that_it_is_given(tmp_
     trainer.train()
     decoder = [parameter.requires_grad for parameter in trainer.model.sentence_decoder.parameters()]
     assert decoder == [weight > 0] * len(decoder)
-    assert (trainer.decay is not None) == (weight > 0)
     moved = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert any(name.startswith("encoder.") for name in moved)
     assert any(name.startswith("sentence_decoder.") for name in moved) == (weight > 0)
