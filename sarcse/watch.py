@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from sarcse.arguments import HEALTH
+from sarcse.arguments import HEALTH, metric_name
 from sarcse.checkpoints import last_good_checkpoint
 
 
@@ -80,7 +81,11 @@ def check_collapse(trainer: Trainer, uniformity: float) -> None:
 
 
 class HealthAtStart(TrainerCallback):
-    """Logs the health before the first step, which says what a training makes of it."""
+    """
+    Logs the health before the first step, which says what a training makes of it. Where the health picks the best
+    checkpoint, the first one is the model before the training: of an encoder that embeds sentences well already, a
+    training may make nothing better.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -88,8 +93,26 @@ class HealthAtStart(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step == 0 and args.eval_strategy != "no":
-            self.trainer.log({f"eval_{HEALTH}": self.trainer.health(self.trainer.unwrapped)})
+        if state.global_step > 0 or args.eval_strategy == "no":
+            return
+        (health,) = broadcast_object_list([self.trainer.health(self.trainer.unwrapped)])
+        self.trainer.log({f"eval_{HEALTH}": health})
+        picks = args.load_best_model_at_end and metric_name(args.metric_for_best_model) == HEALTH
+        if picks and self.trainer.hp_search_backend is None:
+            state.best_metric, state.best_global_step = health, 0
+            state.best_model_checkpoint = str(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-0"))
+            self.trainer._save_checkpoint(self.trainer.model, trial=None)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        best = state.best_model_checkpoint or ""
+        if best.endswith(f"{PREFIX_CHECKPOINT_DIR}-0") and state.is_world_process_zero:
+            logger.warning(
+                f"The model is kept as it was before the training, when its health was {state.best_metric:.1f}: no "
+                "evaluation has found it better. Try a lower --learning_rate_budget or --learning_rate, or pick the "
+                "checkpoint by graded pairs (--eval_pairs)."
+            )
 
 
 def check_health(trainer: Trainer, health: float) -> None:

@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel
 
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import SarcseTrainingArguments
@@ -129,6 +130,28 @@ def test_a_ruinous_training_is_warned_of_by_its_health_and_the_budget_prevents_i
         )
         assert process.returncode == 0, process.stderr
         assert ("the health has fallen" in process.stderr) == (budget == 0)
+        if budget == 0:
+            assert "kept as it was before the training" in process.stderr
         log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         health[budget] = [line["eval_health"] for line in log if "eval_health" in line]
     assert health[0][-1] < HEALTHY_SHARE * health[0][0] < health[0.003][-1]
+    kept = SarcseModel.from_pretrained(tmp_path / "budget-0").encoder.state_dict()
+    encoder = AutoModel.from_pretrained(ENCODER, add_pooling_layer=False).state_dict()
+    assert kept.keys() == encoder.keys() and all(torch.equal(kept[name], encoder[name]) for name in encoder)
+
+
+def test_an_evaluation_that_is_healthier_than_the_start_is_kept(tmp_path, tokenizer, caplog):
+    arguments = {"contrastive_temperature": 0.01, "view_dropout": 0.02, "learning_rate": 6e-5, "max_steps": 20}
+    arguments |= {"eval_steps": 10, "save_steps": 10, "per_device_train_batch_size": 64}
+    sentences = (DEMO / "sentences.txt").read_text().splitlines()
+    trainer = SarcseTrainer(
+        fresh_model(),
+        SarcseTrainingArguments(str(tmp_path), **{**QUIET, **arguments, "save_strategy": "steps"}),
+        train_dataset=sentences,
+        processing_class=tokenizer,
+    )
+    with caplog.at_level(logging.WARNING, logger="sarcse.watch"):
+        trainer.train()
+    start, *evaluated = [line["eval_health"] for line in trainer.state.log_history if "eval_health" in line]
+    assert max(evaluated) > start and trainer.state.best_metric == max(evaluated)
+    assert trainer.health(trainer.unwrapped) == pytest.approx(max(evaluated)) and "kept as it was" not in caplog.text
