@@ -530,8 +530,9 @@ class SarcseTrainer(ReleasingTrainer):
     def keep_to_budget(self, scheduler: Any, steps: int) -> None:
         """Scales all learning rates down, if the encoder's would add up to more than the budget, and says so."""
         budget, encoder = self.args.rate_budget, [p for p in self.unwrapped.encoder.parameters() if p.requires_grad]
+        optimizer = getattr(scheduler.optimizer, "optimizer", scheduler.optimizer)  # accelerate's has the real one
         # The learning rates of SGD bound no distance, nor do those of adapters, which are no pretrained weights.
-        if not budget or not encoder or has_adapters(self.model) or isinstance(scheduler.optimizer, torch.optim.SGD):
+        if not budget or not encoder or has_adapters(self.model) or isinstance(optimizer, torch.optim.SGD):
             return
         planned = planned_rates(scheduler, steps, encoder)
         if planned <= budget * (1 + 1e-6):

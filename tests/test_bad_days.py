@@ -242,7 +242,8 @@ def test_a_full_disk_ends_in_a_message_and_the_run_resumes_from_the_checkpoint_b
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    process = train(tmp_path / "model", learning_rate=1e39, eval_strategy="no", save_steps=1)
+    fields = {"learning_rate": 1e39, "learning_rate_budget": 0, "eval_strategy": "no", "save_steps": 1}
+    process = train(tmp_path / "model", **fields)
     assert process.returncode == 1 and "Traceback" not in process.stderr
     message = process.stderr.splitlines()[-1]
     assert message.startswith("train.py: error: step 2: the loss is not finite. Its 8 sentences, from '")
