@@ -1,6 +1,6 @@
 """
 Whether a model still tells sentences apart by what they say, without labels: how well it finds the other half of a
-sentence. Of all numbers that were tried (study/candidates.py) this one follows STS-B dev best
+sentence. Of all numbers that were tried (study/candidates.py) this kind tells ruined models best
 (study/results/README.md).
 
 Shapes: S sentences, d dimensions.

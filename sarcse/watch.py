@@ -19,8 +19,8 @@ logger = logging.get_logger(__name__)
 # similarity above 0.9975. The encoders of the README's results are at -0.6 or below before any training.
 COLLAPSED_UNIFORMITY = -0.01
 
-# A health below this share of the best one so far is warned of: no good training of the study fell so far
-# (study/results/README.md).
+# A health below this share of the best one so far is warned of, and its checkpoint is not kept: hardly any good one of
+# the study fell so far (study/results/README.md).
 HEALTHY_SHARE = 0.85
 
 
@@ -82,9 +82,8 @@ def check_collapse(trainer: Trainer, uniformity: float) -> None:
 
 class HealthAtStart(TrainerCallback):
     """
-    Logs the health before the first step, which says what a training makes of it. Where the health picks the best
-    checkpoint, the first one is the model before the training: of an encoder that embeds sentences well already, a
-    training may make nothing better.
+    Logs the health before the first step, which says what a training makes of it. Where the health picks the
+    checkpoint, the first one is the model before the training, which stays if no evaluation finds a healthy one.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -109,17 +108,27 @@ class HealthAtStart(TrainerCallback):
         best = state.best_model_checkpoint or ""
         if best.endswith(f"{PREFIX_CHECKPOINT_DIR}-0") and state.is_world_process_zero:
             logger.warning(
-                f"The model is kept as it was before the training, when its health was {state.best_metric:.1f}: no "
-                "evaluation has found it better. Try a lower --learning_rate_budget or --learning_rate, or pick the "
-                "checkpoint by graded pairs (--eval_pairs)."
+                f"The model is kept as it was before the training, when its health was {state.best_metric:.1f}: at "
+                f"every evaluation it was below {HEALTHY_SHARE} of that. Try a lower --learning_rate_budget or "
+                "--learning_rate, or pick the checkpoint by graded pairs (--eval_pairs)."
             )
+
+
+def best_health(trainer: Trainer) -> dict[str, Any] | None:
+    """The line of the log with the best health so far."""
+    lines = [line for line in trainer.state.log_history if f"eval_{HEALTH}" in line]
+    return max(lines, key=lambda line: line[f"eval_{HEALTH}"], default=None)
+
+
+def is_healthy(trainer: Trainer, health: float) -> bool:
+    best = best_health(trainer)
+    return best is None or health > HEALTHY_SHARE * best[f"eval_{HEALTH}"]
 
 
 def check_health(trainer: Trainer, health: float) -> None:
     """Says so, if an evaluation finds the health much worse than it was."""
-    earlier = [line for line in trainer.state.log_history if f"eval_{HEALTH}" in line]
-    best = max(earlier, key=lambda line: line[f"eval_{HEALTH}"], default=None)
-    if best is None or health > HEALTHY_SHARE * best[f"eval_{HEALTH}"] or not trainer.is_world_process_zero():
+    best = best_health(trainer)
+    if best is None or is_healthy(trainer, health) or not trainer.is_world_process_zero():
         return
     logger.warning(
         f"Step {trainer.state.global_step}: the health has fallen from {best[f'eval_{HEALTH}']:.1f} at step "

@@ -387,8 +387,8 @@ def health_points(line: dict[str, Any], candidate: str) -> np.ndarray:
 
 def health_table(lines: list[dict[str, Any]]) -> str:
     """
-    How well each candidate follows STS-B dev: over all evaluations of an encoder; and as the one that picks the
-    checkpoint, by what that loses to the best one of a run.
+    How well each candidate follows STS-B dev: over all evaluations of an encoder; and as what picks the checkpoint, by
+    what that loses to the best one of a run, whether it takes the one with the highest number or the last healthy one.
     """
     of_encoder = {
         encoder: [line for line in lines if line["encoder"] == encoder and "health" in line] for encoder in SWEPT
@@ -398,6 +398,7 @@ def health_table(lines: list[dict[str, Any]]) -> str:
         return ""
     whole = [line for found in of_encoder.values() for line in found]
     guarded = [line for line in whole if is_guarded(line)]
+    starts = {encoder: untrained_line(lines, encoder) for encoder in of_encoder}
     rows = []
     for candidate in whole[0]["health"][0][1]:
         ranks = []
@@ -405,14 +406,18 @@ def health_table(lines: list[dict[str, Any]]) -> str:
             points = np.concatenate([health_points(line, candidate) for line in found])
             ranks.append(stats.spearmanr(points[:, 0], points[:, 1]).statistic)
         lost, lost_guarded = ([dev(line) - picked(line, candidate) for line in of] for of in (whole, guarded))
-        means = [f"{np.mean(values):.2f}" for values in (lost, lost_guarded)]
-        rows.append([candidate, *(f"{rank:+.2f}" for rank in ranks), *means, f"{max(lost):.2f}"])
-    rows.sort(key=lambda row: -sum(map(float, row[1 : 1 + len(of_encoder)])))
+        # A share of the best so far is nothing where a number is negative.
+        shares = all(numbers[candidate] > 0 for line in whole for _, numbers in line["health"])
+        by_share = [lost_by_health(line, starts[line["encoder"]], candidate) for line in whole] if shares else []
+        means = [f"{np.mean(values):.2f}" if values else "" for values in (lost, lost_guarded, by_share)]
+        rows.append([candidate, *(f"{rank:+.2f}" for rank in ranks), *means])
+    rows.sort(key=lambda row: float(row[-1] or "inf"))
     lost_by_last = [f"{np.mean([dev(line) - last(line) for line in of]):.2f}" for of in (whole, guarded)]
-    most = max(dev(line) - last(line) for line in whole)
-    rows.append(["the last checkpoint", *[""] * len(of_encoder), *lost_by_last, f"{most:.2f}"])
+    rows.append(["the last checkpoint", *[""] * len(of_encoder), *lost_by_last, ""])
     header = ["number", *(f"{encoder}, {len(found)} runs" for encoder, found in of_encoder.items())]
-    return markdown_table([[*header, "lost by its choice, mean", "with decay or budget", "most"], *rows])
+    return markdown_table(
+        [[*header, "lost by the highest", "with decay or budget", "lost by the last healthy"], *rows]
+    )
 
 
 def is_guarded(line: dict[str, Any]) -> bool:
@@ -434,15 +439,16 @@ def untrained_line(lines: list[dict[str, Any]], encoder: str) -> dict[str, Any] 
 
 def ruin_table(lines: list[dict[str, Any]]) -> str:
     """
-    STS-B dev of each training of the sweep without a guard, with the decay and with the budget: of the checkpoint that
-    the health picks, which is empty for lines that are older than it, and at the end.
+    STS-B dev of each training of the sweep without a guard, with the decay and with the budget: of the model that is
+    kept by its health, which is empty for lines that are older than it, and at the end.
     """
-    heads = [f"{guard}, {kept}" for guard in ("no guard", "decay", "budget") for kept in ("picked", "end")]
+    heads = [f"{guard}, {which}" for guard in ("no guard", "decay", "budget") for which in ("kept", "end")]
     rows = [["encoder", "method", "steps", "learning rate", *heads]]
     for encoder, methods in SWEPT.items():
         untrained = untrained_line(lines, encoder)
-        if untrained:
-            rows.append([encoder, "untrained, mean pooling", "0", "", "", f"{dev(untrained):.2f}", *[""] * 4])
+        if untrained is None:
+            continue
+        rows.append([encoder, "untrained, mean pooling", "0", "", "", f"{dev(untrained):.2f}", *[""] * 4])
         for method, sentences, rate in itertools.product(methods, HEALTH_LENGTHS, HEALTH_RATES):
             rates = {guard: rate for guard in GUARDS}
             rates["budget"] = min(rate, rates_with_budget(sentences)[-1])
@@ -451,7 +457,7 @@ def ruin_table(lines: list[dict[str, Any]]) -> str:
                 for guard in GUARDS
             ]
             if any(of_guards[:2]):
-                cells = [cell for line in of_guards for cell in picked_and_last(line)]
+                cells = [cell for line in of_guards for cell in kept_and_last(line, untrained)]
                 rows.append([encoder, method, f"{steps_of(sentences)}", f"{rate:g}", *cells])
     return markdown_table(rows)
 
@@ -462,7 +468,7 @@ def steps_of(sentences: int) -> int:
 
 def budget_table(lines: list[dict[str, Any]]) -> str:
     """What each different training with the budget makes of the untrained encoder under mean pooling."""
-    scores = ["STS-B dev, picked", "end", "minus untrained", "tests minus untrained"]
+    scores = ["STS-B dev, kept", "end", "end minus untrained", "tests, end minus untrained"]
     rows = [["encoder", "method", "steps", "learning rate", *scores]]
     for encoder, methods in SWEPT.items():
         untrained = untrained_line(lines, encoder)
@@ -473,17 +479,32 @@ def budget_table(lines: list[dict[str, Any]]) -> str:
                 if line and untrained:
                     what = f"{rate:g}" + " and above" * (rate == rates[-1])
                     added = [last(line) - dev(untrained), average(line) - average(untrained)]
-                    cells = [*picked_and_last(line), *(f"{value:+.2f}" for value in added)]
+                    cells = [*kept_and_last(line, untrained), *(f"{value:+.2f}" for value in added)]
                     rows.append([encoder, method, f"{steps_of(sentences)}", what, *cells])
     return markdown_table(rows)
 
 
-def picked_and_last(line: dict[str, Any] | None) -> list[str]:
+def kept(line: dict[str, Any], untrained: dict[str, Any], candidate: str = HEALTH_NUMBER) -> float:
+    """
+    STS-B dev of the last healthy model, of all evaluations and of the encoder before the training; by the program's
+    own number it is what is kept where there are no pairs.
+    """
+    healths, scores = health_points(line, candidate).T  # two of (EVALUATIONS,)
+    start = line["health"][0][1][candidate]
+    best = np.maximum.accumulate(np.maximum(healths, start))
+    healthy = np.flatnonzero(healths > HEALTHY_SHARE * best)
+    return scores[healthy[-1]] if len(healthy) > 0 else dev(untrained)
+
+
+def lost_by_health(line: dict[str, Any], untrained: dict[str, Any], candidate: str) -> float:
+    """What the last healthy model loses to the best one, the one before the training among them."""
+    return max(dev(line), dev(untrained)) - kept(line, untrained, candidate)
+
+
+def kept_and_last(line: dict[str, Any] | None, untrained: dict[str, Any]) -> list[str]:
     if line is None:
         return ["", ""]
-    if "health" not in line:
-        return ["", f"{last(line):.2f}"]
-    return [f"{picked(line, HEALTH_NUMBER):.2f}", f"{last(line):.2f}"]
+    return [f"{kept(line, untrained):.2f}" if "health" in line else "", f"{last(line):.2f}"]
 
 
 def warning_table(lines: list[dict[str, Any]]) -> str:
