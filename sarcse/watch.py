@@ -134,7 +134,7 @@ def check_health(trainer: Trainer, health: float) -> None:
         f"Step {trainer.state.global_step}: the health has fallen from {best[f'eval_{HEALTH}']:.1f} at step "
         f"{best['step']} to {health:.1f}. The embeddings say less of their sentences than before. Train for fewer "
         f"steps, lower --learning_rate, now {trainer.args.learning_rate:g}, or --learning_rate_budget, now "
-        f"{trainer.args.rate_budget:g}."
+        f"{trainer.args.rate_budget or 'none'}."
     )
 
 
