@@ -514,7 +514,7 @@ class SarcseTrainer(ReleasingTrainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """
         By its health the last healthy model is the best one: while a training goes well the health may fall a little,
-        and the one with the highest lost 0.6 to the best of each training of the study, this one 0.03.
+        and within the budget the one with the highest lost 0.6 to the best of a training of the study, this one 0.03.
         """
         if metric_name(self.args.metric_for_best_model or "") != HEALTH:
             return super()._determine_best_metric(metrics, trial)
