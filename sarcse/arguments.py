@@ -335,7 +335,7 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         if self.data_seed is None:
             # Processes have random numbers of their own, for dropout, but must agree on the order of the sentences.
             self.data_seed = self.seed
-        if metric_name(self.metric_for_best_model or "") == HEALTH and self.health_sentences == 0:
+        if self.picked_by_health and self.health_sentences == 0:
             raise ValueError("--metric_for_best_model health needs sentences that are kept aside: --health_sentences.")
         self.check_direction()
         super().__post_init__()
@@ -414,6 +414,11 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         if self.learning_rate_budget is None:
             return LEARNING_RATE_BUDGET if self.reconstruction_weight > 0 else 0.0
         return self.learning_rate_budget
+
+    @property
+    def picked_by_health(self) -> bool:
+        """Whether the health, and no graded pairs, picks the model that is kept."""
+        return metric_name(self.metric_for_best_model or "") == HEALTH
 
     def view_dropout_of(self, pooler: str) -> float | None:
         """What a view of one pass goes without in a training of this pooler, or None for two passes."""

@@ -12,6 +12,29 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+
+def keep_to_budget(trainer: Trainer, scheduler: Any, steps: int) -> None:
+    """Scales all learning rates down, if the encoder's would add up to more than the budget, and says so."""
+    budget, encoder = trainer.args.rate_budget, [p for p in trainer.unwrapped.encoder.parameters() if p.requires_grad]
+    optimizer = getattr(scheduler.optimizer, "optimizer", scheduler.optimizer)  # accelerate's has the real one
+    if not budget or not encoder or isinstance(optimizer, torch.optim.SGD):  # whose learning rates bound no distance
+        return
+    planned = planned_rates(scheduler, steps, encoder)
+    if planned <= budget * (1 + 1e-6):
+        return
+    scale_rates(scheduler, budget / planned)
+    if trainer.is_world_process_zero():
+        logger.warning(
+            f"The learning rates of all {steps:,} steps would add up to {planned:.4g}, which can ruin an encoder. "
+            f"They are multiplied by {budget / planned:.3g}, to add up to --learning_rate_budget {budget:g}; with 0 "
+            "the training goes as asked."
+        )
 
 
 def planned_rates(scheduler: Any, steps: int, parameters: Iterable[torch.nn.Parameter]) -> float:

@@ -38,7 +38,7 @@ from sarcse.arguments import (
     check_reconstruction,
     metric_name,
 )
-from sarcse.budget import planned_rates, scale_rates
+from sarcse.budget import keep_to_budget
 from sarcse.checkpoints import (
     SETTINGS_NAME,
     SaveOnSignal,
@@ -73,7 +73,7 @@ from sarcse.watch import (
     check_collapse,
     check_health,
     describe_failure,
-    is_healthy,
+    fallen_from,
 )
 
 
@@ -192,7 +192,7 @@ class SarcseTrainer(ReleasingTrainer):
         try:
             health = HealthCheck(aside, self.unwrapped.config)
         except ValueError as error:
-            if self.eval_dataset is not None and metric_name(self.args.metric_for_best_model or "") == HEALTH:
+            if self.eval_dataset is not None and self.args.picked_by_health:
                 raise ValueError(f"--metric_for_best_model health: {error}.") from error
             logger.warning(f"Evaluations do not check the model's health: {error}.")
             return None
@@ -516,9 +516,9 @@ class SarcseTrainer(ReleasingTrainer):
         By its health the last healthy model is the best one: while a training goes well the health may fall a little,
         and within the budget the one with the highest lost 0.6 to the best of a training of the study, this one 0.03.
         """
-        if metric_name(self.args.metric_for_best_model or "") != HEALTH:
+        if not self.args.picked_by_health:
             return super()._determine_best_metric(metrics, trial)
-        if not is_healthy(self, metrics[f"eval_{HEALTH}"]):
+        if fallen_from(self, metrics[f"eval_{HEALTH}"]) is not None:
             return False
         self.state.best_metric = metrics[f"eval_{HEALTH}"]
         if self.args.save_strategy != "no":
@@ -544,27 +544,9 @@ class SarcseTrainer(ReleasingTrainer):
         """The Trainer's schedule, within the budget of learning rates. One of the caller's own is left as it is."""
         given = self.lr_scheduler is not None
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if not given:
-            self.keep_to_budget(scheduler, num_training_steps)
+        if not given and not has_adapters(self.model):  # which are no pretrained weights
+            keep_to_budget(self, scheduler, num_training_steps)
         return scheduler
-
-    def keep_to_budget(self, scheduler: Any, steps: int) -> None:
-        """Scales all learning rates down, if the encoder's would add up to more than the budget, and says so."""
-        budget, encoder = self.args.rate_budget, [p for p in self.unwrapped.encoder.parameters() if p.requires_grad]
-        optimizer = getattr(scheduler.optimizer, "optimizer", scheduler.optimizer)  # accelerate's has the real one
-        # The learning rates of SGD bound no distance, nor do those of adapters, which are no pretrained weights.
-        if not budget or not encoder or has_adapters(self.model) or isinstance(optimizer, torch.optim.SGD):
-            return
-        planned = planned_rates(scheduler, steps, encoder)
-        if planned <= budget * (1 + 1e-6):
-            return
-        scale_rates(scheduler, budget / planned)
-        if self.is_world_process_zero():
-            logger.warning(
-                f"The learning rates of all {steps:,} steps would add up to {planned:.4g}, which can ruin an encoder. "
-                f"They are multiplied by {budget / planned:.3g}, to add up to --learning_rate_budget {budget:g}; with "
-                "0 the training goes as asked."
-            )
 
 
 def split_groups(optimizer: torch.optim.Optimizer, encoder: set[torch.nn.Parameter], learning_rate: float) -> None:

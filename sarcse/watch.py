@@ -9,7 +9,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from sarcse.arguments import HEALTH, metric_name
+from sarcse.arguments import HEALTH
 from sarcse.checkpoints import last_good_checkpoint
 
 
@@ -96,8 +96,11 @@ class HealthAtStart(TrainerCallback):
             return
         (health,) = broadcast_object_list([self.trainer.health(self.trainer.unwrapped)])
         self.trainer.log({f"eval_{HEALTH}": health})
-        picks = args.load_best_model_at_end and metric_name(args.metric_for_best_model) == HEALTH
-        if picks and self.trainer.hp_search_backend is None:
+        if (
+            args.load_best_model_at_end
+            and self.trainer.args.picked_by_health
+            and self.trainer.hp_search_backend is None
+        ):
             state.best_metric, state.best_global_step = health, 0
             state.best_model_checkpoint = str(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-0"))
             self.trainer._save_checkpoint(self.trainer.model, trial=None)
@@ -114,21 +117,17 @@ class HealthAtStart(TrainerCallback):
             )
 
 
-def best_health(trainer: Trainer) -> dict[str, Any] | None:
-    """The line of the log with the best health so far."""
+def fallen_from(trainer: Trainer, health: float) -> dict[str, Any] | None:
+    """The line of the log with the best health so far, if this one is so much lower that the model is not healthy."""
     lines = [line for line in trainer.state.log_history if f"eval_{HEALTH}" in line]
-    return max(lines, key=lambda line: line[f"eval_{HEALTH}"], default=None)
-
-
-def is_healthy(trainer: Trainer, health: float) -> bool:
-    best = best_health(trainer)
-    return best is None or health > HEALTHY_SHARE * best[f"eval_{HEALTH}"]
+    best = max(lines, key=lambda line: line[f"eval_{HEALTH}"], default=None)
+    return best if best is not None and health <= HEALTHY_SHARE * best[f"eval_{HEALTH}"] else None
 
 
 def check_health(trainer: Trainer, health: float) -> None:
     """Says so, if an evaluation finds the health much worse than it was."""
-    best = best_health(trainer)
-    if best is None or is_healthy(trainer, health) or not trainer.is_world_process_zero():
+    best = fallen_from(trainer, health)
+    if best is None or not trainer.is_world_process_zero():
         return
     logger.warning(
         f"Step {trainer.state.global_step}: the health has fallen from {best[f'eval_{HEALTH}']:.1f} at step "

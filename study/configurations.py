@@ -14,7 +14,7 @@ REMOVED: dict[str, Any] = {
     "error": "squared",
     "shielded_encoder": False,  # whether the reconstruction has no gradient to the encoder
     # The share of the vectors of before the training in what is reconstructed, which kept long trainings from
-    # ruin. The decay of the weights to their start does so without another forward pass.
+    # ruin. The budget of learning rates does so without another forward pass.
     "reconstruction_anchor": 0.0,
     "target_decay": None,  # of an anchor that is a moving average of the encoder
     # Of the weights to those of before the training, which kept trainings from ruin as well, but cost more than the
@@ -417,10 +417,14 @@ def health_run(encoder: str, method: str, guard: str, sentences: int, rate: floa
     return {**SWEPT[encoder][method], **common, **new_layers}
 
 
+def steps_of(sentences: int) -> int:
+    """Of one epoch."""
+    return sentences // START["per_device_train_batch_size"]
+
+
 def within_budget(sentences: int, rate: float) -> bool:
     """Whether a linear schedule from this rate to 0 needs no scaling."""
-    steps = sentences // START["per_device_train_batch_size"]
-    return rate * (steps + 1) / 2 <= GUARDS["budget"]["learning_rate_budget"]
+    return rate * (steps_of(sentences) + 1) / 2 <= GUARDS["budget"]["learning_rate_budget"]
 
 
 def rates_with_budget(sentences: int) -> list[float]:

@@ -8,7 +8,7 @@ The study: which choices make SARCSE good, and are the paper's claims against Si
     python -m study.run second_encoder --seeds 10  # ... and on all-MiniLM-L6-v2
     python -m study.run beside --seeds 10          # a TextCNN beside the mean; beside_small: on another encoder
     python -m study.run one_pass --seeds 10        # one pass of the encoder for two views; one_pass_small: on another
-    python -m study.run health --seeds 1           # the health check and the decay; health_small: on another encoder
+    python -m study.run health --seeds 1           # the health check and the budget; health_small: on another encoder
     python -m study.report                         # the tables and figures of study/results/README.md
 
 Each run is a process, and a line of study/results/study.jsonl. A run whose line is there is not made again, one

@@ -51,6 +51,7 @@ from study.configurations import (
     WIDE,
     health_run,
     rates_with_budget,
+    steps_of,
     with_batch_size,
 )
 from study.run import BINS, EVALUATIONS, TASKS
@@ -462,21 +463,19 @@ def ruin_table(lines: list[dict[str, Any]]) -> str:
     return markdown_table(rows)
 
 
-def steps_of(sentences: int) -> int:
-    return sentences // START["per_device_train_batch_size"]
-
-
 def budget_table(lines: list[dict[str, Any]]) -> str:
     """What each different training with the budget makes of the untrained encoder under mean pooling."""
     scores = ["STS-B dev, kept", "end", "end minus untrained", "tests, end minus untrained"]
     rows = [["encoder", "method", "steps", "learning rate", *scores]]
     for encoder, methods in SWEPT.items():
         untrained = untrained_line(lines, encoder)
+        if untrained is None:
+            continue
         for method, sentences in itertools.product(methods, HEALTH_LENGTHS):
             rates = rates_with_budget(sentences)
             for rate in rates:
                 line = runs(lines, health_run(encoder, method, "budget", sentences, rate), encoder).get(1)
-                if line and untrained:
+                if line:
                     what = f"{rate:g}" + " and above" * (rate == rates[-1])
                     added = [last(line) - dev(untrained), average(line) - average(untrained)]
                     cells = [*kept_and_last(line, untrained), *(f"{value:+.2f}" for value in added)]

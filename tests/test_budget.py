@@ -86,7 +86,7 @@ def test_no_weight_goes_further_than_the_budget(tmp_path):
 
 
 def test_the_default_is_told_once_with_its_numbers(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger="sarcse.trainer"):
+    with caplog.at_level(logging.WARNING, logger="sarcse.budget"):
         trainer_of(tmp_path).train()
     told = [record.getMessage() for record in caplog.records if "add up to" in record.getMessage()]
     assert len(told) == 1
