@@ -444,6 +444,70 @@ def health_runs(encoder: str) -> list[dict[str, Any]]:
     return [UNTRAINED_POOLERS["untrained, mean"], *guarded, *(health_run(encoder, *setting) for setting in others)]
 
 
+# The final ladder, on the program as it is, in 313 steps: of each method what its learning rate, temperature and
+# smoothing are chosen from. With a budget every rate above it makes the same training, so one stands for them all.
+FINAL_SENTENCES = 20_032
+UNTRAINED_MEAN = "untrained, mean pooling"
+
+
+def final_choices(encoder: str) -> dict[str, list[dict[str, Any]]]:
+    """Of each rung, on an encoder."""
+    common = {"max_train_samples": FINAL_SENTENCES}
+    budget = {**common, **GUARDS["budget"], "learning_rate": 1e-4}
+    contrast = {
+        "SimCSE": (SIMCSE, (1e-5, 3e-5, 1e-4), (0.05, 0.02, 0.005)),
+        "mean pooling": (MEAN, (3e-5, 1e-4, 3e-4), (0.05, 0.1, 0.2)),
+    }
+    reconstruction = {
+        MEAN_RECONSTRUCTED: {**DIRECT, **budget},
+        "SARCSE": {**beside_mean(encoder), **budget},
+    }
+    variants = [
+        {"contrastive_temperature": temperature, "frequency_smoothing": smoothing}
+        for temperature in (0.05, 0.02, 0.1)
+        for smoothing in (1e-4, 1e-5)
+    ]
+    return {
+        UNTRAINED_MEAN: [{**MEAN, "learning_rate": 0.0, "max_train_samples": 128}],
+        **{
+            name: [
+                {**choice, **common, "learning_rate": rate, "contrastive_temperature": temperature}
+                for temperature in temperatures
+                for rate in rates
+            ]
+            for name, (choice, rates, temperatures) in contrast.items()
+        },
+        **{name: [{**choice, **variant} for variant in variants] for name, choice in reconstruction.items()},
+    }
+
+
+# What the mean of STS-B dev and of SICK's train and trial pairs prefers.
+CHOSEN: dict[str, dict[str, dict[str, float]]] = {
+    ENCODER: {
+        "SimCSE": {"contrastive_temperature": 0.05, "learning_rate": 3e-5},
+        "mean pooling": {"contrastive_temperature": 0.1, "learning_rate": 1e-4},
+        MEAN_RECONSTRUCTED: {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-5},
+        "SARCSE": {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-4},
+    },
+    SMALL_ENCODER: {
+        "SimCSE": {"contrastive_temperature": 0.05, "learning_rate": 3e-5},
+        "mean pooling": {"contrastive_temperature": 0.1, "learning_rate": 1e-4},
+        MEAN_RECONSTRUCTED: {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-5},
+        "SARCSE": {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-4},
+    },
+}
+
+
+def chosen(encoder: str) -> dict[str, dict[str, Any]]:
+    """The rungs of the final ladder."""
+    settings = {UNTRAINED_MEAN: {}, **CHOSEN[encoder]}
+    return {
+        name: next(choice for choice in choices if settings[name].items() <= choice.items())
+        for name, choices in final_choices(encoder).items()
+    }
+
+
+FINAL = {encoder: chosen(encoder) for encoder in (ENCODER, SMALL_ENCODER)}
 PARTS = {
     "choices": CHOICES,
     "longer": list(LONGER.values()),
@@ -457,9 +521,13 @@ PARTS = {
     "health": health_runs(ENCODER),
     "health_small": health_runs(SMALL_ENCODER),
     "health_second": health_runs(SECOND_ENCODER),
+    "tuning": list(itertools.chain(*final_choices(ENCODER).values())),
+    "tuning_small": list(itertools.chain(*final_choices(SMALL_ENCODER).values())),
+    "final": list(FINAL[ENCODER].values()),
+    "final_small": list(FINAL[SMALL_ENCODER].values()),
 }
 # Of the parts that do not run on ENCODER.
 ENCODERS = {
     **dict.fromkeys(("second_encoder", "health_second"), SECOND_ENCODER),
-    **dict.fromkeys(("beside_small", "one_pass_small", "health_small"), SMALL_ENCODER),
+    **dict.fromkeys(("beside_small", "one_pass_small", "health_small", "tuning_small", "final_small"), SMALL_ENCODER),
 }

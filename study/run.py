@@ -9,6 +9,8 @@ The study: which choices make SARCSE good, and are the paper's claims against Si
     python -m study.run beside --seeds 10          # a TextCNN beside the mean; beside_small: on another encoder
     python -m study.run one_pass --seeds 10        # one pass of the encoder for two views; one_pass_small: on another
     python -m study.run health --seeds 1           # the health check and the budget; health_small: on another encoder
+    python -m study.run tuning --seeds 3           # what each rung of the final ladder is chosen from; tuning_small
+    python -m study.run final --seeds 10 --keep 3  # the final ladder; final_small
     python -m study.report                         # the tables and figures of study/results/README.md
 
 Each run is a process, and a line of study/results/study.jsonl. A run whose line is there is not made again, one
@@ -40,6 +42,7 @@ from sarcse.checkpoints import last_good_checkpoint
 from sarcse.comparison import correlations
 from sarcse.embedding import encode, measure
 from sarcse.figures import gold_groups
+from sarcse.health import HealthCheck
 from sarcse.parsing import parse_arguments
 from sarcse.record import code_commit, hardware, versions
 from sarcse.sentences import DataArguments, load_sentences
@@ -55,6 +58,7 @@ from study.configurations import ENCODER, ENCODERS, PARTS, REMOVED, SECOND_ENCOD
 LINES = PROJECT / "study" / "results" / "study.jsonl"
 TASKS = ["STS12", "STS14", "STS15", "STSB"]
 WRITING = Lock()
+MODEL, KEPT = "model", "models"  # folders: the picked model within a run's; those of `--keep`
 EVALUATIONS = 4  # of STS-B dev in a run; the best one picks the checkpoint, as in SimCSE's protocol
 
 
@@ -119,7 +123,7 @@ def flags_of(run: dict[str, Any], data: str, folder: str) -> list[str]:
     return [*(f"--{name}={value}" for name, value in fields.items()), "--sts_tasks", *TASKS]
 
 
-def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
+def one_run(run: dict[str, Any], data: str, folder: str, candidates: bool) -> dict[str, Any]:
     """Train a configuration with a seed, and measure the result: what a line holds beside `run` itself."""
     model_arguments, data_arguments, training = parse_arguments(flags_of(run, data, folder))
     if not training.resume_from_checkpoint and Path(folder).exists():
@@ -129,10 +133,11 @@ def one_run(run: dict[str, Any], data: str, folder: str) -> dict[str, Any]:
     trainer.tasks = {}  # scored below, with more than the trainer measures
     held_out, counts = held_out_and_counts(trainer.model, trainer.processing_class, data_arguments)
     watch = None
-    if run["seed"] == 1:  # one seed was enough, and they take a third of a run's time
+    if candidates:
         watch = CandidatesWatch(trainer, held_out[-HEALTH_SENTENCES:], counts)
         trainer.add_callback(watch)
     seconds = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics["train_runtime"]
+    trainer.save_model(str(Path(folder, MODEL)))
     history = [line for line in trainer.state.log_history if "eval_stsb_spearman" in line]
     return {
         "dev": [[line["step"], line["eval_stsb_spearman"]] for line in history],
@@ -190,7 +195,14 @@ def measured(
         **asdict(measurement.geometry),
         "densities": densities(measurement.similarities["STSB"], gold["STSB"]),
         "bias": token_bias(model, tokenizer, held_out, counts),
+        "halves_found": health_of(model, tokenizer, held_out),
     }
+
+
+def health_of(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, held_out: list[str]) -> float:
+    """`eval_health` on sentences that no run is trained on."""
+    rows = tokenizer(held_out[-HEALTH_SENTENCES:], truncation=True, max_length=MAX_SEQ_LENGTH)["input_ids"]
+    return HealthCheck(rows, model.config)(model)
 
 
 # --- Many runs -------------------------------------------------------------------------------------------------------
@@ -229,25 +241,40 @@ def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
     folder = arguments.output_dir / key_of(run)
     command = [sys.executable, "-m", "study.run", "one", "--run", json.dumps(run), "--output_dir", str(folder)]
     command += ["--data", arguments.data]
+    if arguments.part.startswith("health") and run["seed"] == 1:  # one was enough; they take a third of a run's time
+        command += ["--candidates"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TOKENIZERS_PARALLELISM": "false"}
     started = time.time()
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
     if process.returncode != 0:
         raise RuntimeError(f"{key_of(run)} ended with {process.returncode}:\n{process.stderr[-3000:]}")
+    if run["seed"] <= arguments.keep:
+        shutil.copytree(folder / MODEL, kept_folder(run, arguments.output_dir), dirs_exist_ok=True)
     shutil.rmtree(folder)
     whole = {"seconds_with_start": round(time.time() - started, 1), "commit": arguments.commit}
     line = json.dumps({**run, **json.loads(process.stdout.splitlines()[-1]), **whole})
-    with WRITING, LINES.open("a") as file:
-        file.write(line + "\n")
+    if key_of(run) not in arguments.done:  # else only its model was missing
+        with WRITING, LINES.open("a") as file:
+            file.write(line + "\n")
+
+
+def kept_folder(run: dict[str, Any], output_dir: Path) -> Path:
+    """Of the model that --keep keeps."""
+    return output_dir / KEPT / key_of(run)
 
 
 def study(arguments: argparse.Namespace) -> None:
     """Make the runs that are missing, several at a time."""
     arguments.commit = code_commit()
-    done = {key_of(line) for line in read_lines()}
+    arguments.done = {key_of(line) for line in read_lines()}
     runs, skipped = runs_of(arguments.part, arguments.seeds)
     encoder_folder(runs[0]["encoder"], arguments.data)
-    missing = [run for run in runs if key_of(run) not in done]
+    missing = [
+        run
+        for run in runs
+        if key_of(run) not in arguments.done
+        or (run["seed"] <= arguments.keep and not kept_folder(run, arguments.output_dir).is_dir())
+    ]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {LINES.name}.")
     if skipped:
         print(
@@ -270,11 +297,16 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="Runs at a time.")
     parser.add_argument("--threads", type=int, default=1, help="Of each run.")
     parser.add_argument("--output_dir", type=Path, default=Path("output/study"), help="For checkpoints.")
+    parser.add_argument(
+        "--keep", type=int, default=0, help=f"The models of seeds 1 to this stay in OUTPUT_DIR/{KEPT}, to be scored."
+    )
     parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--candidates", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     try:
         if arguments.part == "one":
-            print(json.dumps(one_run(arguments.run, arguments.data, str(arguments.output_dir))))
+            folder = str(arguments.output_dir)
+            print(json.dumps(one_run(arguments.run, arguments.data, folder, arguments.candidates)))
         else:
             study(arguments)
     except KeyboardInterrupt:

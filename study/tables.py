@@ -25,6 +25,7 @@ from study.configurations import (
     EARLIER_BASELINES,
     ENCODER,
     FAST,
+    FINAL,
     GUARDS,
     HEALTH_LENGTHS,
     HEALTH_RATES,
@@ -46,9 +47,11 @@ from study.configurations import (
     STEEPER_AS_MEAN,
     SWEPT,
     TWO_PASSES,
+    UNTRAINED_MEAN,
     UNTRAINED_POOLERS,
     VIEWS,
     WIDE,
+    final_choices,
     health_run,
     rates_with_budget,
     steps_of,
@@ -531,7 +534,85 @@ def warning_table(lines: list[dict[str, Any]]) -> str:
     return markdown_table([["STS-B dev", "evaluations", "warned of"], *rows])
 
 
+def development(line: dict[str, Any]) -> float:
+    """What the final ladder is chosen by: the mean of STS-B dev and of SICK's train and trial pairs."""
+    return (dev(line) + line["sick"]) / 2
+
+
+def sick(line: dict[str, Any]) -> float:
+    return line["sick"]
+
+
+def tuning_table(lines: list[dict[str, Any]]) -> str:
+    """What each rung of the final ladder is chosen from, and in bold what was."""
+    shown = ("learning_rate", "contrastive_temperature", "frequency_smoothing")
+    rows = [["encoder", "method", "rate", "temperature", "smoothing", "seeds", "STS-B dev", "SICK, dev", "their mean"]]
+    for encoder, rungs in FINAL.items():
+        for name, choices in final_choices(encoder).items():
+            for choice in choices:
+                of = runs(lines, choice, encoder)
+                if of:
+                    settings = [f"{value:g}" for value in (({**START, **choice})[field] for field in shown)]
+                    if choice["learning_rate"] == 0:
+                        settings = [""] * len(shown)
+                    elif {**START, **choice}["reconstruction_weight"] == 0:
+                        settings[-1] = ""
+                    means = [mean_and_deviation(of, score) for score in (dev, sick, development)]
+                    if choice == rungs[name]:
+                        means[-1] = f"**{means[-1]}**"
+                    rows.append([encoder, name, *settings, str(len(of)), *means])
+    return markdown_table(rows)
+
+
+def final_table(lines: list[dict[str, Any]]) -> str:
+    """The final ladder, reported once its rungs were chosen."""
+    scores: dict[str, Score] = {
+        "STS-B dev": dev,
+        "SICK, dev": sick,
+        **{task: partial(of_task, task=task) for task in TASKS},
+        "average": average,
+        "alignment": lambda line: line["alignment"],
+        "uniformity": lambda line: line["uniformity"],
+        "health": lambda line: line["halves_found"],
+    }
+    rows = [["encoder", "method", "seeds", *scores]]
+    for encoder, rungs in FINAL.items():
+        for name, choice in rungs.items():
+            of = runs(lines, choice, encoder)
+            if of:
+                rows.append(
+                    [encoder, name, str(len(of)), *(mean_and_deviation(of, score) for score in scores.values())]
+                )
+    return markdown_table(rows)
+
+
+def of_task(line: dict[str, Any], task: str) -> float:
+    return line["sts"][task]
+
+
+def final_differences_table(lines: list[dict[str, Any]]) -> str:
+    """Paired differences of the final ladder; its untrained encoder is the same for all seeds."""
+    rows = [["encoder", "difference", "pairs", "STS-B dev", "SICK, dev", *TASKS, "average"]]
+    scores: list[Score] = [dev, sick, *(partial(of_task, task=task) for task in TASKS), average]
+    for encoder, rungs in FINAL.items():
+        found = {name: runs(lines, choice, encoder) for name, choice in rungs.items()}
+        for name, other in itertools.permutations(found, 2):
+            if list(found).index(name) < list(found).index(other) or name not in ("SARCSE", MEAN_RECONSTRUCTED):
+                continue
+            of_other = found[other]
+            if other == UNTRAINED_MEAN and of_other:
+                of_other = dict.fromkeys(found[name], of_other[1])
+            pairs = len(found[name].keys() & of_other.keys())
+            if pairs > 2:
+                cells = (difference_cell(difference(found[name], of_other, score)) for score in scores)
+                rows.append([encoder, f"{name} minus {other}", str(pairs), *cells])
+    return markdown_table(rows)
+
+
 TABLES = {
+    "tuning": tuning_table,
+    "final": final_table,
+    "final differences": final_differences_table,
     "choices": choices_table,
     "longer": longer_table,
     "ladder": ladder_table,
