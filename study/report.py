@@ -1,10 +1,10 @@
 """
-The tables and figures of study/results/README.md, from the lines of study.jsonl.
+The tables and figures of the two pages in study/results, from the lines of study.jsonl.
 
     python -m study.report [--check]
 
-Everything between `<!-- NAME -->` and `<!-- /NAME -->` in that page is written here; --check says whether it is what
-the lines give, and changes nothing. Intervals are Student's 95% intervals of paired differences: of runs with the same
+Everything between `<!-- NAME -->` and `<!-- /NAME -->` in a page is written here; --check says whether it is what the
+lines give, and changes nothing. Intervals are Student's 95% intervals of paired differences: of runs with the same
 seed, which means the same order of the sentences and the same first weights.
 """
 
@@ -24,7 +24,7 @@ from study.run import LINES, read_lines
 from study.tables import STARTS, TABLES, added, average, cosines, dev, difference, runs, start_of, with_densities
 
 
-PAGE = LINES.with_name("README.md")
+PAGES = [LINES.with_name(name) for name in ("README.md", "details.md")]
 
 
 # --- Figures ---------------------------------------------------------------------------------------------------------
@@ -116,33 +116,29 @@ FIGURES = {
 
 
 def with_tables(page: str, lines: list[dict[str, Any]]) -> str:
-    """
-    The page with its tables made anew.
-
-    Raises:
-        ValueError: the page has no place for a table.
-    """
+    """A page with its tables made anew."""
     for name, table in TABLES.items():
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not place.search(page):
-            raise ValueError(f"{PAGE}: no place for a table between <!-- {name} --> and <!-- /{name} -->.")
-        text = f"\n{table(lines)}\n\n"
-        page = place.sub(lambda match, text=text: match[1] + text + match[2], page)
+        if place.search(page):
+            text = f"\n{table(lines)}\n\n"
+            page = place.sub(lambda match, text=text: match[1] + text + match[2], page)
     return page
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("--check", action="store_true", help="Exit with 1 if the page is not what the lines give.")
+    parser.add_argument("--check", action="store_true", help="Exit with 1 if a page is not what the lines give.")
     arguments = parser.parse_args()
     lines = read_lines()
-    page = PAGE.read_text(encoding="utf-8")
-    made = with_tables(page, lines)
-    if arguments.check:
-        sys.exit(f"{PAGE} is not what {LINES.name} gives: run `python -m study.report`." if made != page else 0)
-    PAGE.write_text(made, encoding="utf-8")
-    for name, draw in FIGURES.items():
-        draw(lines, PAGE.with_name(name))
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        made = with_tables(page, lines)
+        if arguments.check and made != page:
+            sys.exit(f"{path} is not what {LINES.name} gives: run `python -m study.report`.")
+        path.write_text(made, encoding="utf-8")
+    if not arguments.check:
+        for name, draw in FIGURES.items():
+            draw(lines, LINES.with_name(name))
 
 
 if __name__ == "__main__":

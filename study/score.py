@@ -15,6 +15,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from transformers import AutoTokenizer
 
 from modeling_sarcse import SarcseModel
@@ -33,7 +34,8 @@ def scores(folder: Path, tasks: dict[str, datasets.Dataset]) -> dict[str, float]
     """Of each task, and their average."""
     model = SarcseModel.from_pretrained(folder).eval()
     embed = partial(encode, model, AutoTokenizer.from_pretrained(folder))
-    similarities = measure(embed, tasks, model.config.pooler).similarities
+    with torch.autocast("cpu", torch.bfloat16):  # in which the study's runs are scored
+        similarities = measure(embed, tasks, model.config.pooler).similarities
     found = {task: correlations(similarities[task], gold_scores(pairs)).spearman for task, pairs in tasks.items()}
     return {**found, "average": float(np.mean(list(found.values())))}
 

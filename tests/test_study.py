@@ -2,14 +2,15 @@
 
 import lzma
 import re
+import shutil
+import sys
 from math import sqrt
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from sarcse.sts import STS_TASKS
-from study import bias, report, run, tables
+from sarcse.sts import STS_TASKS, load_tasks
+from study import bias, report, run, score, tables
 
 from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, whole_model
 
@@ -67,7 +68,7 @@ def test_runs_that_need_a_removed_switch_are_skipped_and_counted(part):
 def test_a_run_that_needs_a_removed_switch_is_not_made_without_it(tmp_path):
     impossible = {"encoder": run.ENCODER, "configuration": {**run.START, "error": "cosine"}, "seed": 1}
     with pytest.raises(ValueError, match="error=cosine"):
-        run.one_run(impossible, data=str(tmp_path), folder=str(tmp_path))
+        run.one_run(impossible, data=str(tmp_path), folder=str(tmp_path), candidates=False)
 
 
 @pytest.fixture
@@ -99,22 +100,36 @@ def small_data(tmp_path):
 
 def test_a_run_is_trained_and_measured_by_the_program_and_leaves_one_line(small_data, tmp_path, monkeypatch):
     """All pairs here are the same, so each test set scores what STS-B dev says of the best checkpoint."""
-    like_a_line = run.read_lines()[-1].keys()
     monkeypatch.chdir(PROJECT)
     monkeypatch.setattr(run, "LINES", tmp_path / "study.jsonl")
     small = {"max_train_samples": 32, "per_device_train_batch_size": 8, "channels": 4}
     tiny = {"encoder": run.ENCODER, "configuration": {**run.START, **run.REMOVED, **small}, "seed": 1}
-    options = {"output_dir": tmp_path / "runs", "data": str(small_data), "threads": 1, "commit": "1234567"}
-    run.make_line(tiny, SimpleNamespace(**options))
+    monkeypatch.setitem(run.PARTS, "health", [tiny["configuration"]])
+    arguments = ["--seeds", "1", "--keep", "1", "--data", str(small_data), "--output_dir", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", ["study.run", "health", *arguments])
+    run.main()
     (line,) = run.read_lines()
-    assert line.keys() == {*like_a_line, "health", "sick"}, "which older lines do not have"
     assert tiny.items() <= line.items()
     assert [step for step, _ in line["dev"]] == [1, 2, 3, 4]
     assert [*line["sts"].values(), line["sick"]] == pytest.approx([tables.dev(line)] * 5)
     pairs = len((DEMO / "sts.tsv").read_text().splitlines()) - 1
     assert sum(sum(counts) for counts in line["densities"].values()) == pairs
     assert {name: len(groups) for name, groups in line["bias"].items()} == {"change": 5, "error": 5, "variance": 5}
-    assert not any(options["output_dir"].iterdir()), "the checkpoints of a finished run are of no use"
+    best = max(line["dev"], key=lambda pair: pair[1])[0]
+    assert line["halves_found"] == pytest.approx(dict(line["health"])[best][tables.HEALTH_NUMBER], abs=1e-3)
+    # What is left of the run is its model, of which another command says the same.
+    kept = run.kept_folder(tiny, tmp_path / "runs")
+    assert [*(tmp_path / "runs").iterdir()] == [kept.parent]
+    tasks = load_tasks(["STSB", "STS12"], str(small_data / "data" / "senteval"), None)
+    assert score.scores(kept, tasks) == pytest.approx(dict.fromkeys(("STSB", "STS12", "average"), tables.dev(line)))
+    # A run whose line and model are there is not made again, one whose model is gone is.
+    made: list[dict] = []
+    monkeypatch.setattr(run, "make_line", lambda missing, _: made.append(missing))
+    run.main()
+    assert made == []
+    shutil.rmtree(kept)
+    run.main()
+    assert made == [tiny]
 
 
 def test_each_run_of_the_study_has_one_line():
@@ -146,19 +161,26 @@ def test_differences_are_paired_and_their_interval_is_students():
     assert tables.difference(one, other, tables.dev) == pytest.approx((3, 3 - half, 3 + half), rel=1e-3)
 
 
-def test_the_tables_of_the_study_are_those_of_its_lines():
-    page = report.PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", report.PAGES, ids=lambda path: path.name)
+def test_the_tables_of_the_study_are_those_of_its_lines(path):
+    page = path.read_text(encoding="utf-8")
     assert report.with_tables(page, run.read_lines()) == page
 
 
-@pytest.mark.parametrize("path", [report.PAGE, PROJECT / "README.md"], ids=["page", "README"])
+def test_each_table_of_the_study_is_on_one_page():
+    pages = "".join(path.read_text(encoding="utf-8") for path in report.PAGES)
+    assert sorted(re.findall(r"<!-- ([^/].*?) -->", pages)) == sorted(tables.TABLES)
+    assert sorted(re.findall(r"<!-- /(.*?) -->", pages)) == sorted(tables.TABLES)
+
+
+@pytest.mark.parametrize(
+    "path", [*report.PAGES, PROJECT / "README.md"], ids=lambda path: str(path.relative_to(PROJECT))
+)
 def test_each_interval_that_is_quoted_is_in_a_table_of_the_study(path):
     """Or the same difference the other way round: what more seeds have moved is not quoted as it was."""
     interval = re.compile(r"\[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\]")
-    page = report.PAGE.read_text(encoding="utf-8")
-    known = {
-        (float(low), float(high)) for row in page.splitlines() if row[:1] == "|" for low, high in interval.findall(row)
-    }
+    rows = [row for page in report.PAGES for row in page.read_text(encoding="utf-8").splitlines() if row[:1] == "|"]
+    known = {(float(low), float(high)) for row in rows for low, high in interval.findall(row)}
     known |= {(-high, -low) for low, high in known}
     prose = " ".join(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] != "|")
     quoted = {(float(low), float(high)) for low, high in interval.findall(prose)}
