@@ -455,8 +455,8 @@ def final_choices(encoder: str) -> dict[str, list[dict[str, Any]]]:
     common = {"max_train_samples": FINAL_SENTENCES}
     budget = {**common, **GUARDS["budget"], "learning_rate": 1e-4}
     contrast = {
-        "SimCSE": (SIMCSE, (1e-5, 3e-5, 1e-4), (0.05, 0.02, 0.005)),
-        "mean pooling": (MEAN, (3e-5, 1e-4, 3e-4), (0.05, 0.1, 0.2)),
+        "SimCSE": (SIMCSE, (1e-5, 3e-5, 1e-4, 3e-4), (0.05, 0.02, 0.005)),
+        "mean pooling": (MEAN, (3e-5, 1e-4, 3e-4, 1e-3), (0.05, 0.1, 0.2)),
     }
     reconstruction = {
         MEAN_RECONSTRUCTED: {**DIRECT, **budget},
