@@ -151,7 +151,10 @@ class Model:
 def load_models() -> tuple[list[Model], str | None]:
     """The model and, if it can be had, the second one; if it cannot, the reason."""
     (first, *second), reason = SPACE["models"], SPACE["no_second_model"]
-    models = [Model(**first)]
+    try:
+        models = [Model(**first)]
+    except OSError as error:
+        sys.exit(f"app.py: {first['name']}, which space.json names, could not be loaded. {str(error).splitlines()[0]}")
     try:
         models += [Model(**fields) for fields in second]
     except Exception as error:  # transformers has a dozen exceptions for what cannot be loaded
@@ -222,35 +225,43 @@ def matrix(sentences: list[str], similarities: list[list[float]]) -> str:
     )
 
 
+LEGENDS = {
+    True: "The stronger a token's colour, the smaller its reconstruction error: the more of it the embedding keeps.",
+    False: "The stronger a token's colour, the further the embedding moves without it, as 1 - cosine.",
+}
+
+
 def tokens(model: Model, sentences: list[str]) -> str:
     """The sentences, each token shaded by its importance, with its number where one points at it; and all numbers."""
     importance = model.importance(sentences)
-    numbers = [number for sentence in importance for _, number in sentence] or [0.0]
+    numbers = [number for pairs in importance for _, number in pairs] or [0.0]
     least, most = (max(numbers), min(numbers)) if model.has_decoder else (min(numbers), max(numbers))
-    what = "reconstruction error" if model.has_decoder else "moves the embedding by"
     shaded, listed = [], []
-    for sentence in importance:
-        spans = []
-        for text, number in sentence:
+    for sentence, pairs in zip(sentences, importance):
+        spans, entries = [], []
+        for (space, text), (_, number) in zip(spaced(sentence, [text for text, _ in pairs]), pairs):
             share = (number - least) / (most - least) if most != least else 0.0
-            told = f'data-number="{what} {number:.4f}"'
-            token = f'<span class="token" tabindex="-1" {shade(share)} {told}>{html.escape(text.strip())}</span>'
-            spans.append(" " * text.startswith(" ") + token)
-        shaded.append(f'<li dir="auto">{"".join(spans) or "No token that the model knows."}</li>')
-        listed.append(
-            f"<li>{', '.join(f'<bdi>{html.escape(text.strip())}</bdi> {n:.4f}' for text, n in sentence)}</li>"
-        )
-    if model.has_decoder:
-        legend = (
-            "The stronger a token's colour, the more of it the embedding keeps: the smaller its reconstruction error."
-        )
-    else:
-        legend = "The stronger a token's colour, the further the embedding moves without it, as 1 - cosine."
+            about = f'class="token" tabindex="-1" data-number="{number:.4f}" {shade(share)}'
+            spans.append(f"{space}<span {about}>{html.escape(text)}</span>")
+            entries.append(f"<bdi>{html.escape(text)}</bdi> {number:.4f}")
+        shaded.append(f'<li dir="auto">{"".join(spans) or "There is no token in it."}</li>')
+        listed.append(f"<li>{', '.join(entries)}</li>")
     return (
-        f'<ol class="sentences">{"".join(shaded)}</ol><p class="small">{legend} Point at one for its number. At most '
-        f"{model.shaded} tokens of a sentence are shown.</p><details><summary>All numbers</summary>"
-        f"<ol>{''.join(listed)}</ol></details>"
+        f'<ol class="sentences">{"".join(shaded)}</ol><p class="small">{LEGENDS[model.has_decoder]} Point at one for '
+        f"its number. At most {model.shaded} tokens of a sentence are shown.</p>"
+        f"<details><summary>All numbers</summary><ol>{''.join(listed)}</ol></details>"
     )
+
+
+def spaced(sentence: str, texts: list[str]) -> list[tuple[str, str]]:
+    """Tokens without their tokenizer's marks, each behind what is before it in the sentence: a space or nothing."""
+    found, rest = [], sentence.lower()
+    for text in texts:
+        bare = text.strip().removeprefix("##") or text
+        before, here, after = rest.partition(bare.lower())
+        found.append((" " if before or not here else "", bare))
+        rest = after if here else rest
+    return found
 
 
 # --- Search ----------------------------------------------------------------------------------------------------------
@@ -349,29 +360,32 @@ STYLE = f"""
 .panel + .panel {{ --hue: {VERMILION} }}
 .panel {{ min-width: 0; border-top: 4px solid var(--hue); padding-top: 0.5rem }}
 .matrix td, .token, .score {{
-    background: color-mix(in srgb, var(--hue) calc(0.8 * var(--shade)), transparent);
+    background: color-mix(in srgb, var(--hue) calc(0.7 * var(--shade)), transparent);
     border-radius: 3px;
 }}
 .wide {{ overflow-x: auto }}
 .wide .matrix {{ border: 0; border-collapse: separate; border-spacing: 2px; width: auto }}
 .matrix caption {{ text-align: start; font-weight: 600 }}
-.wide .matrix :is(td, th), .score {{ border: 0; padding: 0.35rem 0.45rem; font-variant-numeric: tabular-nums }}
+.wide .matrix :is(td, th) {{ border: 0; padding: 0.35rem 0.45rem; font-variant-numeric: tabular-nums }}
+.score {{ padding: 0.1rem 0.45rem; font-variant-numeric: tabular-nums }}
 .matrix th {{ font-weight: 400; max-width: 11rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }}
 .matrix th[scope=col] {{ text-align: center }}
+.matrix th[scope=row] {{ padding-inline-start: 0 }}
 .sentences {{ font-size: 1.15rem; line-height: 2 }}
 .token {{ position: relative; padding: 0.2rem 0.15rem; margin-inline-end: 1px }}
 .token:hover::after, .token:focus::after {{
     content: attr(data-number);
-    position: absolute; bottom: 100%; inset-inline-start: 0; z-index: 9;
-    padding: 0 0.5rem; border-radius: 3px; font-size: 0.85rem; line-height: 1.8; direction: ltr; white-space: nowrap;
+    position: absolute; bottom: 100%; left: 50%; translate: -50%; z-index: 9;
+    padding: 0 0.4rem; border-radius: 3px; font-size: 0.85rem; line-height: 1.8;
     background: var(--body-text-color); color: var(--body-background-fill);
 }}
-.found li {{ margin: 0.6rem 0 }}
+.found li {{ margin: 0.6rem 0; line-height: 1.8 }}
 .sentences, .found, details ol {{ list-style: decimal; padding-inline-start: 1.8rem; overflow-wrap: anywhere }}
 .small, details {{ font-size: 0.9rem }}
 .note {{ border-inline-start: 4px solid {BLUE}; padding-inline-start: 0.6rem; margin: 0.5rem 0 }}
 .card table {{ display: block; overflow-x: auto; border: 0; white-space: nowrap; word-break: normal }}
 .card :is(td, th) {{ border-color: var(--border-color-primary); padding: 0.35rem 0.6rem; overflow-wrap: normal }}
+.card code {{ white-space: normal; overflow-wrap: anywhere }}
 .card p:has(img) {{ overflow-x: auto }}
 .card img {{ width: 100%; min-width: 34rem; max-width: none; background: white; border-radius: 4px }}
 @media (max-width: 40rem) {{ .matrix th bdi {{ display: none }} }}
@@ -384,7 +398,9 @@ EXAMPLES: list[list[str]] = SPACE["examples"]
 with gr.Blocks(title=SPACE["title"], analytics_enabled=False) as demo:
     gr.Markdown(f"# {SPACE['title']}\n\n{SPACE['about']}")
     with gr.Tab("Compare"):
-        text = gr.Textbox("\n".join(EXAMPLES[0]), label="Sentences, one in each line", lines=4, max_lines=12)
+        text = gr.Textbox(
+            "\n".join(EXAMPLES[0]), label="Sentences, one in each line; Shift+Enter compares", lines=4, max_lines=12
+        )
         button = gr.Button("Compare", variant="primary")
         compared = gr.HTML()
     with gr.Tab("Search"):
@@ -394,7 +410,7 @@ with gr.Blocks(title=SPACE["title"], analytics_enabled=False) as demo:
             lines=4,
             max_lines=8,
         )
-        file = gr.File(label="Or a text file with them", height=120)
+        file = gr.File(label="Or a text file with them", height=150)
         query = gr.Textbox(label="What to look for")
         find = gr.Button("Search", variant="primary")
         found = gr.HTML(min_height=100)

@@ -16,6 +16,7 @@ from huggingface_hub import HfApi, ModelCard, SpaceCard, SpaceCardData
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PretrainedConfig
+from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from model_card.card import WIDGET
@@ -148,7 +149,8 @@ def find(name_or_path: str, revision: str, folder: Path) -> Shown:
     A model as `folder`, where the Space will be, has to name it.
 
     Raises:
-        ValueError: it is neither a folder here nor at a reachable Hub, or sentence-transformers has to pool it.
+        ValueError: it is neither a folder here nor at a reachable Hub, there is no model in it, or its embeddings take
+            sentence-transformers.
     """
     path, commit = Path(name_or_path), None
     if path.is_dir():
@@ -162,10 +164,11 @@ def find(name_or_path: str, revision: str, folder: Path) -> Shown:
             f"{name_or_path}: only sentence-transformers, which a Space does not have, makes its embeddings. Give an "
             "encoder, or a release of this project."
         )
-    pooling: str | None = "mean"
-    if kind == "sarcse":
-        config, _ = PretrainedConfig.get_config_dict(name_or_path, revision=commit or "main")
-        pooling = config.get(POOLER_FIELD)  # of a plain release; any other has code
+    if CONFIG_NAME not in files:
+        raise ValueError(f"{name_or_path}: no model in it, for there is no {CONFIG_NAME}.")
+    config, _ = PretrainedConfig.get_config_dict(name_or_path, revision=commit or "main")
+    # A plain release names its pooler, any other has code; an encoder is under mean pooling.
+    pooling = config.get(POOLER_FIELD) if kind == "sarcse" else "mean"
     return Shown(name, commit, pooling, name_or_path, files)
 
 
