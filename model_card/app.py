@@ -209,7 +209,7 @@ def panel(model: Model, sentences: list[str]) -> str:
 
 def cut_note(what: str, model: Model) -> str:
     limit = model.tokenizer.model_max_length
-    return f"{what} is longer than the {limit} tokens that {model.label} reads: only its beginning counts."
+    return f"{what} is longer than the {limit} tokens that this model reads: only its beginning counts."
 
 
 def matrix(sentences: list[str], similarities: list[list[float]]) -> str:
@@ -244,7 +244,7 @@ def tokens(model: Model, sentences: list[str]) -> str:
             about = f'class="token" tabindex="-1" data-number="{number:.4f}" {shade(share)}'
             spans.append(f"{space}<span {about}>{html.escape(text)}</span>")
             entries.append(f"<bdi>{html.escape(text)}</bdi> {number:.4f}")
-        shaded.append(f'<li dir="auto">{"".join(spans) or "There is no token in it."}</li>')
+        shaded.append(f"<li><bdi>{''.join(spans) or 'There is no token in it.'}</bdi></li>")
         listed.append(f"<li>{', '.join(entries)}</li>")
     return (
         f'<ol class="sentences">{"".join(shaded)}</ol><p class="small">{LEGENDS[model.has_decoder]} Point at one for '
@@ -349,6 +349,8 @@ THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospac
     input_border_color_focus_dark=SKY,
     button_primary_background_fill=BLUE,
     button_primary_background_fill_dark=BLUE,
+    button_primary_background_fill_hover=BLUE,
+    button_primary_background_fill_hover_dark=BLUE,
     button_primary_text_color="white",
     button_primary_text_color_dark="white",
 )
@@ -372,11 +374,11 @@ STYLE = f"""
 .matrix th[scope=col] {{ text-align: center }}
 .matrix th[scope=row] {{ padding-inline-start: 0 }}
 .sentences {{ font-size: 1.15rem; line-height: 2 }}
-.token {{ position: relative; padding: 0.2rem 0.15rem; margin-inline-end: 1px }}
+.token {{ position: relative; padding: 0.2rem 0.1rem; margin-inline-end: 1px }}
 .token:hover::after, .token:focus::after {{
     content: attr(data-number);
     position: absolute; bottom: 100%; left: 50%; translate: -50%; z-index: 9;
-    padding: 0 0.4rem; border-radius: 3px; font-size: 0.85rem; line-height: 1.8;
+    padding: 0 0.4rem; border-radius: 3px; font-size: 0.85rem; line-height: 1.8; white-space: nowrap;
     background: var(--body-text-color); color: var(--body-background-fill);
 }}
 .found li {{ margin: 0.6rem 0; line-height: 1.8 }}

@@ -23,8 +23,9 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, T5Config, T5Model
 
 from model_card.__main__ import main
+from model_card.folder import write_model
 from model_card.hub import files_of, push_space
-from model_card.space import GRADIO_VERSION, NO_SECOND_MODEL, REQUIREMENTS, second_model
+from model_card.space import GRADIO_VERSION, NO_SECOND_MODEL, REQUIREMENTS, find, second_model
 from modeling_sarcse import SarcseModel
 from sarcse.figures import COLORS, FIGURES
 
@@ -258,7 +259,7 @@ def app(space) -> SimpleNamespace:
         ("Why?", "A second sentence, in a line of its own, gives a similarity."),
         (
             "word " * 2000,
-            "Sentence 1 is longer than the 128 tokens that sarcse-tiny reads: only its beginning counts.",
+            "Sentence 1 is longer than the 128 tokens that this model reads: only its beginning counts.",
         ),
         ("x" * 10_000, "Sentence 1 is longer than the 128 tokens"),
         ("Why?\n" * 50, "These are 50 lines: the first 20 are compared."),
@@ -317,6 +318,24 @@ def test_an_encoder_is_pooled_as_it_should_be(app, space, pooling):
             vectors = encoder(**tokenizer(sentence, return_tensors="pt")).last_hidden_state[0]
         expected = vectors.mean(dim=0) if pooling == "mean" else vectors[0]
         torch.testing.assert_close(embedding, F.normalize(expected, dim=0), atol=1e-5, rtol=0)
+
+
+def test_a_plain_release_is_pooled_as_it_says(app, space, tokenizer, tmp_path):
+    """It has no code, and its folder names the pooler."""
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), tokenizer=tokenizer, pooler="cls")
+    expected = model.encode(SENTENCES, tokenizer, normalize=True)
+    write_model(model, tokenizer, tmp_path / "plain", plain=True, with_decoder=False)
+    shown = find(str(tmp_path / "plain"), "main", space)
+    assert shown.pooling == "cls"
+    embeddings = app.Model(**shown.settings()).embed(SENTENCES)
+    torch.testing.assert_close(embeddings, torch.from_numpy(expected), atol=1e-5, rtol=0)
+
+
+def test_a_model_that_only_sentence_transformers_can_pool_is_refused(tmp_path):
+    folder = shutil.copytree(ENCODER, tmp_path / "pooled")
+    (folder / "modules.json").write_text("[]")
+    with pytest.raises(ValueError, match="pooled: only sentence-transformers, which a Space does not have, makes"):
+        find(str(folder), "main", tmp_path)
 
 
 def test_of_an_encoder_and_decoder_the_encoder_is_shown(app, tokenizer, tmp_path):
@@ -428,8 +447,9 @@ def test_what_is_compared_has_the_numbers_of_the_models(open_page, release_folde
     token = page.locator(".token").nth(1)
     for look_at in (token.hover, token.focus):
         look_at()
-        shown = token.evaluate("token => getComputedStyle(token, '::after').content")
-        assert shown == f'"{numbers[0][0][1]:.4f}"'
+        shown = "token => (({content, height}) => [content, parseFloat(height)])(getComputedStyle(token, '::after'))"
+        content, height = token.evaluate(shown)
+        assert content == f'"{numbers[0][0][1]:.4f}"' and height < 30, "pixels: one line"
         page.mouse.move(0, 0)
 
 
