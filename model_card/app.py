@@ -385,8 +385,8 @@ STYLE = f"""
 .sentences, .found, details ol {{ list-style: decimal; padding-inline-start: 1.8rem; overflow-wrap: anywhere }}
 .small, details {{ font-size: 0.9rem }}
 .note {{ border-inline-start: 4px solid {BLUE}; padding-inline-start: 0.6rem; margin: 0.5rem 0 }}
-.card table {{ display: block; overflow-x: auto; border: 0; white-space: nowrap; word-break: normal }}
-.card :is(td, th) {{ border-color: var(--border-color-primary); padding: 0.35rem 0.6rem; overflow-wrap: normal }}
+.card table {{ display: block; overflow-x: auto; border: 0; margin-inline: 0; word-break: normal }}
+.card :is(td, th) {{ border-color: var(--border-color-primary); padding: 0.35rem 0.4rem; overflow-wrap: normal }}
 .card code {{ white-space: normal; overflow-wrap: anywhere }}
 .card p:has(img) {{ overflow-x: auto }}
 .card img {{ width: 100%; min-width: 34rem; max-width: none; background: white; border-radius: 4px }}

@@ -22,7 +22,7 @@ from transformers.utils.hub import cached_file
 from model_card.card import WIDGET
 from model_card.hub import RELEASE_MARK, SPACE_MARK, explain, files_of, push_space
 from sarcse.figures import COLORS
-from sarcse.loading import POOLER_FIELD, kind_of_model
+from sarcse.loading import POOLER_FIELD, kind_of_model, loadable
 from sarcse.record import write_json
 
 
@@ -103,7 +103,7 @@ def make_space(model: str, revision: str, options: SpaceOptions, private: bool, 
     """
     folder = Path(options.space)
     first = find_release(model, revision, folder)
-    card = ModelCard(read(first, "README.md"))
+    card = read_card(first)
     second = second_model(options.beside, card, folder)
     try:
         files = write_space(folder, first, second, card)
@@ -125,6 +125,8 @@ def make_space(model: str, revision: str, options: SpaceOptions, private: bool, 
             f"{explain(error, options.push_space)}\nThe Space is complete in {folder}. To finish:\n  {command}"
         ) from error
     print(f"Pushed: {HfApi().endpoint}/spaces/{options.push_space}")
+    if private:
+        print("If its model is private, the Space needs HF_TOKEN among its secrets, with a token that can read it.")
 
 
 # --- The models ------------------------------------------------------------------------------------------------------
@@ -166,7 +168,8 @@ def find(name_or_path: str, revision: str, folder: Path) -> Shown:
         )
     if CONFIG_NAME not in files:
         raise ValueError(f"{name_or_path}: no model in it, for there is no {CONFIG_NAME}.")
-    config, _ = PretrainedConfig.get_config_dict(name_or_path, revision=commit or "main")
+    with loadable(name_or_path):
+        config, _ = PretrainedConfig.get_config_dict(name_or_path, revision=commit or "main")
     # A plain release names its pooler, any other has code; an encoder is under mean pooling.
     pooling = config.get(POOLER_FIELD) if kind == "sarcse" else "mean"
     return Shown(name, commit, pooling, name_or_path, files)
@@ -184,12 +187,9 @@ def look_up(name: str, revision: str) -> tuple[str, list[str]]:
     return str(about.sha), [file.rfilename for file in about.siblings or []]
 
 
-def read(model: Shown, name: str) -> str:
-    """A text file of a release."""
-    try:
-        return Path(cached_file(model.source, name, revision=model.revision)).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{model.source}: its {name} could not be read: {error}") from error
+def read_card(model: Shown) -> ModelCard:
+    with loadable(model.source):
+        return ModelCard(Path(cached_file(model.source, "README.md", revision=model.revision)).read_text("utf-8"))
 
 
 def second_model(beside: str | None, card: ModelCard, folder: Path) -> Shown | None:
