@@ -3,12 +3,14 @@ The Space of a release: what is written, what is refused, how it gets to the Hub
 whose numbers must be those of the model.
 """
 
+import ast
 import json
 import os
 import re
 import runpy
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +89,14 @@ def test_what_a_space_needs_is_what_the_tests_have():
     assert extra in REQUIREMENTS and set(REQUIREMENTS) <= {*own, extra}
     assert extra in (PROJECT / "requirements-dev.txt").read_text().splitlines()
     assert Requirement(extra).specifier.contains(GRADIO_VERSION)
+
+
+def test_the_page_imports_what_a_space_installs_and_nothing_else():
+    tree = ast.parse((PROJECT / "model_card" / "app.py").read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    installed = {re.match(r"\w+", requirement)[0] for requirement in REQUIREMENTS}
+    assert {name.split(".")[0] for name in names} - sys.stdlib_module_names == installed
 
 
 def test_a_space_is_written_over_an_earlier_one_and_leaves_what_else_is_there(space, release_folder, tmp_path):
