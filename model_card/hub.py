@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCardData
@@ -14,6 +16,9 @@ from transformers import TrainingArguments
 
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 RETRY_AFTER = (1, 2, 4, 8)  # seconds
+
+# What tells a release and a Space of this project, in a folder and at the Hub.
+RELEASE_MARK, SPACE_MARK = "golden_embeddings.json", "space.json"
 
 
 def repository_of_training(args: TrainingArguments, token: str | None = None) -> str:
@@ -100,15 +105,22 @@ def push(
         ValueError: the repository or the tag holds something else; nothing has been sent then.
         HTTPError, OSError: the Hub says no, or cannot be reached.
     """
+    return patiently(
+        partial(push_once, folder, repo_id, private, revision, tag, commit_message, token),
+        repo_id,
+    )
+
+
+def patiently(send: Callable[[], str], repo_id: str) -> str:
     for seconds in RETRY_AFTER:
         try:
-            return push_once(folder, repo_id, private, revision, tag, commit_message, token)
+            return send()
         except HTTPError as error:
             if isinstance(error, HfHubHTTPError) and error.response.status_code not in TRANSIENT:
                 raise
             print(f"{explain(error, repo_id)} Trying again in {seconds} s.", file=sys.stderr)
             time.sleep(seconds)
-    return push_once(folder, repo_id, private, revision, tag, commit_message, token)
+    return send()
 
 
 def push_once(
@@ -132,7 +144,7 @@ def push_once(
             raise ValueError(f"{repo_id} has a tag {tag} already, of another release: choose another --tag.")
         return tags[tag]
     there = remote_files(api, repo_id, heads[revision])
-    if set(there) - {"README.md"} and "golden_embeddings.json" not in there:
+    if set(there) - {"README.md"} and RELEASE_MARK not in there:
         names = ", ".join(sorted(there)[:5])
         raise ValueError(f"{repo_id} holds something that is not a release ({names}): choose another name.")
     # Not upload_folder, which may spread a slow upload over several commits: nobody shall load half a release.
@@ -148,6 +160,29 @@ def push_once(
     )
     api.create_tag(repo_id, tag=tag, revision=commit.oid)
     return commit.oid
+
+
+def push_space(files: dict[str, Path], repo_id: str, private: bool, message: str, token: str | None = None) -> str:
+    """
+    The files of a Space as one commit, which is returned; what else is in the repository stays. As patient as `push`.
+
+    Raises:
+        ValueError: the repository holds something else; nothing has been sent then.
+        HTTPError, OSError: the Hub says no, or cannot be reached.
+    """
+    return patiently(partial(push_space_once, files, repo_id, private, message, token), repo_id)
+
+
+def push_space_once(files: dict[str, Path], repo_id: str, private: bool, message: str, token: str | None) -> str:
+    api = HfApi(token=token)
+    full_repo_id(repo_id, token)
+    api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
+    there = set(api.list_repo_files(repo_id, repo_type="space"))
+    if there - {".gitattributes", "README.md"} and SPACE_MARK not in there:
+        names = ", ".join(sorted(there)[:5])
+        raise ValueError(f"{repo_id} holds another Space ({names}): choose another name.")
+    operations = [CommitOperationAdd(name, path) for name, path in files.items()]
+    return api.create_commit(repo_id, operations, commit_message=message, repo_type="space").oid
 
 
 def remote_files(api: HfApi, repo_id: str, revision: str) -> dict[str, RepoFile]:
@@ -170,7 +205,7 @@ def explain(error: Exception, repo_id: str) -> str:
     if isinstance(error, LocalTokenNotFoundError):
         return "no access token: log in with `hf auth login`, or set HF_TOKEN."
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it."
+        return "HF_HUB_OFFLINE is set, so the Hub is out of reach: unset it."
     if not isinstance(error, HfHubHTTPError):
         return f"the connection to the Hub failed ({type(error).__name__})."
     status = error.response.status_code

@@ -25,8 +25,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from model_card.card import PLACEHOLDER, write_card
 from model_card.facts import read_facts
 from model_card.folder import content_tag, verify, write_model, write_results
-from model_card.hub import check_metadata, explain, push
+from model_card.hub import RELEASE_MARK, check_metadata, explain, push
 from model_card.plain import why_not_plain
+from model_card.space import SpaceOptions, make_space
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import ReleaseArguments
 from sarcse.loading import kind_of_model, load_model, needs_own_code
@@ -53,6 +54,7 @@ class ReleaseOptions(ReleaseArguments):
         sts_dir (`str`, *optional*), pairs (`str`, *optional*):
             What to score int8 on: STS-B in a folder in SentEval's layout, or a file of graded pairs. Default: STS-B
             from the Hub.
+        space (`SpaceOptions`, *optional*): The release's Space. Default: none.
     """
 
     model_dir: str
@@ -68,6 +70,7 @@ class ReleaseOptions(ReleaseArguments):
     seeds: list[str] = field(default_factory=list)
     sts_dir: str | None = None
     pairs: str | None = None
+    space: SpaceOptions | None = None
 
     def command(self) -> str:
         """The command line that does this again."""
@@ -80,6 +83,7 @@ class ReleaseOptions(ReleaseArguments):
         parts += ["--revision", self.revision] if self.revision != "main" else []
         for name in ("language", "seeds"):
             parts += [f"--{name}", *getattr(self, name)] if getattr(self, name) else []
+        parts += self.space.flags() if self.space is not None else []
         return shlex.join(parts)
 
 
@@ -87,8 +91,8 @@ def release(
     options: ReleaseOptions, token: str | None = None, tasks: dict[str, datasets.Dataset] | None = None
 ) -> str | None:
     """
-    Build, verify and, if asked, push a release; prints what was done, and returns the address of what was pushed.
-    `tasks` are `build`'s.
+    Build, verify and, if asked, push a release and its Space; prints what was done, and returns the address of the
+    release that was pushed. `tasks` are `build`'s.
 
     Raises:
         ValueError: with what is wrong and, if something is left to do, where the model is, and the command for it.
@@ -107,6 +111,8 @@ def release(
     trust = ", trust_remote_code=True" if any(folder.glob("*.py")) else ""
     if options.push is None:
         print(f'SentenceTransformer("{folder}"{trust}) loads it. To publish it, the same with --push you/name.')
+        if options.space is not None:
+            make_space(str(folder), "main", options.space, options.private, token)
         return None
     to_finish = f"The release is complete in {folder}. To finish:\n  {options.command()}"
     try:
@@ -120,6 +126,8 @@ def release(
         f"Pushed: {HfApi().endpoint}/{options.push}, tag {tag}, commit {commit}\n"
         f'SentenceTransformer("{options.push}", revision="{commit}"{trust})'
     )
+    if options.space is not None:
+        make_space(options.push, commit, options.space, options.private, token)
     return f"{HfApi().endpoint}/{options.push}/commit/{commit}"
 
 
@@ -209,7 +217,7 @@ def check_folders(model_dir: Path, release_dir: Path) -> None:
         raise ValueError(f"--release_dir {release_dir}: would overwrite the model in {model_dir}.")
     if release_dir.exists() and not release_dir.is_dir():
         raise ValueError(f"--release_dir {release_dir}: is a file.")
-    if release_dir.is_dir() and any(release_dir.iterdir()) and not (release_dir / "golden_embeddings.json").is_file():
+    if release_dir.is_dir() and any(release_dir.iterdir()) and not (release_dir / RELEASE_MARK).is_file():
         raise ValueError(f"--release_dir {release_dir}: holds something that is not a release; choose a new folder.")
 
 

@@ -1,8 +1,10 @@
 """
-What the Hub demands of the metadata of a model card, as far as it is written down: its server's code is not public.
+What the Hub demands of the metadata of a model's or a Space's card, as far as it is written down: its server's code is
+not public.
 
-Sources: the documentation of the Hub (modelcard.md, model-cards.md, repositories-licenses.md), huggingface_hub's
-repocard.py and its tests, and the server's messages as people quote them in issues.
+Sources: the documentation of the Hub (modelcard.md, model-cards.md, repositories-licenses.md,
+spaces-config-reference.md), huggingface_hub's repocard.py and its tests, and the server's messages as people quote
+them in issues.
 """
 
 import re
@@ -30,7 +32,26 @@ class OneOfEachKey(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def errors(card: str) -> list[str]:
+# Of a Space: its fields, with what they may hold.
+SPACE_COLORS = "red|yellow|green|blue|indigo|purple|pink|gray"
+SPACE_FIELDS = {
+    "title": ".+",
+    "emoji": r"[^\w\s]+",
+    "colorFrom": SPACE_COLORS,
+    "colorTo": SPACE_COLORS,
+    "sdk": "gradio|docker|static",
+    "sdk_version": r"\d+\.\d+\.\d+",
+    "python_version": r"3\.\d+(\.\d+)?",
+    "app_file": r"[\w./-]+",
+    "short_description": ".{1,60}",
+    "license": ".+",
+    "models": None,
+    "preload_from_hub": None,
+}
+PRELOADED = r"[\w.-]+/[\w.-]+( [^ ]+( [0-9a-f]{40})?)?"
+
+
+def errors(card: str, kind: str = "model") -> list[str]:
     """What the Hub would answer; empty for what it takes."""
     front_matter = FRONT_MATTER.match(card)
     if front_matter is None:
@@ -46,7 +67,9 @@ def errors(card: str) -> list[str]:
     for language in as_list(data.get("language")):
         if language not in ("code", "multilingual") and not re.fullmatch("[a-z]{2,3}", language):
             found.append(f'"language" must be an ISO 639 code, not {language!r}')
-    for key in ("base_model", "datasets"):
+    if kind == "space":
+        found += space_errors(data)
+    for key in ("base_model", "datasets", "models"):
         found += [
             f'"{key}" must be an id of the Hub, not {name!r}' for name in as_list(data.get(key)) if not is_id(name)
         ]
@@ -65,6 +88,17 @@ def errors(card: str) -> list[str]:
                 found.append(f'{where}.results" needs task.type, dataset.type, dataset.name and metrics')
             found += [f'{where}.metrics" needs type and value' for m in metrics if not {"type", "value"} <= set(m)]
     return found
+
+
+def space_errors(data: dict[str, Any]) -> list[str]:
+    found = [f'"{key}" is missing' for key in ("title", "sdk", "sdk_version", "app_file") if key not in data]
+    for key, value in data.items():
+        if key not in SPACE_FIELDS:
+            found.append(f'"{key}" is no field of a Space')
+        elif SPACE_FIELDS[key] and not (isinstance(value, str) and re.fullmatch(SPACE_FIELDS[key], value)):
+            found.append(f'"{key}" must not be {value!r}')
+    preloaded = data.get("preload_from_hub", [])
+    return found + [f'"preload_from_hub" has {item!r}' for item in preloaded if not re.fullmatch(PRELOADED, item)]
 
 
 def as_list(value: Any) -> set[str]:

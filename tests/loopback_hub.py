@@ -1,6 +1,6 @@
 """
-A Hugging Face Hub on this machine's loopback address, in memory, for the real clients: repositories of models and data
-sets with commits, branches, tags and large files, tokens with rights, and faults on order.
+A Hugging Face Hub on this machine's loopback address, in memory, for the real clients: repositories of models, data
+sets and Spaces with commits, branches, tags and large files, tokens with rights, and faults on order.
 
 The requests are those that huggingface_hub 0.36 to 2.4 send; `log` has each as (method, path, status).
 """
@@ -234,7 +234,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"url": url, "id": repo_id})
 
     def validate(self) -> None:
-        found = hub_rules.errors(json.loads(self.body)["content"])
+        body = json.loads(self.body)
+        found = hub_rules.errors(body["content"], body["repoType"])
         errors = [{"message": message} for message in found]
         self.answer({"errors": errors, "warnings": []}, 400 if errors else 200)
 
@@ -380,14 +381,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 ID = r"(?P<id>[^/]+/[^/]+)"
-API = rf"/api/(?P<kind>models|datasets)/{ID}"
+API = rf"/api/(?P<kind>models|datasets|spaces)/{ID}"
 REVISION = "(?P<revision>[^/]+)"
 ROUTES: dict[tuple[str, str], Callable[..., None]] = {
     ("GET", "/api/whoami-v2"): Handler.whoami,
     ("POST", "/api/repos/create"): Handler.create,
     ("POST", "/api/validate-yaml"): Handler.validate,
     ("POST", f"{API}/preupload/{REVISION}"): Handler.preupload,
-    ("POST", rf"/(?P<kind>datasets/)?{ID}\.git/info/lfs/objects/batch"): Handler.large_file_batch,
+    ("POST", rf"/(?P<kind>(?:datasets|spaces)/)?{ID}\.git/info/lfs/objects/batch"): Handler.large_file_batch,
     ("PUT", "/large/(?P<oid>[0-9a-f]{64})"): Handler.put_large_file,
     ("POST", f"{API}/commit/{REVISION}"): Handler.commit,
     ("POST", f"{API}/branch/{REVISION}"): Handler.branch,
@@ -397,5 +398,5 @@ ROUTES: dict[tuple[str, str], Callable[..., None]] = {
     ("GET", f"{API}/revision/{REVISION}"): Handler.info,
     ("GET", f"{API}/tree/{REVISION}(?:/(?P<folder>.+))?"): Handler.tree,
     ("POST", f"{API}/paths-info/{REVISION}"): Handler.paths_info,
-    ("GET", rf"/(?:(?P<kind>datasets)/)?{ID}/resolve/{REVISION}/(?P<path>.+)"): Handler.download,
+    ("GET", rf"/(?:(?P<kind>datasets|spaces)/)?{ID}/resolve/{REVISION}/(?P<path>.+)"): Handler.download,
 }

@@ -244,7 +244,7 @@ def test_no_network(hub, push, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError) as error:
         push()
-    assert hub_module.explain(error.value, "me/x").startswith("HF_HUB_OFFLINE is set, so nothing can be pushed")
+    assert hub_module.explain(error.value, "me/x").startswith("HF_HUB_OFFLINE is set, so the Hub is out of reach")
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/commit/"), ("PUT", "/large/"), ("GET", "/whoami-v2")])

@@ -1,0 +1,297 @@
+"""
+A Space of a release: a page that shows the model at work and what its card says, at the Hub or on this machine.
+
+The page is `app.py`, which is copied as it is. `space.json` beside it says what it shows; the README.md has what the
+Hub has to know.
+"""
+
+import os
+import re
+import shlex
+import shutil
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard, SpaceCard, SpaceCardData
+from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
+from transformers import PretrainedConfig
+from transformers.utils import CONFIG_NAME
+from transformers.utils.hub import cached_file
+
+from model_card.card import WIDGET
+from model_card.hub import RELEASE_MARK, SPACE_MARK, explain, files_of, push_space
+from sarcse.figures import COLORS
+from sarcse.loading import POOLER_FIELD, kind_of_model, loadable
+from sarcse.record import write_json
+
+
+# What the page is tested with; the Hub starts exactly these.
+GRADIO_VERSION, PYTHON_VERSION = "6.31.0", "3.11"
+
+# The ranges are those of requirements.txt and, for Gradio, of pyproject.toml.
+REQUIREMENTS = ("gradio>=6.31,<7", "torch>=2.6,<2.14", "transformers>=5.5,<6")
+
+APP = Path(__file__).with_name("app.py")
+TEMPLATE = Path(__file__).with_name("space.md")
+
+# How a card names the encoder that a training started from, if it is at the Hub.
+STARTED_FROM = re.compile(r"Started\s+from\s+`([^`]+)`\s+at\s+commit\s+`(\w+)`")
+NO_SECOND_MODEL = (
+    "There is no second model here: the card of this one names no encoder at the Hub that it was trained from."
+)
+
+
+@dataclass
+class SpaceOptions:
+    """
+    What the command asks for.
+
+    Args:
+        space (`str`): Where the Space is written.
+        push_space (`str`, *optional*): Its repository on the Hub, `you/name`. Without it the Space stays here.
+        beside (`str`, *optional*):
+            Folder or Hub id of the second model. Default: the encoder that the training started from.
+    """
+
+    space: str
+    push_space: str | None = None
+    beside: str | None = None
+
+    def flags(self) -> list[str]:
+        """Of the command line that asks for it again."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return [part for name, value in given.items() if value is not None for part in (f"--{name}", value)]
+
+
+@dataclass
+class Shown:
+    """
+    A model on the page.
+
+    Args:
+        name (`str`): Its id at the Hub, or its folder as seen from the Space.
+        revision (`str`, *optional*): Commit at the Hub; None for a folder.
+        pooling (`str`, *optional*): "mean" or "cls"; None if the model's own code makes the embedding.
+        source (`str`): Where this machine finds it.
+        files (`list[str]`): What is in its folder or repository.
+    """
+
+    name: str
+    revision: str | None
+    pooling: str | None
+    source: str
+    files: list[str] = field(default_factory=list)
+
+    def settings(self) -> dict[str, str | None]:
+        return {"name": self.name, "revision": self.revision, "pooling": self.pooling}
+
+
+def make_space(model: str, revision: str, options: SpaceOptions, private: bool, token: str | None = None) -> None:
+    """
+    Write and, if asked, push the Space of a release; prints what was done.
+
+    Args:
+        model (`str`): Folder or Hub id of the release.
+        revision (`str`): Branch, tag or commit of it at the Hub. The Space keeps to the commit that this is now.
+        options (`SpaceOptions`): What is asked for.
+        private (`bool`): Make a new repository private.
+        token (`str`, *optional*): Default: the one of `hf auth login`, or HF_TOKEN.
+
+    Raises:
+        ValueError: with what is wrong and, if something is left to do, the command for it.
+    """
+    folder = Path(options.space)
+    first = find_release(model, revision, folder)
+    card = read_card(first)
+    second = second_model(options.beside, card, folder)
+    try:
+        files = write_space(folder, first, second, card)
+    except OSError as error:
+        raise ValueError(f"the Space could not be written to {folder}: {error}") from error
+    print(
+        f"Written: {folder}\n"
+        f"`python {folder / APP.name}` shows it on this machine (`pip install -r {folder}/requirements.txt`)."
+    )
+    if options.push_space is None:
+        return
+    message = f"Space of {first.name} at {first.revision}"
+    try:
+        push_space(files, options.push_space, private, message, token)
+    except (HTTPError, OSError) as error:
+        parts = ["python", "-m", "model_card", first.name, "--revision", str(first.revision), *options.flags()]
+        command = shlex.join(parts + ["--private"] * private)
+        raise ValueError(
+            f"{explain(error, options.push_space)}\nThe Space is complete in {folder}. To finish:\n  {command}"
+        ) from error
+    print(f"Pushed: {HfApi().endpoint}/spaces/{options.push_space}")
+    if private:
+        print("If its model is private, the Space needs HF_TOKEN among its secrets, with a token that can read it.")
+
+
+# --- The models ------------------------------------------------------------------------------------------------------
+
+
+def find_release(name_or_path: str, revision: str, folder: Path) -> Shown:
+    """
+    Raises:
+        ValueError: there is nothing, or something else.
+    """
+    found = find(name_or_path, revision, folder)
+    if RELEASE_MARK not in found.files:
+        raise ValueError(
+            f"{name_or_path}: not a release. Give --release_dir OUT as well, to make one of what a training wrote, or "
+            "a release for MODEL."
+        )
+    return found
+
+
+def find(name_or_path: str, revision: str, folder: Path) -> Shown:
+    """
+    A model as `folder`, where the Space will be, has to name it.
+
+    Raises:
+        ValueError: it is neither a folder here nor at a reachable Hub, there is no model in it, or its embeddings take
+            sentence-transformers.
+    """
+    path, commit = Path(name_or_path), None
+    if path.is_dir():
+        name, files = os.path.relpath(path.resolve(), folder.resolve()), list(files_of(path))
+    else:
+        name = name_or_path
+        commit, files = look_up(name, revision)
+    kind = kind_of_model(name_or_path, commit or "main")
+    if kind == "sentence-transformers":
+        raise ValueError(
+            f"{name_or_path}: only sentence-transformers, which a Space does not have, makes its embeddings. Give an "
+            "encoder, or a release of this project."
+        )
+    if CONFIG_NAME not in files:
+        raise ValueError(f"{name_or_path}: no model in it, for there is no {CONFIG_NAME}.")
+    with loadable(name_or_path):
+        config, _ = PretrainedConfig.get_config_dict(name_or_path, revision=commit or "main")
+    # A plain release names its pooler, any other has code; an encoder is under mean pooling.
+    pooling = config.get(POOLER_FIELD) if kind == "sarcse" else "mean"
+    return Shown(name, commit, pooling, name_or_path, files)
+
+
+def look_up(name: str, revision: str) -> tuple[str, list[str]]:
+    """The commit of a model at the Hub, and its files."""
+    try:
+        validate_repo_id(name)
+        about = HfApi().model_info(name, revision=revision)
+    except HFValidationError as error:
+        raise ValueError(f"{name}: no such folder, and not the name of a model at the Hub.") from error
+    except (HTTPError, OSError) as error:
+        raise ValueError(f"{name}: no such folder, and {explain(error, name)}") from error
+    return str(about.sha), [file.rfilename for file in about.siblings or []]
+
+
+def read_card(model: Shown) -> ModelCard:
+    with loadable(model.source):
+        return ModelCard(Path(cached_file(model.source, "README.md", revision=model.revision)).read_text("utf-8"))
+
+
+def second_model(beside: str | None, card: ModelCard, folder: Path) -> Shown | None:
+    """What is asked for; or else the encoder at the Hub that the training started from, if it was one."""
+    if beside is not None:
+        return find(beside, "main", folder)
+    started_from = STARTED_FROM.search(card.text)
+    if started_from is None:
+        return None
+    name, commit = started_from[1], started_from[2]
+    try:
+        return find(name, commit, folder)
+    except ValueError:  # the Hub is out of reach now; the page says so where it still is
+        return Shown(name, commit, pooling="mean", source=name)
+
+
+# --- The folder ------------------------------------------------------------------------------------------------------
+
+
+def check_space(options: SpaceOptions, model: str, release_dir: str | None = None, push: str | None = None) -> None:
+    """
+    What can be known before anything is done, for the Space of `model`, or of a release of it that is to be built and
+    perhaps pushed.
+
+    Raises:
+        ValueError: the folder holds something else or would be in the model's, there is no such second model, or the
+            Hub would not take the Space.
+    """
+    folder = Path(options.space)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--space {folder}: is a file.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / SPACE_MARK).is_file():
+        raise ValueError(f"--space {folder}: holds something that is not a Space; choose a new folder.")
+    for other in filter(None, (model, release_dir)):
+        if Path(other).resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise ValueError(f"--space {folder}: would be in {other}, where the model is; choose a folder beside it.")
+    if options.beside is not None:
+        find(options.beside, "main", folder)
+    if options.push_space is not None:
+        at_hub = push is not None if release_dir is not None else not Path(model).is_dir()
+        check_push(options.push_space, at_hub, options.beside)
+
+
+def check_push(repo_id: str, at_hub: bool, beside: str | None) -> None:
+    """
+    Raises:
+        ValueError: the repository has no name, or a model of the Space is on this machine only.
+    """
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(f"--push_space {repo_id}: with its owner, you/{repo_id}.")
+    if not at_hub:
+        raise ValueError(
+            f"--push_space {repo_id}: its model is on this machine only. Push the release with --release_dir OUT "
+            "--push you/name, or give the name of one on the Hub for MODEL."
+        )
+    if beside is not None and Path(beside).is_dir():
+        raise ValueError(
+            f"--beside {beside}: is on this machine only. A Space on the Hub needs a model that is there."
+        )
+
+
+def write_space(folder: Path, first: Shown, second: Shown | None, card: ModelCard) -> dict[str, Path]:
+    """The files of a Space, over those of an earlier one; returns them by name."""
+    name = Path(first.source).resolve().name if first.revision is None else first.name.split("/")[-1]
+    link = f"{HfApi().endpoint}/{first.name}/tree/{first.revision}"
+    what = f"[{first.name}]({link})" if first.revision else "this model"
+    models = [shown for shown in (first, second) if shown is not None]
+    settings = {
+        "title": name,
+        "about": f"Sentence embeddings: how alike sentences are to {what}, and which of their tokens count.",
+        "models": [shown.settings() for shown in models],
+        "no_second_model": None if second else NO_SECOND_MODEL,
+        "examples": [[item["source_sentence"], *item["sentences"]] for item in WIDGET],
+        "colors": COLORS,
+    }
+    data = SpaceCardData(
+        title=name,
+        emoji="🔎",
+        colorFrom="blue",
+        colorTo="green",
+        sdk="gradio",
+        sdk_version=GRADIO_VERSION,
+        python_version=PYTHON_VERSION,
+        app_file=APP.name,
+        short_description="Compare sentences, search them, read the scores",
+        license=card.data.license,
+        models=[shown.name for shown in models if shown.revision] or None,
+        preload_from_hub=[preloaded(first)] if first.revision else None,
+    )
+    files = {name: folder / name for name in (APP.name, SPACE_MARK, "requirements.txt", "README.md")}
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(APP, files[APP.name])
+    write_json(files[SPACE_MARK], settings)
+    files["requirements.txt"].write_text("\n".join(REQUIREMENTS) + "\n", encoding="utf-8")
+    pinned = f", at commit `{first.revision}`" if first.revision else ""
+    text = SpaceCard.from_template(data, str(TEMPLATE), title=name, what=what, pinned=pinned)
+    text.save(files["README.md"])
+    return files
+
+
+def preloaded(model: Shown) -> str:
+    """What the Hub fetches while it builds the Space, in its own form: repository, files, commit."""
+    names = [name for name in model.files if not name.startswith((".", "onnx/"))]
+    return f"{model.name} {','.join(names)} {model.revision}"
