@@ -18,6 +18,7 @@ that was interrupted goes on from its checkpoint, so the same command ends what 
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -220,6 +221,11 @@ def key_of(run: dict[str, Any]) -> str:
     return ",".join([run["encoder"], *different, f"seed={run['seed']}"])
 
 
+def folder_of(run: dict[str, Any]) -> str:
+    """The name of its folder: a key may be longer than a name can be."""
+    return f"{run['encoder']}-{hashlib.sha256(key_of(run).encode()).hexdigest()[:16]}"
+
+
 def runs_of(part: str, seeds: int) -> tuple[list[dict[str, Any]], int]:
     """
     The runs of a part that can be made, and how many others need switches that the program no longer has. They go
@@ -238,7 +244,7 @@ def runs_of(part: str, seeds: int) -> tuple[list[dict[str, Any]], int]:
 
 def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
     """`one_run` in a process of its own, which alone can have its own number of threads."""
-    folder = arguments.output_dir / key_of(run)
+    folder = arguments.output_dir / folder_of(run)
     command = [sys.executable, "-m", "study.run", "one", "--run", json.dumps(run), "--output_dir", str(folder)]
     command += ["--data", arguments.data]
     if arguments.part.startswith("health") and run["seed"] == 1:  # one was enough; they take a third of a run's time
@@ -260,7 +266,7 @@ def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
 
 def kept_folder(run: dict[str, Any], output_dir: Path) -> Path:
     """Of the model that --keep keeps."""
-    return output_dir / KEPT / key_of(run)
+    return output_dir / KEPT / folder_of(run)
 
 
 def study(arguments: argparse.Namespace) -> None:
