@@ -20,6 +20,7 @@ from study.configurations import (
     BATCHES,
     BESIDE,
     CHOICES,
+    CHOSEN,
     COPY,
     DIRECT,
     EARLIER_BASELINES,
@@ -231,7 +232,7 @@ def paired_table(
         one, other = (runs(lines, models[model], encoder) for model in (name, other_name))
         pairs = len(one.keys() & other.keys())
         if pairs > 2:
-            scores = [dev, *(lambda line, task=task: line["sts"][task] for task in TASKS), average]
+            scores = [dev, *(partial(of_task, task=task) for task in TASKS), average]
             cells = [difference_cell(difference(one, other, score)) for score in scores]
             label = f"{name} minus {other_name}".replace(SARCSE, "SARCSE")
             rows.append([label, str(pairs), *cells])
@@ -543,24 +544,24 @@ def sick(line: dict[str, Any]) -> float:
     return line["sick"]
 
 
+def final_runs(lines: list[dict[str, Any]], choice: dict[str, Any], encoder: str) -> Lines:
+    """`runs` of the program as it is: older lines have no health."""
+    return {seed: line for seed, line in runs(lines, choice, encoder).items() if "halves_found" in line}
+
+
 def tuning_table(lines: list[dict[str, Any]]) -> str:
     """What each rung of the final ladder is chosen from, and in bold what was."""
-    shown = ("learning_rate", "contrastive_temperature", "frequency_smoothing")
-    rows = [["encoder", "method", "rate", "temperature", "smoothing", "seeds", "STS-B dev", "SICK, dev", "their mean"]]
+    rows = [["encoder", "method", "settings", "seeds", "STS-B dev", "SICK, dev", "their mean"]]
     for encoder, rungs in FINAL.items():
         for name, choices in final_choices(encoder).items():
             for choice in choices:
-                of = runs(lines, choice, encoder)
+                of = final_runs(lines, choice, encoder)
                 if of:
-                    settings = [f"{value:g}" for value in (({**START, **choice})[field] for field in shown)]
-                    if choice["learning_rate"] == 0:
-                        settings = [""] * len(shown)
-                    elif {**START, **choice}["reconstruction_weight"] == 0:
-                        settings[-1] = ""
-                    means = [mean_and_deviation(of, score) for score in (dev, sick, development)]
-                    if choice == rungs[name]:
-                        means[-1] = f"**{means[-1]}**"
-                    rows.append([encoder, name, *settings, str(len(of)), *means])
+                    tuned = CHOSEN[encoder].get(name, {})
+                    settings = ", ".join(f"{field} {choice[field]:g}" for field in tuned)
+                    *means, mean = (mean_and_deviation(of, score) for score in (dev, sick, development))
+                    mean = f"**{mean}**" if tuned and choice == rungs[name] else mean
+                    rows.append([encoder, name, settings, str(len(of)), *means, mean])
     return markdown_table(rows)
 
 
@@ -578,7 +579,7 @@ def final_table(lines: list[dict[str, Any]]) -> str:
     rows = [["encoder", "method", "seeds", *scores]]
     for encoder, rungs in FINAL.items():
         for name, choice in rungs.items():
-            of = runs(lines, choice, encoder)
+            of = final_runs(lines, choice, encoder)
             if of:
                 rows.append(
                     [encoder, name, str(len(of)), *(mean_and_deviation(of, score) for score in scores.values())]
@@ -595,16 +596,15 @@ def final_differences_table(lines: list[dict[str, Any]]) -> str:
     rows = [["encoder", "difference", "pairs", "STS-B dev", "SICK, dev", *TASKS, "average"]]
     scores: list[Score] = [dev, sick, *(partial(of_task, task=task) for task in TASKS), average]
     for encoder, rungs in FINAL.items():
-        found = {name: runs(lines, choice, encoder) for name, choice in rungs.items()}
-        for name, other in itertools.permutations(found, 2):
-            if list(found).index(name) < list(found).index(other) or name not in ("SARCSE", MEAN_RECONSTRUCTED):
-                continue
-            of_other = found[other]
-            if other == UNTRAINED_MEAN and of_other:
-                of_other = dict.fromkeys(found[name], of_other[1])
-            pairs = len(found[name].keys() & of_other.keys())
+        found = {name: final_runs(lines, choice, encoder) for name, choice in rungs.items()}
+        untrained = found[UNTRAINED_MEAN].get(1)
+        for name, other in itertools.combinations(reversed(found), 2):
+            one, two = found[name], found[other]
+            if other == UNTRAINED_MEAN and untrained:
+                two = dict.fromkeys(one, untrained)
+            pairs = len(one.keys() & two.keys())
             if pairs > 2:
-                cells = (difference_cell(difference(found[name], of_other, score)) for score in scores)
+                cells = (difference_cell(difference(one, two, score)) for score in scores)
                 rows.append([encoder, f"{name} minus {other}", str(pairs), *cells])
     return markdown_table(rows)
 
