@@ -508,6 +508,20 @@ def chosen(encoder: str) -> dict[str, dict[str, Any]]:
 
 
 FINAL = {encoder: chosen(encoder) for encoder in (ENCODER, SMALL_ENCODER)}
+# Does anything fall in small or large batches, or in long trainings? The whole budget is spent in each.
+WITH_BUDGET = ("SARCSE", MEAN_RECONSTRUCTED)
+FINAL_BATCH_SIZES = (16, 32, 64, 128, 256, 512)
+FINAL_LENGTHS = (*HEALTH_LENGTHS, 320_000)
+
+
+def in_batches_of(encoder: str, method: str, size: int) -> dict[str, Any]:
+    return with_batch_size(FINAL[encoder][method], size)
+
+
+def of_length(encoder: str, method: str, sentences: int) -> dict[str, Any]:
+    return health_run(encoder, method, "budget", sentences, rates_with_budget(sentences)[-1])
+
+
 PARTS = {
     "choices": CHOICES,
     "longer": list(LONGER.values()),
@@ -525,9 +539,17 @@ PARTS = {
     "tuning_small": list(itertools.chain(*final_choices(SMALL_ENCODER).values())),
     "final": list(FINAL[ENCODER].values()),
     "final_small": list(FINAL[SMALL_ENCODER].values()),
+    **{
+        f"{part}{suffix}": [choice(encoder, method, value) for value in values for method in WITH_BUDGET]
+        for part, choice, values in (
+            ("sizes", in_batches_of, FINAL_BATCH_SIZES),
+            ("lengths", of_length, FINAL_LENGTHS),
+        )
+        for suffix, encoder in (("", ENCODER), ("_small", SMALL_ENCODER))
+    },
 }
 # Of the parts that do not run on ENCODER.
 ENCODERS = {
     **dict.fromkeys(("second_encoder", "health_second"), SECOND_ENCODER),
-    **dict.fromkeys(("beside_small", "one_pass_small", "health_small", "tuning_small", "final_small"), SMALL_ENCODER),
+    **{part: SMALL_ENCODER for part in PARTS if part.endswith("_small")},
 }

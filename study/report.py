@@ -11,6 +11,8 @@ seed, which means the same order of the sentences and the same first weights.
 import argparse
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,36 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sarcse.figures import COLORS, LINE_STYLES, MARKERS, STYLE, save, similarity_densities
-from study.configurations import BATCH_SIZES, CHOICES, METHODS, SETTLED, with_batch_size
+from study.configurations import (
+    BATCH_SIZES,
+    CHOICES,
+    ENCODER,
+    FINAL,
+    FINAL_BATCH_SIZES,
+    FINAL_LENGTHS,
+    METHODS,
+    SETTLED,
+    WITH_BUDGET,
+    in_batches_of,
+    of_length,
+    with_batch_size,
+)
 from study.run import LINES, read_lines
-from study.tables import STARTS, TABLES, added, average, cosines, dev, difference, runs, start_of, with_densities
+from study.tables import (
+    STARTS,
+    TABLES,
+    added,
+    average,
+    cosines,
+    dev,
+    difference,
+    last,
+    runs,
+    series,
+    start_of,
+    untrained_line,
+    with_densities,
+)
 
 
 PAGES = [LINES.with_name(name) for name in ("README.md", "details.md")]
@@ -105,7 +134,41 @@ def draw_densities(lines: list[dict[str, Any]], path: Path) -> None:
     similarity_densities(similarities, spearman, np.concatenate(ratings), path)
 
 
-FIGURES = {
+@matplotlib.rc_context(STYLE)
+def draw_series(
+    lines: list[dict[str, Any]], path: Path, choice: Callable[[str, str, int], dict[str, Any]], values: tuple[int, ...]
+) -> None:
+    """STS-B dev at the end, mean and standard deviation over the seeds; a panel for each encoder."""
+    figure = Figure(figsize=(7, 2.8))
+    panels = dict(zip(FINAL, figure.subplots(1, len(FINAL))))
+    for (encoder, method), by_value in series(lines, choice, values).items():
+        index = WITH_BUDGET.index(method)
+        scores = [[last(line) for line in of.values()] for of in by_value.values()]
+        panels[encoder].errorbar(
+            list(by_value),
+            [np.mean(of) for of in scores],
+            [np.std(of) for of in scores],
+            marker=MARKERS[index],
+            linestyle=LINE_STYLES[index],
+            color=COLORS[index],
+            capsize=3,
+            label=method,
+        )
+    for encoder, panel in panels.items():
+        untrained = untrained_line(lines, encoder)
+        if untrained is not None:
+            panel.axhline(dev(untrained), color="black", linewidth=0.8, label="untrained, mean pooling")
+        panel.set(xscale="log", xlabel="sentences" if choice is of_length else "batch size", title=encoder)
+        panel.set_xticks(values, [f"{value:,}" for value in values])
+        panel.minorticks_off()
+    panels[ENCODER].set_ylabel("STS-B dev at the end")
+    figure.legend(*panels[ENCODER].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    save(figure, path)
+
+
+FIGURES: dict[str, Callable[[list[dict[str, Any]], Path], None]] = {
+    "sizes": partial(draw_series, choice=in_batches_of, values=FINAL_BATCH_SIZES),
+    "lengths": partial(draw_series, choice=of_length, values=FINAL_LENGTHS),
     "choices": draw_choices,
     "batch_sizes": draw_batch_sizes,
     "densities": draw_densities,

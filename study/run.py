@@ -11,6 +11,8 @@ The study: which choices make SARCSE good, and are the paper's claims against Si
     python -m study.run health --seeds 1           # the health check and the budget; health_small: on another encoder
     python -m study.run tuning --seeds 3           # what each rung of the final ladder is chosen from; tuning_small
     python -m study.run final --seeds 10 --keep 3  # the final ladder; final_small
+    python -m study.run sizes --seeds 3            # ... in batches of other sizes; sizes_small
+    python -m study.run lengths --seeds 3          # ... in shorter and longer trainings; lengths_small
     python -m study.report                         # the tables and figures of study/results/README.md
 
 Each run is a process, and a line of study/results/study.jsonl. A run whose line is there is not made again, one

@@ -27,6 +27,8 @@ from study.configurations import (
     ENCODER,
     FAST,
     FINAL,
+    FINAL_BATCH_SIZES,
+    FINAL_LENGTHS,
     GUARDS,
     HEALTH_LENGTHS,
     HEALTH_RATES,
@@ -52,8 +54,11 @@ from study.configurations import (
     UNTRAINED_POOLERS,
     VIEWS,
     WIDE,
+    WITH_BUDGET,
     final_choices,
     health_run,
+    in_batches_of,
+    of_length,
     rates_with_budget,
     steps_of,
     with_batch_size,
@@ -609,7 +614,44 @@ def final_differences_table(lines: list[dict[str, Any]]) -> str:
     return markdown_table(rows)
 
 
+def series(
+    lines: list[dict[str, Any]], choice: Callable[[str, str, int], dict[str, Any]], values: tuple[int, ...]
+) -> dict[tuple[str, str], dict[int, Lines]]:
+    """Of each encoder and method, the runs by what `choice` varies."""
+    found = {
+        (encoder, method): {value: runs(lines, choice(encoder, method, value), encoder) for value in values}
+        for encoder in FINAL
+        for method in WITH_BUDGET
+    }
+    return {key: {value: of for value, of in by_value.items() if of} for key, by_value in found.items()}
+
+
+def series_table(
+    lines: list[dict[str, Any]], choice: Callable[[str, str, int], dict[str, Any]], values: tuple[int, ...]
+) -> str:
+    """Scores by what `choice` varies."""
+    rows = [
+        [
+            "encoder",
+            "method",
+            "sentences" if choice is of_length else "batch size",
+            "seeds",
+            "STS-B dev, best",
+            "at the end",
+            "SICK, dev",
+            "average",
+        ]
+    ]
+    for (encoder, method), by_value in series(lines, choice, values).items():
+        for value, of in by_value.items():
+            cells = (mean_and_deviation(of, score) for score in (dev, last, sick, average))
+            rows.append([encoder, method, f"{value:,}", str(len(of)), *cells])
+    return markdown_table(rows)
+
+
 TABLES = {
+    "sizes": partial(series_table, choice=in_batches_of, values=FINAL_BATCH_SIZES),
+    "lengths": partial(series_table, choice=of_length, values=FINAL_LENGTHS),
     "tuning": tuning_table,
     "final": final_table,
     "final differences": final_differences_table,
