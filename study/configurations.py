@@ -481,18 +481,19 @@ def final_choices(encoder: str) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-# What the mean of STS-B dev and of SICK's train and trial pairs prefers.
+# What the mean of STS-B dev and of SICK's train and trial pairs prefers. SARCSE keeps the program's defaults, which no
+# other setting beats by more than seeds differ.
 CHOSEN: dict[str, dict[str, dict[str, float]]] = {
     ENCODER: {
-        "SimCSE": {"contrastive_temperature": 0.05, "learning_rate": 3e-5},
+        "SimCSE": {"contrastive_temperature": 0.005, "learning_rate": 3e-5},
         "mean pooling": {"contrastive_temperature": 0.1, "learning_rate": 1e-4},
         MEAN_RECONSTRUCTED: {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-5},
         "SARCSE": {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-4},
     },
     SMALL_ENCODER: {
-        "SimCSE": {"contrastive_temperature": 0.05, "learning_rate": 3e-5},
+        "SimCSE": {"contrastive_temperature": 0.05, "learning_rate": 3e-4},
         "mean pooling": {"contrastive_temperature": 0.1, "learning_rate": 1e-4},
-        MEAN_RECONSTRUCTED: {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-5},
+        MEAN_RECONSTRUCTED: {"contrastive_temperature": 0.02, "frequency_smoothing": 1e-4},
         "SARCSE": {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-4},
     },
 }
