@@ -759,7 +759,7 @@ def pack_left(sequence: torch.Tensor, content_mask: torch.Tensor) -> tuple[torch
 
 # The share of the mean of all vectors that is left of a dropped dimension. With none of it left the views of some
 # encoders, whose mean is long beside what sentences differ by, are too far apart; with all of it left the views are
-# closer, and teach less (study/results/README.md).
+# closer, and teach less (study/results/details.md).
 TOWARDS_MEAN = 0.75
 
 

@@ -172,10 +172,10 @@ class ReleaseArguments:
 
 
 # What a view of one pass goes without, where that is the default: no worse than two passes in ten seeds on either
-# encoder (study/results/README.md). Under mean pooling two passes were 0.2 better.
+# encoder (study/results/details.md). Under mean pooling two passes were 0.2 better.
 VIEW_DROPOUT = 0.1
 # What the learning rates of all steps may add up to: less than what ruined an encoder of the study, and enough for the
-# best scores (study/results/README.md). SimCSE, which has no reconstruction, stays as its paper has it.
+# best scores (study/results/details.md). SimCSE, which has no reconstruction, stays as its paper has it.
 LEARNING_RATE_BUDGET = 0.003
 
 
@@ -233,14 +233,14 @@ class SarcseArguments(ReleaseArguments):
         default=1e-4,
         metadata={
             "help": "The a of smooth_inverse (Arora, Liang and Ma, ICLR 2017); its value is from "
-            "study/results/README.md."
+            "study/results/details.md."
         },
     )
     autoencoder_learning_rate: float | None = field(
         default=None,
         metadata={
             "help": "Learning rate of the new layers. Default: three times learning_rate with a reconstruction "
-            "(study/results/README.md), else learning_rate."
+            "(study/results/details.md), else learning_rate."
         },
     )
     gradient_cache_mini_batch_size: int | None = field(

@@ -4,7 +4,7 @@ of all steps together.
 
 A step of Adam moves a weight by about the learning rate at most, so their sum bounds how far any weight goes from what
 was pretrained. In the study it is this sum that decides whether embeddings get better or are ruined, and neither the
-learning rate nor the number of steps by itself (study/results/README.md).
+learning rate nor the number of steps by itself (study/results/details.md).
 """
 
 from collections.abc import Iterable

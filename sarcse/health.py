@@ -1,7 +1,7 @@
 """
 Whether a model still tells sentences apart by what they say, without labels: how well it finds the other half of a
 sentence. Of all numbers that were tried (study/candidates.py) this kind tells ruined models best
-(study/results/README.md).
+(study/results/details.md).
 
 Shapes: S sentences, d dimensions.
 """

@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 COLLAPSED_UNIFORMITY = -0.01
 
 # A health below this share of the best one so far is warned of, and its checkpoint is not kept: hardly any good one of
-# the study fell so far (study/results/README.md).
+# the study fell so far (study/results/details.md).
 HEALTHY_SHARE = 0.85
 
 
