@@ -139,6 +139,8 @@ def draw_series(
     lines: list[dict[str, Any]], path: Path, choice: Callable[[str, str, int], dict[str, Any]], values: tuple[int, ...]
 ) -> None:
     """STS-B dev at the end, mean and standard deviation over the seeds; a panel for each encoder."""
+    if max(map(len, series(lines, choice, values).values())) < 2:
+        return
     figure = Figure(figsize=(7, 2.8))
     panels = dict(zip(FINAL, figure.subplots(1, len(FINAL))))
     for (encoder, method), by_value in series(lines, choice, values).items():
