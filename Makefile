@@ -38,7 +38,7 @@ THREE := sarcse simcse sentence_transformers
 benchmarks: .venv/installed-dev
 	$(BIN)/python -m benchmarks.train_speed --encoders mini --batch_sizes 64 --output $(RESULTS)/train_speed.json
 	$(BIN)/python -m benchmarks.train_speed --encoders mini --batch_sizes 512 --sentences 2048 --repeats 2 \
-		--programs $(THREE) --output $(RESULTS)/train_speed_512.json  # a turn of one batch is a cold start
+		--programs $(THREE) --output $(RESULTS)/train_speed_512.json  # with one batch a turn, turns differ by half
 	$(BIN)/python -m benchmarks.train_speed --encoders base --batch_sizes 64 --sentences 128 --repeats 2 \
 		--programs $(THREE) --output $(RESULTS)/train_speed_base.json  # five do not fit
 	$(BIN)/python -m benchmarks.step_profile --bf16 --output $(RESULTS)/step_profile.json
