@@ -1,6 +1,8 @@
 """What the study runs: configurations, each by what it has otherwise than `START`, and the parts they make up."""
 
 import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -511,8 +513,6 @@ def chosen(encoder: str) -> dict[str, dict[str, Any]]:
 FINAL = {encoder: chosen(encoder) for encoder in (ENCODER, SMALL_ENCODER)}
 # Does anything fall in small or large batches, or in long trainings? The whole budget is spent in each.
 WITH_BUDGET = ("SARCSE", MEAN_RECONSTRUCTED)
-FINAL_BATCH_SIZES = (16, 32, 64, 128, 256, 512)
-FINAL_LENGTHS = (*HEALTH_LENGTHS, 320_000)
 
 
 def in_batches_of(encoder: str, method: str, size: int) -> dict[str, Any]:
@@ -523,6 +523,19 @@ def of_length(encoder: str, method: str, sentences: int) -> dict[str, Any]:
     return health_run(encoder, method, "budget", sentences, rates_with_budget(sentences)[-1])
 
 
+@dataclass(frozen=True)
+class Series:
+    """Runs that differ in one thing: its name, its values, the configuration of an encoder, a method and a value."""
+
+    what: str
+    values: tuple[int, ...]
+    choice: Callable[[str, str, int], dict[str, Any]]
+
+
+SERIES = {
+    "sizes": Series("batch size", (16, 32, 64, 128, 256, 512), in_batches_of),
+    "lengths": Series("sentences", (*HEALTH_LENGTHS, 320_000), of_length),
+}
 PARTS = {
     "choices": CHOICES,
     "longer": list(LONGER.values()),
@@ -541,11 +554,8 @@ PARTS = {
     "final": list(FINAL[ENCODER].values()),
     "final_small": list(FINAL[SMALL_ENCODER].values()),
     **{
-        f"{part}{suffix}": [choice(encoder, method, value) for value in values for method in WITH_BUDGET]
-        for part, choice, values in (
-            ("sizes", in_batches_of, FINAL_BATCH_SIZES),
-            ("lengths", of_length, FINAL_LENGTHS),
-        )
+        f"{part}{suffix}": [series.choice(encoder, method, value) for value in series.values for method in WITH_BUDGET]
+        for part, series in SERIES.items()
         for suffix, encoder in (("", ENCODER), ("_small", SMALL_ENCODER))
     },
 }

@@ -26,13 +26,12 @@ from study.configurations import (
     CHOICES,
     ENCODER,
     FINAL,
-    FINAL_BATCH_SIZES,
-    FINAL_LENGTHS,
     METHODS,
+    SERIES,
     SETTLED,
+    UNTRAINED_MEAN,
     WITH_BUDGET,
-    in_batches_of,
-    of_length,
+    Series,
     with_batch_size,
 )
 from study.run import LINES, read_lines
@@ -46,7 +45,7 @@ from study.tables import (
     difference,
     last,
     runs,
-    series,
+    runs_of_series,
     start_of,
     untrained_line,
     with_densities,
@@ -135,15 +134,14 @@ def draw_densities(lines: list[dict[str, Any]], path: Path) -> None:
 
 
 @matplotlib.rc_context(STYLE)
-def draw_series(
-    lines: list[dict[str, Any]], path: Path, choice: Callable[[str, str, int], dict[str, Any]], values: tuple[int, ...]
-) -> None:
+def draw_series(lines: list[dict[str, Any]], path: Path, series: Series) -> None:
     """STS-B dev at the end, mean and standard deviation over the seeds; a panel for each encoder."""
-    if max(map(len, series(lines, choice, values).values())) < 2:
+    found = runs_of_series(lines, series)
+    if max(map(len, found.values())) < 2:
         return
     figure = Figure(figsize=(7, 2.8))
     panels = dict(zip(FINAL, figure.subplots(1, len(FINAL))))
-    for (encoder, method), by_value in series(lines, choice, values).items():
+    for (encoder, method), by_value in found.items():
         index = WITH_BUDGET.index(method)
         scores = [[last(line) for line in of.values()] for of in by_value.values()]
         panels[encoder].errorbar(
@@ -159,9 +157,9 @@ def draw_series(
     for encoder, panel in panels.items():
         untrained = untrained_line(lines, encoder)
         if untrained is not None:
-            panel.axhline(dev(untrained), color="black", linewidth=0.8, label="untrained, mean pooling")
-        panel.set(xscale="log", xlabel="sentences" if choice is of_length else "batch size", title=encoder)
-        panel.set_xticks(values, [f"{value:,}" for value in values])
+            panel.axhline(dev(untrained), color="black", linewidth=0.8, label=UNTRAINED_MEAN)
+        panel.set(xscale="log", xlabel=series.what, title=encoder)
+        panel.set_xticks(series.values, [f"{value:,}" for value in series.values])
         panel.minorticks_off()
     panels[ENCODER].set_ylabel("STS-B dev at the end")
     figure.legend(*panels[ENCODER].get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -169,8 +167,7 @@ def draw_series(
 
 
 FIGURES: dict[str, Callable[[list[dict[str, Any]], Path], None]] = {
-    "sizes": partial(draw_series, choice=in_batches_of, values=FINAL_BATCH_SIZES),
-    "lengths": partial(draw_series, choice=of_length, values=FINAL_LENGTHS),
+    **{name: partial(draw_series, series=series) for name, series in SERIES.items()},
     "choices": draw_choices,
     "batch_sizes": draw_batch_sizes,
     "densities": draw_densities,

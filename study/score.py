@@ -10,6 +10,7 @@ Prints a row for each rung: Spearman's correlation x 100 of each task, mean and 
 import argparse
 import sys
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def table(tasks: dict[str, datasets.Dataset], output_dir: Path) -> str:
         for name, choice in rungs.items():
             of = {seed: scores(path, tasks) for seed, path in seeds_of(encoder, choice, output_dir).items()}
             if of:
-                cells = (mean_and_deviation(of, lambda line, column=column: line[column]) for column in columns)
+                cells = (mean_and_deviation(of, itemgetter(column)) for column in columns)
                 rows.append([encoder, name, str(len(of)), *cells])
     if not rows:
         raise ValueError(f"no models in {output_dir}: make them with `python -m study.run final --seeds 3 --keep 3`.")

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from itertools import takewhile
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,6 @@ from study.configurations import (
     ENCODER,
     FAST,
     FINAL,
-    FINAL_BATCH_SIZES,
-    FINAL_LENGTHS,
     GUARDS,
     HEALTH_LENGTHS,
     HEALTH_RATES,
@@ -43,6 +42,7 @@ from study.configurations import (
     SECOND_ENCODER,
     SECOND_LADDER,
     SECOND_SETTLED,
+    SERIES,
     SIMCSE,
     START,
     STEEP,
@@ -55,10 +55,9 @@ from study.configurations import (
     VIEWS,
     WIDE,
     WITH_BUDGET,
+    Series,
     final_choices,
     health_run,
-    in_batches_of,
-    of_length,
     rates_with_budget,
     steps_of,
     with_batch_size,
@@ -94,9 +93,18 @@ def last(line: dict[str, Any]) -> float:
     return line["dev"][-1][1]
 
 
+def of_task(line: dict[str, Any], task: str) -> float:
+    return line["sts"][task]
+
+
+def sick(line: dict[str, Any]) -> float:
+    """SICK's train and trial pairs."""
+    return line["sick"]
+
+
 def average(line: dict[str, Any]) -> float:
     """Mean of the STS test sets at hand."""
-    return float(np.mean([line["sts"][task] for task in TASKS]))
+    return float(np.mean([of_task(line, task) for task in TASKS]))
 
 
 def mean_and_deviation(of: Lines, score: Score) -> str:
@@ -192,8 +200,8 @@ def ladder_table(lines: list[dict[str, Any]]) -> str:
     for name, choice in {**UNTRAINED_POOLERS, **LADDER}.items():
         of = runs(lines, choice)
         if of:
-            scores = [mean_and_deviation(of, lambda line, task=task: line["sts"][task]) for task in TASKS]
-            geometry = [mean_and_deviation(of, lambda line, key=key: line[key]) for key in ("alignment", "uniformity")]
+            scores = [mean_and_deviation(of, partial(of_task, task=task)) for task in TASKS]
+            geometry = [mean_and_deviation(of, itemgetter(key)) for key in ("alignment", "uniformity")]
             rows.append([name, str(len(of)), *scores, mean_and_deviation(of, average), *geometry])
     return markdown_table(rows)
 
@@ -342,7 +350,7 @@ def second_encoder_table(lines: list[dict[str, Any]]) -> str:
     for name, choice in SECOND_LADDER.items():
         of = runs(lines, choice, SECOND_ENCODER)
         if of:
-            scores = [dev, last, *(lambda line, task=task: line["sts"][task] for task in TASKS), average]
+            scores = [dev, last, *(partial(of_task, task=task) for task in TASKS), average]
             rows.append([name, str(len(of)), *(mean_and_deviation(of, score) for score in scores)])
     return markdown_table(rows)
 
@@ -458,7 +466,7 @@ def ruin_table(lines: list[dict[str, Any]]) -> str:
         untrained = untrained_line(lines, encoder)
         if untrained is None:
             continue
-        rows.append([encoder, "untrained, mean pooling", "0", "", "", f"{dev(untrained):.2f}", *[""] * 4])
+        rows.append([encoder, UNTRAINED_MEAN, "0", "", "", f"{dev(untrained):.2f}", *[""] * 4])
         for method, sentences, rate in itertools.product(methods, HEALTH_LENGTHS, HEALTH_RATES):
             rates = {guard: rate for guard in GUARDS}
             rates["budget"] = min(rate, rates_with_budget(sentences)[-1])
@@ -542,11 +550,7 @@ def warning_table(lines: list[dict[str, Any]]) -> str:
 
 def development(line: dict[str, Any]) -> float:
     """What the final ladder is chosen by: the mean of STS-B dev and of SICK's train and trial pairs."""
-    return (dev(line) + line["sick"]) / 2
-
-
-def sick(line: dict[str, Any]) -> float:
-    return line["sick"]
+    return (dev(line) + sick(line)) / 2
 
 
 def final_runs(lines: list[dict[str, Any]], choice: dict[str, Any], encoder: str) -> Lines:
@@ -577,9 +581,9 @@ def final_table(lines: list[dict[str, Any]]) -> str:
         "SICK, dev": sick,
         **{task: partial(of_task, task=task) for task in TASKS},
         "average": average,
-        "alignment": lambda line: line["alignment"],
-        "uniformity": lambda line: line["uniformity"],
-        "health": lambda line: line["halves_found"],
+        "alignment": itemgetter("alignment"),
+        "uniformity": itemgetter("uniformity"),
+        "health": itemgetter("halves_found"),
     }
     rows = [["encoder", "method", "seeds", *scores]]
     for encoder, rungs in FINAL.items():
@@ -590,10 +594,6 @@ def final_table(lines: list[dict[str, Any]]) -> str:
                     [encoder, name, str(len(of)), *(mean_and_deviation(of, score) for score in scores.values())]
                 )
     return markdown_table(rows)
-
-
-def of_task(line: dict[str, Any], task: str) -> float:
-    return line["sts"][task]
 
 
 def final_differences_table(lines: list[dict[str, Any]]) -> str:
@@ -614,35 +614,22 @@ def final_differences_table(lines: list[dict[str, Any]]) -> str:
     return markdown_table(rows)
 
 
-def series(
-    lines: list[dict[str, Any]], choice: Callable[[str, str, int], dict[str, Any]], values: tuple[int, ...]
-) -> dict[tuple[str, str], dict[int, Lines]]:
-    """Of each encoder and method, the runs by what `choice` varies."""
+def runs_of_series(lines: list[dict[str, Any]], series: Series) -> dict[tuple[str, str], dict[int, Lines]]:
+    """Of each encoder and method, the runs by the value that differs."""
     found = {
-        (encoder, method): {value: runs(lines, choice(encoder, method, value), encoder) for value in values}
+        (encoder, method): {
+            value: runs(lines, series.choice(encoder, method, value), encoder) for value in series.values
+        }
         for encoder in FINAL
         for method in WITH_BUDGET
     }
     return {key: {value: of for value, of in by_value.items() if of} for key, by_value in found.items()}
 
 
-def series_table(
-    lines: list[dict[str, Any]], choice: Callable[[str, str, int], dict[str, Any]], values: tuple[int, ...]
-) -> str:
-    """Scores by what `choice` varies."""
-    rows = [
-        [
-            "encoder",
-            "method",
-            "sentences" if choice is of_length else "batch size",
-            "seeds",
-            "STS-B dev, best",
-            "at the end",
-            "SICK, dev",
-            "average",
-        ]
-    ]
-    for (encoder, method), by_value in series(lines, choice, values).items():
+def series_table(lines: list[dict[str, Any]], series: Series) -> str:
+    """Scores by the value that differs."""
+    rows = [["encoder", "method", series.what, "seeds", "STS-B dev, best", "at the end", "SICK, dev", "average"]]
+    for (encoder, method), by_value in runs_of_series(lines, series).items():
         for value, of in by_value.items():
             cells = (mean_and_deviation(of, score) for score in (dev, last, sick, average))
             rows.append([encoder, method, f"{value:,}", str(len(of)), *cells])
@@ -650,8 +637,7 @@ def series_table(
 
 
 TABLES = {
-    "sizes": partial(series_table, choice=in_batches_of, values=FINAL_BATCH_SIZES),
-    "lengths": partial(series_table, choice=of_length, values=FINAL_LENGTHS),
+    **{name: partial(series_table, series=series) for name, series in SERIES.items()},
     "tuning": tuning_table,
     "final": final_table,
     "final differences": final_differences_table,
