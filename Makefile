@@ -44,6 +44,7 @@ benchmarks: .venv/installed-dev
 	$(BIN)/python -m benchmarks.step_profile --bf16 --output $(RESULTS)/step_profile.json
 	$(BIN)/python -m benchmarks.encode_speed --output $(RESULTS)/encode_speed.json
 	$(BIN)/python -m benchmarks.growth --bf16 --output $(RESULTS)/growth.json
+	mv $(RESULTS)/growth.png docs/ && rm $(RESULTS)/growth.svg
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

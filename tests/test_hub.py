@@ -387,7 +387,7 @@ def test_files_of_the_hub_are_found_by_name_and_by_pattern(tmp_path):
 
 def test_the_lines_of_the_readme_train_a_model_and_push_a_release(tmp_path):
     """As they stand, but for the encoder's name and the size of the batch; the release says what was done."""
-    section = (PROJECT / "README.md").read_text().split("## Train in Python\n")[1]
+    section = (PROJECT / "README.md").read_text().split("## Train\n")[1]
     (code,) = re.findall(r"^```python\n(.*?)^```", section.split("\n## ")[0], re.DOTALL | re.MULTILINE)
     sentences = (DEMO / "sentences.txt").read_text().splitlines()[:32]
     (tmp_path / "sentences.txt").write_text("\n".join([*sentences, "", " "]) + "\n")

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import statistics
-import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -234,16 +233,6 @@ def test_every_way_to_load_gives_the_same_vectors(differences, way):
 def test_lower_precision_stays_near(differences, way):
     """As 1 - cosine, on a model of random channels."""
     assert differences[way] <= {"bfloat16": 1e-3, "int8": 1e-2}[way], differences[way]
-
-
-def test_the_lines_of_the_readme_run(finished_run, tmp_path):
-    """Those under "Use a model", one after the other, on the tiny run's folder in place of the demo's."""
-    section = (PROJECT / "README.md").read_text().split("## Use a model")[1].split("\n## ")[0]
-    blocks = [textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", section, re.DOTALL | re.M)]
-    assert len(blocks) == 3
-    code = "".join(blocks).replace('"output/demo"', repr(str(finished_run[0])))
-    process = run_python("-c", code, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
 
 
 # --- The decoder -----------------------------------------------------------------------------------------------------

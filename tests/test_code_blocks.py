@@ -1,0 +1,221 @@
+"""
+Every code block of the README and of docs/ runs: Python as it stands, a shell's commands one by one.
+
+bash reads the shell's blocks, with programs that only note how they were called. The calls are then made here, in the
+order in which they stand, each once: trainings in one step of eight sentences, the Hub on the loopback address. What
+takes hours or several GPUs is checked by its own parser instead, and so is what other tests run.
+"""
+
+import lzma
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+
+from sarcse.parsing import parse_arguments
+
+from .conftest import DEMO, ENCODER, PROJECT, run_command, run_python
+from .loopback_hub import LoopbackHub
+
+
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+LANGUAGES = {"python", "bash", "yaml", "text"}  # text: what a command prints, or how it is called
+PROGRAMS = ("python", "accelerate", "make", "pip", "hf", "diff")
+NOTE = """#!/bin/bash
+printf '%s\\x1f' "${0##*/}" "$@" >> "$CALLS"
+printf '\\x1e' >> "$CALLS"
+"""
+TOKEN = "hf_" + "w1" * 17
+# Later flags win. The recipes' sentences and graded pairs are on the Hub.
+ONE_STEP = [*("--max_steps", "1", "--per_device_train_batch_size", "8", "--report_to", "none")]
+FEW_STEPS = "max_steps=2, eval_steps=1, save_steps=1, per_device_train_batch_size=8"
+SENTENCES_HERE = ["--train_file", "sentences.txt"]
+NO_EVALUATION = ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
+LONG = ("study.", "benchmarks.")  # modules that measure for minutes or hours
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page in a language."""
+    found = BLOCK.findall(page.read_text(encoding="utf-8"))
+    return [textwrap.dedent(code) for _, of, code in found if of == language]
+
+
+def with_blocks(language: str) -> list[Path]:
+    return [page for page in PAGES if blocks(page, language)]
+
+
+def name_of(page: Path) -> str:
+    return page.name
+
+
+def test_each_block_says_its_language():
+    for page in PAGES:
+        fences = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(fences[::2]) <= LANGUAGES and set(fences[1::2]) <= {""}, page
+
+
+@pytest.fixture(scope="module")
+def folder(finished_run, tmp_path_factory) -> Path:
+    """What a clone holds, `output/demo` as `make demo` leaves it, sentences, and encoders under their Hub names."""
+    tmp_path = tmp_path_factory.mktemp("clone")
+    for path in PROJECT.iterdir():
+        if path.name not in ("output", ".git", ".venv"):
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "demo").symlink_to(finished_run[0])
+    (tmp_path / "FacebookAI").mkdir()
+    (tmp_path / "FacebookAI" / "roberta-base").symlink_to(ENCODER)
+    sentences = (DEMO / "sentences.txt").read_text().splitlines()[:300]
+    (tmp_path / "sentences.txt").write_text("\n".join(sentences) + "\n")
+    for code in blocks(PROJECT / "docs" / "training.md", "yaml"):
+        (tmp_path / "machine.yaml").write_text(code)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", with_blocks("python"), ids=name_of)
+def test_python_blocks_run_one_after_the_other(page, folder):
+    """But for the one that pushes, which tests/test_hub.py runs."""
+    code = "".join(block for block in blocks(page, "python") if "push_to_hub()" not in block)
+    code = re.sub(r"max_steps=\d+, eval_steps=\d+, save_steps=\d+", FEW_STEPS, code)
+    process = run_python("-c", code, cwd=folder, PYTHONPATH=str(PROJECT))
+    assert process.returncode == 0, process.stderr
+
+
+# --- Shells ----------------------------------------------------------------------------------------------------------
+
+
+def calls(code: str, folder: Path, data: Path | None) -> list[list[str]]:
+    """How bash calls programs in a block: name and arguments of each."""
+    programs, noted = folder / "programs", folder / "calls"
+    programs.mkdir(exist_ok=True)
+    for name in PROGRAMS:
+        (programs / name).write_text(NOTE)
+        (programs / name).chmod(0o755)
+    noted.write_text("")
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "CALLS": str(noted)}
+    environment |= {"SARCSE_DATA": str(data)} if data else {}
+    subprocess.run(["bash", "-euc", code], cwd=folder, env=environment, check=True)
+    return [call.split("\x1f")[:-1] for call in noted.read_text().split("\x1e")[:-1]]
+
+
+def check(call: list[str], folder: Path, hub: LoopbackHub) -> None:
+    """Make a call, or ask the program's parser about it."""
+    program, *arguments = call
+    if program == "make":
+        subprocess.run(["make", "-n", *arguments], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
+    elif program == "pip":
+        assert arguments[0] == "install"
+        extra = re.fullmatch(r"\.(?:\[(.+)\])?", arguments[1])[1]
+        assert extra is None or f"\n{extra} = [" in (PROJECT / "pyproject.toml").read_text()
+    elif program == "accelerate":
+        check_launch(arguments, folder)
+    elif program == "diff":
+        subprocess.run(["diff", *arguments], cwd=folder, check=True)
+    elif program == "hf":
+        main = hub.repositories["models", arguments[1]].branches["main"]
+        commit = [main if argument == "COMMIT" else argument for argument in arguments]
+        run([str(Path(sys.executable).with_name("hf")), *commit], folder, hub)
+    elif arguments[0] == "-m" and arguments[1].startswith(LONG):
+        check_flags(arguments[1:], folder)
+    elif arguments[0].endswith("app.py"):
+        assert (folder / arguments[0]).is_file()  # it serves until it is stopped: tests/test_space.py
+    elif "--push_to_hub" in arguments:
+        parse_arguments([str(PROJECT / arguments[1]), *arguments[2:]])  # tests/test_hub.py
+    elif any(argument.startswith("you/") for argument in arguments):
+        run([sys.executable, *shortened(arguments)], folder, hub)
+    else:
+        process = run_command(*shortened(arguments), cwd=folder)
+        assert process.returncode == 0, process.stderr
+
+
+def shortened(arguments: list[str]) -> list[str]:
+    """A training in one step, and where its sentences or pairs would come from the Hub or take long, without them."""
+    if arguments[0] != "train.py":
+        return arguments
+    own_text = "--train_file" in arguments
+    without_pairs = "health" in arguments
+    return [*arguments, *ONE_STEP, *([] if own_text else SENTENCES_HERE), *([] if without_pairs else NO_EVALUATION)]
+
+
+def run(command: list[str], folder: Path, hub: LoopbackHub) -> None:
+    """A program that talks to the Hub, whose address it reads when it begins."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **hub.environment(folder / "home", TOKEN)}
+    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+
+
+def check_launch(arguments: list[str], folder: Path) -> None:
+    """`accelerate launch`: its own flags, those of the script behind them, and a file of its settings."""
+    assert arguments[0] == "launch"
+    launch = launch_command_parser().parse_args(arguments[1:])
+    assert launch.training_script == "train.py"
+    recipe, *flags = launch.training_script_args
+    parse_arguments([str(PROJECT / recipe), *flags])
+    if launch.config_file:
+        file = folder / launch.config_file
+        assert load_config_from_file(str(file)).to_dict().items() >= yaml.safe_load(file.read_text()).items()
+
+
+def check_flags(arguments: list[str], folder: Path) -> None:
+    """Whether `--help` of a module, or of the training that it measures, knows what it is called with."""
+    module, *rest = arguments
+    helped = run_command("-m", module, "--help", cwd=folder).stdout
+    known = helped + (run_command("train.py", "--help", cwd=folder).stdout if "train.py's flags" in helped else "")
+    for argument in rest:
+        if argument.startswith("--"):
+            assert re.search(rf"{argument}\b", known), (module, argument)
+    if module == "study.run":
+        assert re.search(rf"[{{,]{rest[0]}[,}}]", re.sub(r"\s", "", helped)), rest
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[LoopbackHub]:
+    with LoopbackHub({TOKEN: ("you", "write")}) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def made() -> list[list[str]]:
+    """The calls of the pages before."""
+    return []
+
+
+def check_page(page: Path, folder: Path, hub: LoopbackHub, made: list[list[str]], data: Path | None) -> None:
+    for code in blocks(page, "bash"):
+        if ("$SARCSE_DATA" in code) == (data is not None):
+            for call in calls(code, folder, data):
+                if call not in made:
+                    check(call, folder, hub)
+                    made.append(call)
+
+
+@pytest.mark.parametrize("page", with_blocks("bash"), ids=name_of)
+def test_shell_blocks_run_one_after_the_other(page, folder, hub, made):
+    check_page(page, folder, hub, made, None)
+
+
+def needs_data(page: Path) -> bool:
+    return any("$SARCSE_DATA" in code for code in blocks(page, "bash"))
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("page", [*filter(needs_data, PAGES)], ids=name_of)
+def test_shell_blocks_on_real_data_run(page, folder, hub, made, real_data):
+    """With a smaller encoder and the first sentences."""
+    data = folder / "shared"
+    (data / "data").mkdir(parents=True)
+    (data / "data" / "senteval").symlink_to(real_data / "data" / "senteval")
+    with lzma.open(data / "data" / "wiki500k.txt.xz", "wt") as file:
+        file.write((folder / "sentences.txt").read_text())
+    (data / "encoders").mkdir()
+    (data / "encoders" / "roberta-mini-wiki").symlink_to(ENCODER)
+    check_page(page, folder, hub, made, data)
