@@ -34,7 +34,7 @@ def as_markdown(docstring: str) -> str:
 
 
 def fields_of(cls: griffe.Class) -> Iterator[tuple[str, str, str]]:
-    """Name, default and help of the fields of a class of arguments; those that it inherits in its module come first."""
+    """Name, default and help of the fields of a class of arguments, with those that it inherits in its module."""
     for attribute in cls.attributes.values():
         value = ast.parse(str(attribute.value), mode="eval").body
         if not isinstance(value, ast.Call) or ast.unparse(value.func) != "field":
