@@ -42,15 +42,15 @@ def fields_of(cls: griffe.Class) -> Iterator[tuple[str, str, str]]:
         given = {keyword.arg: keyword.value for keyword in value.keywords}
         metadata = given["metadata"]
         assert isinstance(metadata, ast.Dict)
-        text = next(text for key, text in zip(metadata.keys, metadata.values) if ast.literal_eval(key) == "help")
+        named = {ast.literal_eval(key): text for key, text in zip(metadata.keys, metadata.values) if key is not None}
         default = ast.unparse(given["default"]) if "default" in given else "[]"
-        yield attribute.name, default, evaluated(text, cls.module)
+        yield attribute.name, default, evaluated(named["help"], cls.module)
 
 
 def evaluated(text: ast.expr, module: griffe.Module) -> str:
     """The value of a string in which there may be constants of its module."""
     names = {node.id for node in ast.walk(text) if isinstance(node, ast.Name)}
-    constants = {name: ast.literal_eval(str(module.members[name].value)) for name in names}
+    constants = {name: ast.literal_eval(str(module.attributes[name].value)) for name in names}
     return eval(compile(ast.Expression(text), module.path, "eval"), constants)
 
 
