@@ -57,7 +57,8 @@ def for_site(page: str, match: re.Match[str]) -> str:
     if not path or ":" in path:  # an anchor on the same page, or another host
         return match[0]
     file = normpath(f"{dirname(SOURCES.get(page, f'docs/{page}'))}/{path}").lstrip("/")
-    to = PAGES.get(file, file.removeprefix("docs/") if file.startswith("docs/") else None)
+    in_docs = file.startswith("docs/") and not file.endswith(".py")
+    to = PAGES.get(file, file.removeprefix("docs/") if in_docs else None)
     label = PARTS.sub(partial(for_site, page), match["label"] or "")
     if to is None:
         if not (PROJECT / file).exists() or match["address"]:

@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from docs.docstrings import as_markdown
 from docs.drawing import drawing
+from docs.hooks import PARTS, for_site
 
 from .conftest import PROJECT, run_python
 from .prose import faults
@@ -93,6 +95,34 @@ def test_the_site_shows_markdown_as_github_does(build):
     for page in site.rglob("*.html"):
         text = "\n".join(PageReader(page).paragraphs)
         assert re.findall(r"^ *(?:[-*] |\d+\. |\||```|:::).*|.*\]\(.*", text, re.MULTILINE) == [], page.name
+
+
+@pytest.mark.parametrize(
+    "page, text, shown",
+    [
+        ("index.md", "[how](docs/usage.md#use) and [why](#why)", "[how](usage.md#use) and [why](#why)"),
+        ("index.md", "![The method](docs/method.svg)", "![The method](method.svg)"),
+        ("index.md", "[![small](docs/a.png)](docs/b.md)", "[![small](a.png)](b.md)"),
+        ("index.md", '<img src="docs/method.svg">', '<img src="method.svg">'),
+        (
+            "index.md",
+            "[demo](demo/README.md), [paper](https://arxiv.org)",
+            "[demo](demo.md), [paper](https://arxiv.org)",
+        ),
+        ("index.md", "[LICENSE](LICENSE), [the losses](sarcse/losses.py)", "LICENSE, the losses (`sarcse/losses.py`)"),
+        (
+            "usage.md",
+            "[home](../README.md#train), [the drawing](drawing.py)",
+            "[home](index.md#train), the drawing (`docs/drawing.py`)",
+        ),
+        ("demo.md", "[train](../docs/training.md)", "[train](training.md)"),
+        ("index.md", "[a file that is not there](missing.txt)", "[a file that is not there](missing.txt)"),
+        ("index.md", "```\n[x](LICENSE)\n```", "```\n[x](LICENSE)\n```"),
+    ],
+)
+def test_links_of_the_repository_lead_to_pages_of_the_site(page, text, shown):
+    """What is no part of the site is named. A link that leads nowhere is left for mkdocs to report."""
+    assert PARTS.sub(partial(for_site, page), text) == shown
 
 
 def test_the_api_page_shows_what_the_package_exports(build):
