@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The demo and the tests are offline; only the package index is needed, once.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test compat benchmarks lint clean
+.PHONY: demo test compat benchmarks lint docs clean
 
 # Trains SARCSE, and SimCSE with the same data, steps and batch, on demo/; scores both beside the encoder that they
 # start from; loads the result in a new process. SimCSE gets the learning rate that is better for it.
@@ -50,6 +50,10 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation site, in output/site. Broken links are errors; the variable silences a notice of the theme.
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf .venv output

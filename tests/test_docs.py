@@ -1,0 +1,240 @@
+"""The documentation: its site, its drawing, its links and its sentences."""
+
+import ast
+import re
+import subprocess
+from functools import partial
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from docs.docstrings import as_markdown
+from docs.drawing import drawing
+from docs.hooks import PARTS, for_site
+
+from .conftest import PROJECT, run_python
+from .prose import faults
+
+
+PAGES = [
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "demo/README.md"),
+    *sorted(str(page.relative_to(PROJECT)) for page in (PROJECT / "docs").glob("*.md")),
+]
+API = (PROJECT / "docs" / "api.md").read_text()
+
+
+# --- The site --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    folder = tmp_path_factory.mktemp("site")
+    command = ("-m", "mkdocs", "build", "--strict", "--site-dir", folder)
+    return folder, run_python(*command, cwd=PROJECT, NO_MKDOCS_2_WARNING="1")
+
+
+class PageReader(HTMLParser):
+    """What a browser would load for a page, and the text of its paragraphs."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.paragraphs: list[str] = []
+        self.open: list[str] = []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attributes}
+        self.loaded += [given[name] for name in ("src", "srcset", "poster", "data") if name in given]
+        if tag == "link":
+            self.loaded.append(given["href"])
+        self.loaded += re.findall(r"url\(['\"]?([^)'\"]+)", given.get("style", ""))
+        if tag in ("p", "code"):
+            self.open.append(tag)
+        if self.open == ["p"]:
+            self.paragraphs.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.open == ["p"]:
+            self.paragraphs[-1] += data
+
+
+def test_the_site_is_built_without_a_warning(build):
+    """Strict: a link, an anchor or a page that is missing ends the build."""
+    _, process = build
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == ""
+    assert [line for line in process.stderr.splitlines() if not line.startswith("INFO ")] == []
+
+
+def test_the_site_has_a_page_for_each_markdown_file(build):
+    site, _ = build
+    built = {str(page.relative_to(site)) for page in site.rglob("*.html")}
+    named = {page.removeprefix("docs/").replace(".md", ".html") for page in PAGES if page.startswith("docs/")}
+    assert built - {"404.html"} == named | {"index.html", "changelog.html", "contributing.html", "demo.html"}
+    assert not list(site.rglob("*.py*"))
+
+
+def test_the_site_loads_nothing_from_another_host(build):
+    site, _ = build
+    loaded = {address for page in site.rglob("*.html") for address in PageReader(page).loaded}
+    for style in site.rglob("*.css"):
+        loaded |= set(re.findall(r"(?:url\(|@import )['\"]?([^)'\"]+)", style.read_text(encoding="utf-8")))
+    assert "extra.css" in loaded
+    assert [address for address in loaded if re.match(r"(?!data:)[a-z]+:|//", address)] == []
+
+
+def test_the_site_shows_markdown_as_github_does(build):
+    """Python-Markdown wants a blank line before a list or a table, and four spaces within an item; else it is text."""
+    site, _ = build
+    for page in site.rglob("*.html"):
+        text = "\n".join(PageReader(page).paragraphs)
+        assert re.findall(r"^ *(?:[-*] |\d+\. |\||```|:::).*|.*\]\(.*", text, re.MULTILINE) == [], page.name
+
+
+@pytest.mark.parametrize(
+    "page, text, shown",
+    [
+        ("index.md", "[how](docs/usage.md#use) and [why](#why)", "[how](usage.md#use) and [why](#why)"),
+        ("index.md", "![The method](docs/method.svg)", "![The method](method.svg)"),
+        ("index.md", "[![small](docs/a.png)](docs/b.md)", "[![small](a.png)](b.md)"),
+        ("index.md", '<img src="docs/method.svg">', '<img src="method.svg">'),
+        (
+            "index.md",
+            "[demo](demo/README.md), [paper](https://arxiv.org)",
+            "[demo](demo.md), [paper](https://arxiv.org)",
+        ),
+        ("index.md", "[LICENSE](LICENSE), [the losses](sarcse/losses.py)", "LICENSE, the losses (`sarcse/losses.py`)"),
+        (
+            "usage.md",
+            "[home](../README.md#train), [the drawing](drawing.py)",
+            "[home](index.md#train), the drawing (`docs/drawing.py`)",
+        ),
+        ("demo.md", "[train](../docs/training.md)", "[train](training.md)"),
+        ("index.md", "[a file that is not there](missing.txt)", "[a file that is not there](missing.txt)"),
+        ("index.md", "```\n[x](LICENSE)\n```", "```\n[x](LICENSE)\n```"),
+    ],
+)
+def test_links_of_the_repository_lead_to_pages_of_the_site(page, text, shown):
+    """What is no part of the site is named. A link that leads nowhere is left for mkdocs to report."""
+    assert PARTS.sub(partial(for_site, page), text) == shown
+
+
+def test_the_api_page_shows_what_the_package_exports(build):
+    from sarcse import HOMES
+
+    site, _ = build
+    page = (site / "api.html").read_text(encoding="utf-8")
+    for name, module in HOMES.items():
+        assert f'id="{module}.{name}"' in page
+    assert "contrastive_temperature" in page and "Temperature of InfoNCE." in page  # from a field's help
+
+
+# --- The drawing -----------------------------------------------------------------------------------------------------
+
+
+def test_the_drawing_is_what_its_script_draws():
+    assert (PROJECT / "docs" / "method.svg").read_text(encoding="utf-8") == drawing()
+
+
+# --- Links -----------------------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"^( *)(```+).*?^\1\2$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    found: list[str] = []
+    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", plain.lower()).strip().replace(" ", "-")
+        found.append(slug if slug not in found else f"{slug}-{found.count(slug)}")
+    return {*found}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_links_of_a_page_lead_somewhere_in_the_repository(name):
+    page = PROJECT / name
+    text = re.sub(r"^( *)(```+).*?^\1\2$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for address in re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"", text):
+        path, _, anchor = "".join(address).partition("#")
+        if re.match(r"[a-z]+:", path):
+            continue
+        target = (page.parent / path).resolve() if path else page
+        made = target.parent == PROJECT / "docs" and target.name in ("changelog.md", "contributing.md", "demo.md")
+        assert target.exists() and not made, f"{name}: {address}"
+        assert not anchor or anchor in anchors(target), f"{name}: {address}"
+
+
+# --- Sentences -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*PAGES, "model_card/card.md"])
+def test_the_sentences_of_a_page_are_short(name):
+    assert faults((PROJECT / name).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("name", re.findall(r"^::: (\S+)$", API, re.MULTILINE))
+def test_the_sentences_of_the_api_page_are_short(name):
+    module, _, own = name.rpartition(".")
+    tree = ast.parse((PROJECT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    (node,) = (node for node in tree.body if getattr(node, "name", None) == own)
+    assert isinstance(node, ast.ClassDef | ast.FunctionDef)
+    assert ast.get_docstring(node), f"{name} has no docstring"
+    public = [node, *(part for part in getattr(node, "body", []) if isinstance(part, ast.FunctionDef))]
+    for part in public:
+        if not part.name.startswith("_"):
+            assert faults(as_markdown(ast.get_docstring(part) or "")) == [], part.name
+
+
+def words(number: int) -> str:
+    return " ".join(["word"] * number)
+
+
+def test_long_sentences_are_found():
+    assert faults(f"A {words(29)}.\n") == []
+    assert faults(f"A {words(30)}.\n") == [f"31 words: A {words(30)}."]
+    assert faults(f"A {words(15)}\n{words(15)}.\n") == [f"31 words: A {words(30)}."]  # over two lines
+    assert len(faults(f"- An item.\n- A {words(30)}.\n")) == 1
+    assert faults(f"A [{words(29)}](with-{words(9)}.md).\n") == []
+    assert len(faults(f"A [{words(30)}](x.md).\n")) == 1
+
+
+def test_a_sentence_ends_at_its_end():
+    assert faults(f"A {words(25)}. Another {words(25)}.\n") == []
+    assert faults(f"**A {words(25)}.** Another {words(25)}.\n") == []
+    assert faults(f"A {words(25)}. `code` {words(25)}.\n") == []
+    assert faults(f"A {words(25)}: {words(25)}.\n") == []
+    assert faults(f"A {words(25)}\n\n{words(25)}\n") == []
+    assert faults(f"- {words(25)}\n- {words(25)}\n") == []
+
+
+def test_sentences_that_are_full_of_numbers_are_found():
+    assert faults("It gains 1.5 points on 20 pairs with this encoder.\n") == []
+    assert len(faults("It gains 1.5 points on 20 pairs with 3 seeds here.\n")) == 1
+    assert faults("It gains 1.5 [+0.3, +2.7] points on 20 pairs with this encoder.\n") == []
+    assert faults("As in arXiv 2402.15153, it gains 1.5 points on 20 pairs of STS12.\n") == []
+    assert faults("It gains `1.5` points on 20 pairs with 3 seeds here.\n") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\nname: {}\n---\n",
+        "```bash\n{}\n```\n",
+        "- An item\n\n  ```bash\n  {}\n  ```\n",
+        "| {} |\n| --- |\n",
+        "## {}\n",
+        "<!--\n{}\n-->\n",
+        "::: module.name\n    options: {}\n",
+        "A `{}` here.\n",
+        "{{% if {} %}}A word.{{% endif %}}\n",
+        '<img alt="a picture" title="{}">\n',
+    ],
+)
+def test_what_is_no_prose_is_not_read(text):
+    assert faults(text.format(words(40))) == []
