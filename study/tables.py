@@ -132,14 +132,12 @@ def series_table(lines: list[dict[str, Any]], series: Series) -> str:
 
 
 def short_series_table(lines: list[dict[str, Any]], series: Series) -> str:
-    """The same with a column for each value that has runs, STS-B dev at the end and the average."""
+    """The average, with a column for each value that has runs."""
     found = runs_of_series(lines, series)
     values = [value for value in series.values if any(value in by_value for by_value in found.values())]
-    rows = [["encoder", "method", "score", *(f"{series.what} {value:,}" for value in values)]]
+    rows = [["encoder", "method", *(f"{series.what} {value:,}" for value in values)]]
     for (encoder, method), by_value in found.items():
-        for name, score in (("STS-B dev at the end", last), ("average", average)):
-            cells = (mean_and_deviation(by_value.get(value, {}), score) for value in values)
-            rows.append([encoder, method, name, *cells])
+        rows.append([encoder, method, *(mean_and_deviation(by_value.get(value, {}), average) for value in values)])
     return markdown_table(rows)
 
 
@@ -158,9 +156,11 @@ def sweep(lines: list[dict[str, Any]], encoder: str, guard: str) -> dict[tuple[s
 
 
 def ruined_table(lines: list[dict[str, Any]]) -> str:
-    """How many trainings of the sweep are ruined, without the budget and with it."""
-    lowest = [f"lowest {which} minus untrained" for which in ("end", "kept")]
-    rows = [["encoder", "budget", "trainings", "end over 1 point below untrained", *lowest]]
+    """
+    How many trainings of the sweep end more than a point below the untrained encoder on STS-B dev, without the budget
+    and with it, and the lowest of them minus the untrained encoder.
+    """
+    rows = [["encoder", "budget", "trainings", "ruined", "lowest at the end", "lowest kept"]]
     for encoder in SWEPT:
         untrained = untrained_line(lines, encoder)
         for guard, budget in (("none", "none"), ("budget", f"{GUARDS['budget']['learning_rate_budget']:g}")):

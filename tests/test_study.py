@@ -144,9 +144,8 @@ def test_the_table_of_choices_has_each_once_beside_what_it_differs_least_from():
         {"encoder": run.ENCODER, "configuration": {**run.START, **choice}, "seed": 1, "dev": [[1, 60.0]]}
         for choice in run.PARTS["choices"]
     ]
-    rows = [
-        [cell.strip(" *") for cell in row.split("|")[1:3]] for row in older_tables.choices_table(lines).splitlines()
-    ]
+    table = older_tables.choices_table(lines)
+    rows = [[cell.strip(" *") for cell in row.split("|")[1:3]] for row in table.splitlines()]
     starts = [start for start, change in rows[2:] if not change]
     assert starts == list(reading.STARTS)
     changes = [(start, change) for start, change in rows[2:] if change]
