@@ -196,8 +196,8 @@ def picked(line: dict[str, Any], candidate: str) -> float:
 
 def kept(line: dict[str, Any], untrained: dict[str, Any], candidate: str = HEALTH_NUMBER) -> float:
     """
-    STS-B dev of the last healthy model, of all evaluations and of the encoder before the training; by the program's
-    own number it is what is kept where there are no pairs.
+    STS-B dev of the last healthy model, the encoder before the training among them. By the program's own number, this
+    is what is kept without graded pairs.
     """
     healths, scores = health_points(line, candidate).T  # two of (EVALUATIONS,)
     start = line["health"][0][1][candidate]

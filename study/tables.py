@@ -158,7 +158,7 @@ def sweep(lines: list[dict[str, Any]], encoder: str, guard: str) -> dict[tuple[s
 def ruined_table(lines: list[dict[str, Any]]) -> str:
     """
     How many trainings of the sweep end more than a point below the untrained encoder on STS-B dev, without the budget
-    and with it, and the lowest of them minus the untrained encoder.
+    and with it. The lowest scores are relative to that encoder.
     """
     rows = [["encoder", "budget", "trainings", "ruined", "lowest at the end", "lowest kept"]]
     for encoder in SWEPT:
@@ -222,8 +222,8 @@ def kept_and_last(line: dict[str, Any] | None, untrained: dict[str, Any]) -> lis
 
 def health_table(lines: list[dict[str, Any]]) -> str:
     """
-    How well each candidate follows STS-B dev: over all evaluations of an encoder; and as what picks the checkpoint, by
-    what that loses to the best one of a run, whether it takes the one with the highest number or the last healthy one.
+    How well each candidate follows STS-B dev over all evaluations of an encoder, and what is lost to the best
+    checkpoint of a run if the candidate picks it: the one with the highest number, or the last healthy one.
     """
     of_encoder = {
         encoder: [line for line in lines if line["encoder"] == encoder and "health" in line] for encoder in SWEPT

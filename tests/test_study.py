@@ -200,4 +200,5 @@ def test_each_interval_that_is_quoted_is_in_a_table_of_the_study(path):
     known |= {(-high, -low) for low, high in known}
     prose = " ".join(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] != "|")
     quoted = {(float(low), float(high)) for low, high in interval.findall(prose)}
-    assert quoted and quoted <= known
+    assert quoted <= known
+    assert quoted or path.name == "tables.md", "only the page of tables quotes none"
