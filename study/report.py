@@ -1,5 +1,5 @@
 """
-The tables and figures of the two pages in study/results, from the lines of study.jsonl.
+The tables and figures of the study's three pages in docs/, from the lines of study.jsonl.
 
     python -m study.report [--check]
 
@@ -20,6 +20,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.common import PROJECT
 from sarcse.figures import COLORS, LINE_STYLES, MARKERS, STYLE, save, similarity_densities
 from study.configurations import (
     BATCH_SIZES,
@@ -34,10 +35,8 @@ from study.configurations import (
     Series,
     with_batch_size,
 )
-from study.run import LINES, read_lines
-from study.tables import (
+from study.reading import (
     STARTS,
-    TABLES,
     added,
     average,
     cosines,
@@ -50,9 +49,12 @@ from study.tables import (
     untrained_line,
     with_densities,
 )
+from study.run import LINES, read_lines
+from study.tables import TABLES
 
 
-PAGES = [LINES.with_name(name) for name in ("README.md", "details.md")]
+DOCS = PROJECT / "docs"
+PAGES = [DOCS / name for name in ("results.md", "tables.md", "choices.md")]
 
 
 # --- Figures ---------------------------------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ FIGURES: dict[str, Callable[[list[dict[str, Any]], Path], None]] = {
 }
 
 
-# --- The page --------------------------------------------------------------------------------------------------------
+# --- The pages -------------------------------------------------------------------------------------------------------
 
 
 def with_tables(page: str, lines: list[dict[str, Any]]) -> str:
@@ -200,7 +202,7 @@ def main() -> None:
         path.write_text(made, encoding="utf-8")
     if not arguments.check:
         for name, draw in FIGURES.items():
-            draw(lines, LINES.with_name(name))
+            draw(lines, DOCS / name)
 
 
 if __name__ == "__main__":

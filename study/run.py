@@ -13,7 +13,7 @@ The study: which choices make SARCSE good, and are the paper's claims against Si
     python -m study.run final --seeds 10 --keep 3  # the final ladder; final_small
     python -m study.run sizes --seeds 3            # ... in batches of other sizes; sizes_small
     python -m study.run lengths --seeds 3          # ... in shorter and longer trainings; lengths_small
-    python -m study.report                         # the tables and figures of the pages in study/results
+    python -m study.report                         # the tables and figures of the pages in docs/
 
 Each run is a process, and a line of study/results/study.jsonl. A run whose line is there is not made again, one
 that was interrupted goes on from its checkpoint, so the same command ends what Ctrl-C stopped.

@@ -24,8 +24,8 @@ from sarcse.comparison import correlations, gold_scores, markdown_table
 from sarcse.embedding import encode, measure
 from sarcse.sts import STS_TASKS, load_tasks
 from study.configurations import FINAL, START
+from study.reading import mean_and_deviation
 from study.run import TASKS, kept_folder
-from study.tables import mean_and_deviation
 
 
 NOT_AT_HAND = [task for task in STS_TASKS if task not in TASKS]
