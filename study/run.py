@@ -101,7 +101,7 @@ def encoder_folder(name: str, data: str) -> Path:
     return folder
 
 
-def flags_of(run: dict[str, Any], data: str, folder: str) -> list[str]:
+def flags_of(run: dict[str, Any], data: str, folder: str, bf16: bool) -> list[str]:
     """
     train.py's flags for a run.
 
@@ -119,16 +119,16 @@ def flags_of(run: dict[str, Any], data: str, folder: str) -> list[str]:
     fields |= {"model_name_or_path": encoder_folder(run["encoder"], data), "seed": run["seed"], "output_dir": folder}
     fields |= {"train_file": f"{data}/data/wiki500k.txt.xz", "max_seq_length": MAX_SEQ_LENGTH}
     fields |= {"sts_dir": f"{data}/data/senteval", "eval_steps": 1 / EVALUATIONS, "save_steps": 1 / EVALUATIONS}
-    fields |= {"bf16": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 5}
+    fields |= {"bf16": bf16, "report_to": "none", "disable_tqdm": True, "logging_steps": 5}
     if last_good_checkpoint(folder):
         fields["resume_from_checkpoint"] = "last"
     fields = {name: value for name, value in fields.items() if value is not None}
     return [*(f"--{name}={value}" for name, value in fields.items()), "--sts_tasks", *TASKS]
 
 
-def one_run(run: dict[str, Any], data: str, folder: str, candidates: bool) -> dict[str, Any]:
+def one_run(run: dict[str, Any], data: str, folder: str, candidates: bool, bf16: bool) -> dict[str, Any]:
     """Train a configuration with a seed, and measure the result: what a line holds beside `run` itself."""
-    model_arguments, data_arguments, training = parse_arguments(flags_of(run, data, folder))
+    model_arguments, data_arguments, training = parse_arguments(flags_of(run, data, folder, bf16))
     if not training.resume_from_checkpoint and Path(folder).exists():
         shutil.rmtree(folder)  # it was killed while it wrote its first checkpoint
     trainer = build_trainer(model_arguments, data_arguments, training)
@@ -147,6 +147,7 @@ def one_run(run: dict[str, Any], data: str, folder: str, candidates: bool) -> di
         **({"health": watch.lines} if watch else {}),
         **measured(trainer.model.eval(), trainer.processing_class, tasks, held_out, counts),
         "seconds": round(seconds, 1),
+        **({} if bf16 else {"precision": "float32"}),
         "hardware": hardware(training),
         "versions": versions(),
     }
@@ -251,6 +252,7 @@ def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
     command += ["--data", arguments.data]
     if arguments.part.startswith("health") and run["seed"] == 1:  # one was enough; they take a third of a run's time
         command += ["--candidates"]
+    command += ["--float32"] if arguments.float32 else []
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TOKENIZERS_PARALLELISM": "false"}
     started = time.time()
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -308,13 +310,20 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=int, default=0, help=f"The models of seeds 1 to this stay in OUTPUT_DIR/{KEPT}, to be scored."
     )
+    parser.add_argument(
+        "--float32",
+        action="store_true",
+        help="Instead of bfloat16, for which many CPUs have no instructions and are fifty times slower. "
+        "The lines say so.",
+    )
     parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--candidates", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     try:
         if arguments.part == "one":
             folder = str(arguments.output_dir)
-            print(json.dumps(one_run(arguments.run, arguments.data, folder, arguments.candidates)))
+            line = one_run(arguments.run, arguments.data, folder, arguments.candidates, not arguments.float32)
+            print(json.dumps(line))
         else:
             study(arguments)
     except KeyboardInterrupt:

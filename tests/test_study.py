@@ -68,7 +68,7 @@ def test_runs_that_need_a_removed_switch_are_skipped_and_counted(part):
 def test_a_run_that_needs_a_removed_switch_is_not_made_without_it(tmp_path):
     impossible = {"encoder": run.ENCODER, "configuration": {**run.START, "error": "cosine"}, "seed": 1}
     with pytest.raises(ValueError, match="error=cosine"):
-        run.one_run(impossible, data=str(tmp_path), folder=str(tmp_path), candidates=False)
+        run.one_run(impossible, data=str(tmp_path), folder=str(tmp_path), candidates=False, bf16=True)
 
 
 @pytest.fixture
