@@ -35,6 +35,9 @@ PARTS = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 
+# A line with a badge, which would be loaded from another host.
+BADGES = re.compile(r"^\[!\[[^]]*]\(https:.*\n", re.MULTILINE)
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages made of files outside docs/."""
@@ -44,8 +47,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Let the links of a page lead to other pages."""
-    return PARTS.sub(partial(for_site, page.file.src_uri), markdown)
+    """Let the links of a page lead to other pages, and leave badges out."""
+    return PARTS.sub(partial(for_site, page.file.src_uri), BADGES.sub("", markdown))
 
 
 def for_site(page: str, match: re.Match[str]) -> str:

@@ -54,7 +54,7 @@ from study.tables import TABLES
 
 
 DOCS = PROJECT / "docs"
-PAGES = [DOCS / name for name in ("results.md", "tables.md", "choices.md")]
+PAGES = [PROJECT / "README.md", *(DOCS / name for name in ("results.md", "tables.md", "choices.md"))]
 
 
 # --- Figures ---------------------------------------------------------------------------------------------------------

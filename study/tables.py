@@ -1,4 +1,4 @@
-"""The tables of docs/results.md and docs/tables.md, and with those of docs/choices.md all tables of the study."""
+"""The tables of the README, docs/results.md and docs/tables.md; with those of docs/choices.md all of the study."""
 
 import itertools
 import math
@@ -14,6 +14,7 @@ from sarcse.comparison import markdown_table
 from sarcse.watch import HEALTHY_SHARE
 from study.configurations import (
     CHOSEN,
+    ENCODER,
     FINAL,
     GUARDS,
     HEALTH_LENGTHS,
@@ -99,6 +100,15 @@ def final_table(lines: list[dict[str, Any]], scores: dict[str, Score]) -> str:
             if of:
                 cells = (mean_and_deviation(of, score) for score in scores.values())
                 rows.append([encoder, name, str(len(of)), *cells])
+    return markdown_table(rows)
+
+
+def averages_table(lines: list[dict[str, Any]]) -> str:
+    """The averages of the final ladder, a column for each encoder."""
+    rows = [["method", *FINAL]]
+    for name in FINAL[ENCODER]:
+        found = (final_runs(lines, rungs[name], encoder) for encoder, rungs in FINAL.items())
+        rows.append([name, *(mean_and_deviation(of, average) for of in found)])
     return markdown_table(rows)
 
 
@@ -281,6 +291,7 @@ def warning_table(lines: list[dict[str, Any]]) -> str:
 
 
 TABLES = {
+    "averages": averages_table,
     **{f"{name} in short": partial(short_series_table, series=series) for name, series in SERIES.items()},
     "final in short": partial(final_table, scores={**SHORT_SCORES, **HEALTH}),
     "final differences in short": partial(final_differences_table, scores=SHORT_SCORES, compared=ASKED_FOR),
