@@ -257,7 +257,7 @@ def check_saving(model: PreTrainedModel, output_dir: Path) -> None:
     found = {**again.state_dict(), **dict(again.named_buffers())}
     for name, tensor in {**model.state_dict(), **dict(model.named_buffers())}.items():
         if name not in found or not torch.equal(tensor.cpu(), found[name].cpu()):
-            raise ValueError(f"{kind} {name} has changed.")
+            raise ValueError(f"{kind} saving and loading it changes {name}.")
 
 
 # --- Signals ---------------------------------------------------------------------------------------------------------
