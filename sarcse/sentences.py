@@ -67,9 +67,7 @@ class DataArguments:
     )
     eval_pairs: str | None = field(
         default=None,
-        metadata={
-            "help": "A file of graded pairs (sentence1, sentence2, score), used instead of all STS data."
-        },
+        metadata={"help": "A file of graded pairs (sentence1, sentence2, score), used instead of all STS data."},
     )
 
 
