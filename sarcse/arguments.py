@@ -207,15 +207,15 @@ class SarcseArguments(ReleaseArguments):
         default=256,
         metadata={
             "help": "Number of training sentences held out to check the model's health without labels at each "
-            "evaluation (eval_health). From a stream, or from fewer than ten times as many sentences, none is held "
-            "out: they are also trained on. 0: no such check."
+            "evaluation (eval_health). If the data are a stream, or fewer than ten times as many sentences, they are "
+            "also trained on. 0: no such check."
         },
     )
     learning_rate_budget: float | None = field(
         default=None,
         metadata={
             "help": "Limit on the sum of the encoder's learning rates over all steps; beyond it, all rates are scaled "
-            "down. It keeps a long training from ruining the encoder. 0: no limit. "
+            "down. It keeps a long training from making the embeddings worse than before. 0: no limit. "
             f"Default: {LEARNING_RATE_BUDGET:g} with a reconstruction, else 0."
         },
     )

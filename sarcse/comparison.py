@@ -28,7 +28,7 @@ BOOTSTRAP_RESAMPLES = 1000
 
 # --- Results ---------------------------------------------------------------------------------------------------------
 
-# Correlations are times 100, intervals are 95% bootstrap intervals, and a missing value is None, as JSON has no NaN.
+# Correlations are times 100, and intervals are 95% bootstrap intervals. A missing value is None: JSON has no NaN.
 # `strict` checks the types of what is read from a file.
 
 

@@ -3,7 +3,7 @@ Read rows from files of five kinds, plain or compressed, local or on the Hub. On
 stays text, and errors name the file and the line.
 
 The readers are our own, about a page in total. Those of pandas and `datasets` guess a column's type from its first
-rows, shift the cells of a row with one too many, and treat `[` in a file's name as a pattern.
+rows, and shift the cells of a row with one too many. They also treat `[` in a file's name as a pattern.
 """
 
 import csv
@@ -113,8 +113,8 @@ def read_rows(files: Iterable[str], columns: tuple[str, ...], optional: tuple[st
         optional (`tuple[str, ...]`): More columns to read, if the file has them.
 
     Raises:
-        UnreadableDataError: if a file is empty, is not of the kind its name says, is not UTF-8, lacks a column, or has
-            a row with more or fewer cells than its header. The message names the file and, if there is one, the line.
+        UnreadableDataError: if a file is empty, is not of the kind its name says, is not UTF-8, or lacks a column, or
+            if a row has more or fewer cells than the header. The message names the file and, if possible, the line.
     """
     for file in files:
         suffix, _ = file_kind(file)

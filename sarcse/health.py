@@ -32,7 +32,7 @@ def halves(token_ids: list[int], special_token_ids: list[int]) -> tuple[list[int
 class HealthCheck:
     """
     The health of a model: how well it finds the second half of each sentence from its first half among the second
-    halves of all sentences, and vice versa. The value is the mean reciprocal rank x 100, from 0 to 100.
+    halves of all sentences, and vice versa. It is the mean reciprocal rank, in percent.
 
     Args:
         token_ids (`list[list[int]]`): S sentences that the model is not trained on.

@@ -51,7 +51,7 @@ def load_model(
         The model and its tokenizer.
 
     Raises:
-        ValueError: if nothing can be loaded, it is not a text encoder, the tokenizer belongs to another model, or a
+        ValueError: if nothing can be loaded, it is not a text encoder, or the tokenizer is another model's. Also if a
             field has an impossible value or differs from the saved SARCSE model's.
     """
     config, tokenizer = load_config_and_tokenizer(name_or_path, revision, trust_remote_code)

@@ -90,7 +90,7 @@ class SarcseTrainer(ReleasingTrainer):
             As in `Trainer`. The model may have PEFT adapters, which a release merges into its weights.
         args (`TrainingArguments`, *optional*):
             `SarcseTrainingArguments`, or transformers' own, which `SarcseTrainingArguments.of` converts.
-        data_collator (`Callable`, *optional*): As in `Trainer`. Default: one that pads token ids or tokenises a stream.
+        data_collator (`Callable`, *optional*): As in `Trainer`. Default: one that pads token ids or tokenises streams.
         train_dataset (`datasets.Dataset`, `datasets.IterableDataset` or `list[str]`):
             Sentences in `text` or the only column, or `input_ids`. A stream is shuffled, distributed over the
             processes and restarted at its end: set `max_steps`.

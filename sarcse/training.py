@@ -96,7 +96,7 @@ def load_sts_data(
 
 def build_model(arguments: ModelArguments) -> tuple[SarcseModel, PreTrainedTokenizerBase]:
     """
-    Load the model to train and its tokenizer: fresh layers on a pretrained encoder, or a SARCSE model to train further.
+    Load the model to train and its tokenizer: fresh layers on a pretrained encoder, or a saved SARCSE model.
 
     Raises:
         ValueError: if nothing can be loaded, or a given field is impossible or differs from the saved SARCSE model's.

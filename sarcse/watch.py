@@ -75,7 +75,7 @@ def check_collapse(trainer: Trainer, uniformity: float) -> None:
     """Warn if the embeddings of an evaluation have collapsed: those of all sentences are nearly the same."""
     if uniformity > COLLAPSED_UNIFORMITY and trainer.is_world_process_zero():
         logger.warning(
-            f"Step {trainer.state.global_step}: the embeddings have collapsed: all sentences have nearly the same one "
+            f"Step {trainer.state.global_step}: the embeddings have collapsed to nearly the same vector "
             f"(uniformity {uniformity:.4f}, near 0). Lower --learning_rate, now {trainer.args.learning_rate:g}, or "
             f"--reconstruction_weight, now {trainer.args.reconstruction_weight:g}."
         )

@@ -110,9 +110,7 @@ def test_a_finished_run_is_not_trained_over(finished_run):
     folder, _ = finished_run
     process = run_command(PROJECT / "train.py", *flags(folder), cwd=folder.parent)
     assert process.returncode == 2
-    assert (
-        "holds checkpoints of an earlier run" in process.stderr and "--resume_from_checkpoint last" in process.stderr
-    )
+    assert "has checkpoints of an earlier run" in process.stderr and "--resume_from_checkpoint last" in process.stderr
 
 
 def test_a_sarcse_model_can_be_trained_further(finished_run, tmp_path):
@@ -275,7 +273,7 @@ def test_a_baseline_of_evaluations_is_not_trained(tmp_path, tokenizer):
     tokenizer.save_pretrained(folder)
     options = {"model_name_or_path": folder, "channels": None, "reconstruction_weight": 0}
     assert refusal(tmp_path, **options) == (
-        "pooler='first_last_average' is for evaluations only; to be trained: autoencoder, cls, mean."
+        "pooler='first_last_average' is for evaluations only; these can be trained: autoencoder, cls, mean."
     )
 
 
