@@ -102,7 +102,7 @@ class SameConv1d(nn.Conv1d):
     Convolution over `(B, L, in)` that keeps the length, for even kernels too: the extra zero goes on the right.
 
     It runs as a two-dimensional convolution of height 1, which accepts channels that come last in memory, as they do
-    here. torch's one-dimensional convolution would copy its input and output to put channels first.
+    here. The one-dimensional convolution of torch would copy its input and output to put channels first.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -261,7 +261,7 @@ def pair_metrics(embedded: EmbeddedPairs, name: str) -> dict[str, float | None]:
 
 def alignment(first: torch.Tensor, second: torch.Tensor) -> float | None:
     """
-    Mean squared distance of positive pairs (Wang and Isola, arXiv 2005.10242, section 4.1, with alpha = 2). The rows
+    Mean squared distance of positive pairs (Wang and Isola, arXiv 2005.10242, section 4.1, alpha = 2). The rows
     of `first` and `second`, both `(P, d)`, are normalised embeddings. None if there is no pair.
     """
     return none_if_nan((first - second).pow(2).sum(dim=1).mean().item())

@@ -113,8 +113,9 @@ def read_rows(files: Iterable[str], columns: tuple[str, ...], optional: tuple[st
         optional (`tuple[str, ...]`): More columns to read, if the file has them.
 
     Raises:
-        UnreadableDataError: if a file is empty, is not of the kind its name says, is not UTF-8, or lacks a column, or
-            if a row has more or fewer cells than the header. The message names the file and, if possible, the line.
+        UnreadableDataError: if a file is empty, is not of the kind its name says, is not UTF-8, or lacks a column.
+            Also if a row has more or fewer cells than the header. The message names the file and, if possible, the
+            line.
     """
     for file in files:
         suffix, _ = file_kind(file)

@@ -30,8 +30,10 @@ logger = logging.get_logger(__name__)
 
 class ReleasingTrainer(Trainer):
     """
-    A Trainer whose `push_to_hub` makes a verified release, with a card made from the training's record and scores.
-    transformers' own would upload checkpoints and pickles, with a nearly empty card. `SarcseTrainer` adds training.
+    A Trainer whose `push_to_hub` makes a verified release, with a card made from the training's record and scores. The
+    method of transformers would upload checkpoints and pickles, with a nearly empty card.
+
+    This is the base class of `SarcseTrainer`, which adds the training.
 
     Attributes:
         corpus (`Corpus`, *optional*): The training data.

@@ -299,7 +299,7 @@ class SarcseTrainer(ReleasingTrainer):
         if not self.rehearsed:
             self.rehearse()
         self.commit = code_commit()
-        scored = self.tasks and trial is None  # a search looks at its evaluations only
+        scored = self.tasks and trial is None  # a search only uses its evaluations
         if scored and not self.measurements:
             model = self.call_model_init() if self.model is None else self.model  # after a search there is none
             self.measurements = measure_before(

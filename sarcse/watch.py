@@ -72,7 +72,7 @@ class LossWatch:
 
 
 def check_collapse(trainer: Trainer, uniformity: float) -> None:
-    """Warn if the embeddings of an evaluation have collapsed: those of all sentences are nearly the same."""
+    """Warn if the embeddings of an evaluation have collapsed to nearly the same vector."""
     if uniformity > COLLAPSED_UNIFORMITY and trainer.is_world_process_zero():
         logger.warning(
             f"Step {trainer.state.global_step}: the embeddings have collapsed to nearly the same vector "

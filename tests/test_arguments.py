@@ -64,7 +64,7 @@ STREAM = ["--streaming", "true", "--max_steps", "3"]
         (["--reconstructed_views", "2"], "--reconstructed_views no longer exists. One view is reconstructed"),
         (["--pooler", "first_last_average"], "--pooler: invalid choice: 'first_last_average'"),
         (["--pooler", "cls"], "--pooler cls has no reconstruction: add --reconstruction_weight 0"),
-        (["--channels", "0"], "`channels` must be .* at least 1, got 0"),
+        (["--channels", "0"], "`channels` takes .* at least 1, got 0"),
         (["--resume_from_checkpoint", "last"], "no checkpoint in"),
         (["none.yaml"], "none.yaml: no such recipe"),
         (["{tmp}/typo.yaml"], "typo.yaml: unknown field chanels. Did you mean channels?"),

@@ -142,8 +142,12 @@ def test_a_missing_task_is_named_with_what_to_do(tmp_path, task):
     ("file", "content", "message"),
     [
         ("STS.input.FNWN.txt", b"a\tb\nno tab\nc\td\n", "STS.input.FNWN.txt, line 2: 1 tab-separated fields"),
-        ("STS.input.FNWN.txt", b"a\tb\n", r"STS.input.FNWN.txt has 1 lines and .*STS.gs.FNWN.txt 3: they must be"),
-        ("STS.gs.FNWN.txt", b"1\n\n", r"STS.input.FNWN.txt has 3 lines and .*STS.gs.FNWN.txt 2: they must be"),
+        (
+            "STS.input.FNWN.txt",
+            b"a\tb\n",
+            r"STS.input.FNWN.txt has 1 lines, but .*STS.gs.FNWN.txt has 3: both files need",
+        ),
+        ("STS.gs.FNWN.txt", b"1\n\n", r"STS.input.FNWN.txt has 3 lines, but .*STS.gs.FNWN.txt has 2: both files need"),
         ("STS.gs.FNWN.txt", b"1\n2\ntwo\n", "STS.gs.FNWN.txt, line 3: 'two' is not a number"),
         ("STS.gs.FNWN.txt", b"1\ninf\n3\n", "STS.gs.FNWN.txt, line 2: 'inf' is not a number"),
         ("STS.input.FNWN.txt", b"a\tb\nc\t\xe9\nc\td\n", "STS.input.FNWN.txt, line 2: not UTF-8"),

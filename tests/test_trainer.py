@@ -102,7 +102,7 @@ def test_data_of_another_kind_end_in_a_message(tmp_path):
 def test_a_tokenizer_of_another_model_ends_in_a_message(tmp_path, tokenizer):
     model = fresh_model()
     model.resize_token_embeddings(100)
-    with pytest.raises(ValueError, match="the tokenizer has 8192 tokens and the encoder 100"):
+    with pytest.raises(ValueError, match="the tokenizer has 8192 tokens, but the encoder has only 100"):
         SarcseTrainer(model, SarcseTrainingArguments(str(tmp_path), **SMALL), None, TEXTS, None, tokenizer)
 
 

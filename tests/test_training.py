@@ -412,7 +412,7 @@ def word_tokenizer(**special_tokens) -> PreTrainedTokenizerFast:
 
 def test_a_tokenizer_that_does_not_fit_the_encoder_is_refused(tmp_path, tokenizer):
     small = encoder_with(tmp_path / "small", tokenizer, vocab_size=100)
-    message = f"the tokenizer has {len(tokenizer)} tokens and the encoder 100. Give the encoder its own"
+    message = f"the tokenizer has {len(tokenizer)} tokens, but the encoder has only 100. Use the encoder's own"
     for load in (load_model, lambda source: build_model(ModelArguments(source))):
         with pytest.raises(ValueError, match=message):
             load(small)
