@@ -231,7 +231,10 @@ def test_a_full_disk_ends_in_a_message_and_the_run_resumes_from_the_checkpoint_b
     full = train(run, resume_from_checkpoint="last", largest_file=9_000_000)
     assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
     last_line = full.stderr.splitlines()[-1]
-    assert "train.py: error: could not write" in last_line and "`--resume_from_checkpoint last`" in last_line
+    assert (
+        "train.py: error: could not read or write a file" in last_line
+        and "`--resume_from_checkpoint last`" in last_line
+    )
     resumed = train(run, resume_from_checkpoint="last")
     assert resumed.returncode == 0, resumed.stderr
     assert "checkpoint-16 is skipped: trainer_state.json is missing" in resumed.stderr

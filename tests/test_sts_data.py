@@ -205,7 +205,7 @@ def test_unscored_pairs_of_ones_own_are_left_out_and_counted(tmp_path, caplog):
     [
         ("none.tsv", None, "none.tsv: no such file"),
         ("empty.tsv", b"", "empty.tsv: the file is empty"),
-        ("pairs.xlsx", b"x", "pairs.xlsx: the name of a data file ends in .txt, .jsonl, .csv, .tsv, .parquet"),
+        ("pairs.xlsx", b"x", "pairs.xlsx: the name of a data file must end in .txt, .jsonl, .csv, .tsv, .parquet"),
         ("other.csv", b"a,score\nx,1\n", "other.csv: no column sentence1, sentence2; it has a, score"),
         (
             "bad.csv",
