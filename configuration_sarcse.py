@@ -11,17 +11,17 @@ from transformers.activations import ACT2FN
 from transformers.utils.hub import cached_file
 
 
-# The version of the code: of the package, of a release's two files, and of every configuration that they save.
+# The version of the package, of a release's two code files, and of every configuration that they save.
 __version__ = "0.2.0"
 
-# `pipeline("feature-extraction")` then cuts sentences that are too long; transformers' own class would stop at them.
+# Lets `pipeline("feature-extraction")` cut sentences that are too long; transformers' own class would fail on them.
 CUSTOM_PIPELINES = {
     "feature-extraction": {"impl": "modeling_sarcse.SarcsePipeline", "pt": ["AutoModel"], "type": "text"}
 }
 
-# With these two files sentence-transformers takes `pooler_output` for the sentence embedding; without them it would
-# pool the token vectors by itself, silently. Inputs stay padded: with flash attention it would put the sentences of a
-# batch end to end, and a pooler here would see a single one.
+# With these two files sentence-transformers uses `pooler_output` as the sentence embedding; without them it would
+# silently pool the token vectors itself. Inputs stay padded: with flash attention it would otherwise concatenate the
+# sentences of a batch, and a pooler here would see a single one.
 SENTENCE_TRANSFORMERS_FILES = {
     "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "modeling_sarcse.SarcseTransformer"}],
     "sentence_bert_config.json": {
@@ -35,25 +35,27 @@ SENTENCE_TRANSFORMERS_FILES = {
 # Where AutoConfig and AutoModel find the code, in the folder of config.json.
 AUTO_MAP = {"AutoConfig": "configuration_sarcse.SarcseConfig", "AutoModel": "modeling_sarcse.SarcseModel"}
 
-# Fields of the encoder's configuration that tools look for at the top level of config.json, too.
+# Fields of the encoder's configuration that tools also look for at the top level of config.json.
 OF_ENCODER = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
 
 
 class SarcseConfig(PretrainedConfig):
     """
-    Everything that [`SarcseModel`] is built from. The paper's kernel sizes are 3, 4 and 5; other sizes are not stated
-    in the parts that we had, and their defaults are this project's choices.
+    Configuration of a [`SarcseModel`]: its encoder, its pooler and the layers on top.
+
+    The default kernel sizes are the paper's. Other sizes are not stated in the parts that we had; their defaults are
+    this project's choices.
 
     Args:
         encoder_config (`PretrainedConfig` or `dict`, *optional*):
             Configuration of the pretrained text encoder, nested. Default: RoBERTa-base's shape.
         pooler (`str`, defaults to `"autoencoder"`):
-            What makes the sentence embedding, a key of `POOLERS` (modeling_sarcse.py), which [`SarcseModel`] checks.
+            How the sentence embedding is made: a key of `POOLERS` (modeling_sarcse.py), checked by [`SarcseModel`].
         kernel_sizes (`list[int]`, defaults to `[3, 4, 5]`):
             Widths, in tokens, of the TextCNN's convolutions (paper, section on the autoencoder).
         channels (`int`, *optional*):
             Output channels of each of these convolutions. Default: an eighth of the encoder's hidden size, rounded up
-            to a multiple of 8, which GPUs are fast with: 96 for RoBERTa-base. More were no better.
+            to a multiple of 8 for speed on GPUs: 96 for RoBERTa-base. More channels were no better.
         integration_kernel_size (`int`, defaults to 3):
             Width, in tokens, of the convolution that integrates the scales into vectors of the encoder's hidden size.
         activation (`str`, defaults to `"gelu"`):
@@ -63,13 +65,13 @@ class SarcseConfig(PretrainedConfig):
         with_decoder (`bool`, defaults to `True`):
             False in releases, whose decoder is left out: only training and `token_importance` use it.
         special_token_ids (`list[int]`, defaults to `[]`):
-            Ids that are not content: the paper drops `<s>` and `</s>` from the sequence, and here the TextCNN and the
-            reconstruction do; the mean that the TextCNN adds to has them. They are stored here because
-            not every encoder configuration carries them (BERT's has neither `[CLS]` nor `[SEP]`);
+            Ids that are not content. The paper drops `<s>` and `</s>` from the sequence; here the TextCNN and the
+            reconstruction skip them, and the mean that the TextCNN's output is added to includes them. They are
+            stored here because not every encoder configuration has them (BERT's has neither `[CLS]` nor `[SEP]`);
             [`SarcseModel.from_encoder_pretrained`] fills them in from the tokenizer.
 
     Raises:
-        ValueError: a field has an impossible value; the message names the field and the value.
+        ValueError: if a field has an impossible value; the message names the field and the value.
     """
 
     model_type = "sarcse"
@@ -111,7 +113,7 @@ class SarcseConfig(PretrainedConfig):
         self.decoder_length = decoder_length
         self.with_decoder = with_decoder
         self.special_token_ids = sorted(special_token_ids)
-        # Of the code that runs, which is also the code that travels with what is saved.
+        # The version of the running code, which is also the code that is saved beside the weights.
         self.sarcse_version = __version__
         for name in ("sarcse_version", *OF_ENCODER):
             kwargs.pop(name, None)
@@ -124,18 +126,19 @@ class SarcseConfig(PretrainedConfig):
         return self.encoder_config.hidden_size
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
-        """The encoder's, in which transformers keeps the size of the vocabulary when it is changed."""
+        """The encoder's configuration, where transformers stores the vocabulary size after a resize."""
         return self.encoder_config
 
     def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON has them, with the encoder's fields in `OF_ENCODER` repeated at the top level."""
         fields, encoder = super().to_dict(), self.encoder_config.to_dict()
         return {**fields, **{name: encoder[name] for name in OF_ENCODER if name in encoder}}
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """
-        Save the configuration with all that loads the model from this folder, in transformers and in
-        sentence-transformers: the two files of code, and `SENTENCE_TRANSFORMERS_FILES`. `SarcseModel.save_pretrained`
-        and the Trainer come by here, too.
+        Save the configuration and everything that transformers and sentence-transformers need to load the model from
+        this folder: the two code files and `SENTENCE_TRANSFORMERS_FILES`. `SarcseModel.save_pretrained` and the
+        Trainer call this, too.
         """
         folder = Path(save_directory)
         self.auto_map = dict(AUTO_MAP)
@@ -159,8 +162,8 @@ def _as_config(encoder_config: PretrainedConfig | dict[str, Any] | None) -> Pret
             raise ValueError("`encoder_config` must name its `model_type`, for example 'roberta'.")
         if encoder_config["model_type"] not in CONFIG_MAPPING:
             raise ValueError(
-                f"`encoder_config` is of model_type={encoder_config['model_type']!r}, which this version of "
-                "transformers does not know. Code that an encoder brings has to be registered with AutoConfig and "
+                f"`encoder_config` has model_type={encoder_config['model_type']!r}, which this version of "
+                "transformers does not know. If the encoder brings its own code, register it with AutoConfig and "
                 "AutoModel first."
             )
         encoder_config = AutoConfig.for_model(**encoder_config)
@@ -171,30 +174,30 @@ def _as_config(encoder_config: PretrainedConfig | dict[str, Any] | None) -> Pret
             f"model_type={encoder_config.model_type!r} is not a text encoder that SARCSE can wrap: its configuration "
             "has no single `hidden_size`."
         )
-    # A copy, for transformers sets the attention of nested configurations anew, and a loaded encoder would compute
-    # with what is set in its own.
+    # A copy: transformers resets the attention implementation of nested configurations, and a loaded encoder that
+    # shared the object would switch to it.
     return copy.deepcopy(encoder_config)
 
 
 def _check_earlier_fields(pooler: str, fields: dict[str, Any]) -> None:
     """
-    Takes the fields out that configurations had before version 0.2.0.
+    Remove the fields that configurations had only before version 0.2.0.
 
     Raises:
-        ValueError: they are an autoencoder's, whose layers now make other embeddings of the same weights.
+        ValueError: if they belong to an autoencoder, whose weights would now give different embeddings.
     """
     earlier = [name for name in ("decoder_initialization", "pooling") if fields.pop(name, None) is not None]
     if earlier and pooler == "autoencoder":
         raise ValueError(
-            f"`{earlier[0]}` is of a model that was saved before version 0.2.0, whose embedding was the TextCNN's "
-            "output alone. Load it with the code in its folder, by AutoModel.from_pretrained with "
-            "trust_remote_code=True, or train it again."
+            f"`{earlier[0]}` belongs to a model saved before version 0.2.0, whose embedding was the TextCNN's output "
+            "alone. Load it with the code in its folder (AutoModel.from_pretrained with trust_remote_code=True), or "
+            "train it again."
         )
 
 
 def _check_count(name: str, value: int, minimum: int = 1) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"`{name}` must be made of whole numbers of at least {minimum}, got {value!r}.")
+        raise ValueError(f"`{name}` takes whole numbers of at least {minimum}, got {value!r}.")
 
 
 SarcseConfig.register_for_auto_class()

@@ -5,8 +5,8 @@ models, and draw the figures of the paper.
     python eval_sts.py MODEL [MODEL ...] [--sts_dir DIR] [--tasks STS12 ... STSB SICKR] [--output_dir OUT]
     python eval_sts.py MODEL --explain "A sentence." "Another." [--output_dir OUT]
 
-The setting is the one that SimCSE calls "all" (arXiv 2104.08821, appendix B): all subsets of a year are concatenated
-and one Spearman correlation, times 100, is taken over cosine similarities.
+The setting is the one that SimCSE calls "all" (arXiv 2104.08821, appendix B): all subsets of a year are concatenated,
+and their cosine similarities give one Spearman correlation, times 100.
 """
 
 import argparse
@@ -41,13 +41,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         choices=[name for name, pooler in POOLERS.items() if not pooler.has_layers],
         default=["mean"],
-        help="For encoders that bring no pooling of their own; one row for each (mean).",
+        help="How to pool encoders without a pooling of their own; one row for each pooler given (mean).",
     )
     parser.add_argument("--revision", default="main", help="Branch, tag or commit of models from the Hub (main).")
     parser.add_argument(
         "--trust_remote_code",
         action="store_true",
-        help="Run the code that an encoder brings. Needed if transformers has none for it; read it first.",
+        help="Run an encoder's own code. Needed if transformers has no code for the encoder; read the code first.",
     )
     parser.add_argument("--sts_dir", help="Folder with the tasks in SentEval's layout. Default: the Hub's data sets.")
     parser.add_argument("--tasks", nargs="+", choices=STS_TASKS, default=list(STS_TASKS), help="Default: all seven.")
@@ -58,7 +58,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs=2,
         action="append",
         metavar="SENTENCE",
-        help="Instead of scores: which tokens of two sentences a SARCSE model keeps. May be given several times.",
+        help="Instead of scores, show which tokens of two sentences a SARCSE model keeps. May be repeated.",
     )
     parser.add_argument(
         "--output_dir", help="Where to write results.json, results.md and the figures (--explain: output/explain)."
@@ -74,23 +74,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def utf8(text: str) -> str:
-    """An argument as it is; argparse reports the UnicodeEncodeError, a ValueError, of one that is not UTF-8."""
+    """Return the argument unchanged; if it is not UTF-8, argparse reports the UnicodeEncodeError, a ValueError."""
     text.encode()
     return text
 
 
 def choose_device(name: str | None) -> torch.device:
     """
-    The device of this process; call it before anything else asks accelerate.
+    The device of this process. Call this before anything else that uses accelerate.
 
     Raises:
-        ValueError: there is no such device, or one is chosen for several processes.
+        ValueError: if there is no such device, or one is chosen for several processes.
     """
     state = PartialState(cpu=name == "cpu" or not torch.accelerator.is_available())
     if name is None or name == "cpu":
         return state.device
     if state.num_processes > 1:
-        raise ValueError(f"--device {name}: under several processes each has its own; leave it out.")
+        raise ValueError(f"--device {name}: each of several processes has its own device; leave it out.")
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -99,10 +99,10 @@ def choose_device(name: str | None) -> torch.device:
 
 def writable_folder(name: str) -> Path:
     """
-    Before the work, not after it.
+    Create the output folder, before the scoring rather than after it.
 
     Raises:
-        ValueError: the folder cannot be made or written to.
+        ValueError: if the folder cannot be created or written to.
     """
     try:
         Path(name).mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def score_command(args: argparse.Namespace, device: torch.device) -> None:
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
                 measurements[row] = measure(embed, tasks, pooler)
             if not all(np.isfinite(values).all() for values in measurements[row].similarities.values()):
-                raise ValueError(f"{row}: some embeddings are not finite numbers; look at the model's weights.")
+                raise ValueError(f"{row}: some embeddings are not finite numbers; check the model's weights.")
     if PartialState().is_main_process:
         results = compare(measurements, tasks)
         print(report(results))

@@ -1,8 +1,8 @@
 """
 SARCSE: sentence embeddings from a pretrained encoder and a TextCNN autoencoder (arXiv 2402.15153).
 
-Shapes, here and everywhere: B sentences, L positions with padding, d hidden size, c channels, K kernel sizes; R rows
-and T = min(L, decoder_length) positions that are reconstructed.
+Shapes, throughout the project: B sentences, L positions with padding, d hidden size, c channels, K kernel sizes. The
+reconstruction has R rows and T = min(L, decoder_length) positions.
 """
 
 import importlib
@@ -43,23 +43,24 @@ logger = logging.get_logger(__name__)
 @dataclass
 class SarcseModelOutput(ModelOutput):
     """
-    The sentence embeddings come first: whoever takes `outputs[0]` without reading, as `pipeline` does, gets these.
+    Output of [`SarcseModel`]. The sentence embeddings come first, so that `outputs[0]`, which `pipeline` takes, is
+    these.
 
     Args:
         pooler_output (`torch.FloatTensor` of shape `(B, d)`):
             The sentence embeddings, not normalised.
         last_hidden_state (`torch.FloatTensor` of shape `(B, L, d)`):
-            The encoder's contextual vectors, where the tokenizer put them (X of the paper, with special tokens).
+            The encoder's contextual vectors, in the tokenizer's positions (the paper's X, with special tokens).
         hidden_states, attentions (*optional*):
             The encoder's, with `output_hidden_states=True` and `output_attentions=True`.
         reconstruction (`torch.FloatTensor` of shape `(R, T, d)`, *optional*):
-            The decoder's contextual vectors, with `output_reconstruction=True`, as the following three.
+            The decoder's contextual vectors. This field and the next three need `output_reconstruction=True`.
         reconstruction_target (`torch.FloatTensor` of shape `(R, T, d)`, *optional*):
             The content tokens' contextual vectors packed to the left, detached from the graph.
         content_mask (`torch.BoolTensor` of shape `(R, T)`, *optional*):
-            True where a content token stands, False behind the last one.
+            True for content tokens, False after the last one.
         content_input_ids (`torch.LongTensor` of shape `(R, T)`, *optional*):
-            The content tokens' ids, by which the training loss weighs their errors.
+            The content tokens' ids; the training loss weights their errors by these.
     """
 
     pooler_output: torch.Tensor | None = None
@@ -73,23 +74,23 @@ class SarcseModelOutput(ModelOutput):
 
     def reconstructed(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        The last four of these fields, together.
+        `reconstruction`, `reconstruction_target`, `content_mask` and `content_input_ids` as a tuple.
 
         Raises:
-            ValueError: the model was not asked for them.
+            ValueError: if the model was called without `output_reconstruction=True`.
         """
         parts = self.reconstruction, self.reconstruction_target, self.content_mask, self.content_input_ids
         if any(part is None for part in parts):
-            raise ValueError("nothing was reconstructed here: call the model with `output_reconstruction=True`.")
+            raise ValueError("nothing was reconstructed: call the model with `output_reconstruction=True`.")
         return parts  # type: ignore[return-value]  # none is None
 
     def reconstruction_errors(self) -> torch.Tensor:
         """
-        Squared error of each content token's reconstruction, mean over d, in float32: `(R, T)`, zero behind the last
-        content token.
+        Squared error of each content token's reconstruction, averaged over d, in float32: `(R, T)`, zero after the
+        last content token.
 
         Raises:
-            ValueError: nothing was reconstructed.
+            ValueError: if nothing was reconstructed.
         """
         reconstruction, target, mask, _ = self.reconstructed()
         difference = reconstruction.float() - target.float()
@@ -98,10 +99,10 @@ class SarcseModelOutput(ModelOutput):
 
 class SameConv1d(nn.Conv1d):
     """
-    Convolution over (B, L, in) that keeps the length for even kernels too: the odd zero goes to the right.
+    Convolution over `(B, L, in)` that keeps the length, for even kernels too: the extra zero goes on the right.
 
-    It runs as a two-dimensional one of height 1, whose channels may come last in memory, as they do here; torch's
-    one-dimensional convolution would copy its input and its output to channels first.
+    It runs as a two-dimensional convolution of height 1, which accepts channels that come last in memory, as they do
+    here. The one-dimensional convolution of torch would copy its input and output to put channels first.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -123,18 +124,18 @@ class TextCNN(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         scales = [self.activation(convolution(hidden_states)) for convolution in self.convolutions]  # K x (B, L, c)
-        # Masked, because biases fill the padding, which the next convolution would then see.
+        # Masked, because biases fill the padding, and the next convolution would see them.
         return torch.cat(scales, dim=-1) * mask.unsqueeze(-1)  # (B, L, K c)
 
 
 class SarcseDecoder(nn.Module):
     """
-    Sentence embedding -> transposed convolution to `decoder_length` positions -> TextCNN -> contextual vectors, less
-    the embedding, which is added at every position.
+    Reconstructs contextual vectors from a sentence embedding: transposed convolution to `decoder_length` positions,
+    TextCNN, and a linear layer whose output is added to the embedding at every position.
 
-    What the layers add is zero at first. The reconstruction error of a token then is its distance from the embedding:
-    its gradient draws the embedding to the weighted mean of the tokens' vectors from the first step on, which is a
-    good embedding itself (Arora, Liang and Ma, ICLR 2017).
+    The added part is zero at first, so a token's reconstruction error begins as its distance from the embedding. From
+    the first step on, its gradient pulls the embedding towards the weighted mean of the tokens' vectors, which is
+    itself a good embedding (Arora, Liang and Ma, ICLR 2017).
     """
 
     def __init__(self, config: SarcseConfig) -> None:
@@ -159,19 +160,21 @@ class SarcseDecoder(nn.Module):
 
 class Pooler(nn.Module):
     """
-    What makes the sentence embedding: a row of `POOLERS`, whose attributes all that depends on the pooler asks. The
-    module takes vectors `(B, L, d)`, a mask `(B, L)` of the attended ones and one of the content tokens' to embeddings
-    `(B, d)`. Both masks are boolean; only a pooler `of_content` needs the second one.
+    Base class of the modules that make sentence embeddings, which `POOLERS` lists. Code that depends on the pooler
+    reads these attributes.
+
+    `forward` turns vectors `(B, L, d)` into embeddings `(B, d)`. It also takes two boolean masks `(B, L)`, of the
+    attended tokens and of the content tokens; only a pooler with `of_content` needs the second.
 
     Attributes:
-        description (`str`): What the embedding is, for cards and help.
-        has_layers (`bool`): It has weights: an encoder alone does not make such embeddings.
-        of_content (`bool`): It has to know which vectors are the content tokens'.
-        with_first_layer (`bool`): Its vectors are the mean of the first and the last layer's, not the last one's.
-        pooling_mode (`str`, *optional*): sentence-transformers' name of it: an encoder alone makes such embeddings.
-        decoder (`type`, *optional*): From embeddings `(B, d)` and a mask `(B, T)` to the reconstruction `(B, T, d)`.
-        projection (`type`, *optional*): A layer behind the embedding, `(B, d)` -> `(B, d)`, during training only.
-        trainable (`bool`): False for a baseline of evaluations.
+        description (`str`): What the embedding is, for cards and help texts.
+        has_layers (`bool`): The pooler has weights of its own, which an encoder alone lacks.
+        of_content (`bool`): The pooler needs the mask of the content tokens.
+        with_first_layer (`bool`): Its input is the mean of the first and the last layer's vectors, not the last alone.
+        pooling_mode (`str`, *optional*): Its name in sentence-transformers, if a plain encoder can be pooled this way.
+        decoder (`type`, *optional*): Maps embeddings `(B, d)` and a mask `(B, T)` to a reconstruction `(B, T, d)`.
+        projection (`type`, *optional*): A layer after the embedding, `(B, d)` -> `(B, d)`, during training only.
+        trainable (`bool`): False for a pooler that is only a baseline in evaluations.
     """
 
     description: str
@@ -188,7 +191,7 @@ class Pooler(nn.Module):
 
 
 class TrainingProjection(nn.Linear):
-    """SimCSE's layer that is there for training only ("MLP during training", arXiv 2104.08821, section 6.3)."""
+    """SimCSE's projection, used during training only ("MLP during training", arXiv 2104.08821, section 6.3)."""
 
     def __init__(self, config: SarcseConfig) -> None:
         super().__init__(config.hidden_size, config.hidden_size)
@@ -198,7 +201,7 @@ class TrainingProjection(nn.Linear):
 
 
 class FirstToken(Pooler):
-    """The vector of the first position of the mask, which is not position 0 where padding is on the left."""
+    """First-token pooling: the vector at the mask's first True, which is not position 0 if padding is on the left."""
 
     description = "the first token's vector"
     pooling_mode = "cls"
@@ -213,8 +216,8 @@ class FirstToken(Pooler):
 
 class Repetition(nn.Module):
     """
-    The sentence embedding at every position, as a fresh decoder gives it. The reconstruction then draws the embedding
-    to the tokens' weighted mean without any new layers.
+    A decoder without weights: the sentence embedding at every position, like the output of a fresh `SarcseDecoder`.
+    The reconstruction then pulls the embedding towards the tokens' weighted mean, without any new layers.
     """
 
     def __init__(self, config: SarcseConfig) -> None:
@@ -225,7 +228,7 @@ class Repetition(nn.Module):
 
 
 class Mean(Pooler):
-    """Summed in float32."""
+    """Mean pooling over the attended tokens, summed in float32."""
 
     description = "the mean of the token vectors"
     pooling_mode: str | None = "mean"
@@ -239,7 +242,7 @@ class Mean(Pooler):
 
 
 class FirstLastMean(Mean):
-    """The "first-last avg." of SimCSE's tables."""
+    """Mean pooling over the first and the last layer: the "first-last avg." of SimCSE's tables."""
 
     description = "the mean of the first and the last layer's token vectors"
     with_first_layer = True
@@ -250,13 +253,14 @@ class FirstLastMean(Mean):
 
 class SarcseEncoder(Mean):
     """
-    h = mean of the token vectors + mean of the integrated TextCNN of the content tokens' vectors.
+    The autoencoder's encoder: the mean of the token vectors, plus the mean of what a TextCNN and an integrating
+    convolution make of the content tokens' vectors.
 
-    The second part is zero at first (as the last layers of residual branches are in arXiv 1901.09321): a training
-    begins with mean pooling, a strong baseline, instead of a random mixture that first has to win it back.
+    The second part is zero at first (like the last layers of residual branches in arXiv 1901.09321). So training
+    begins with mean pooling, a strong baseline, instead of a random mixture that first has to catch up with it.
     """
 
-    description = "the mean of the token vectors and what a TextCNN adds to it, its scales integrated and averaged"
+    description = "the mean of the token vectors plus the integrated and averaged scales of a TextCNN"
     has_layers = True
     of_content = True
     pooling_mode = None
@@ -280,7 +284,7 @@ class SarcseEncoder(Mean):
             raise ValueError("the TextCNN needs `content`, the mask of the content tokens.")
         packed, counted = pack_left(hidden_states, content)  # (B, L, d), (B, L)
         scales = self.textcnn(packed, counted)  # (B, L, d) -> (B, L, K c)
-        # The mean of a convolution's outputs is its output for the mean of its windows: one window a sentence.
+        # The mean of a convolution's outputs is its output for the mean of its windows: one window per sentence.
         window = mean_window(scales, counted, self.integration.kernel_size[0])  # (B, K c, width)
         integrated = F.linear(window.flatten(1), self.integration.weight.flatten(1), self.integration.bias)  # (B, d)
         return super().forward(hidden_states, mask) + integrated
@@ -296,24 +300,24 @@ POOLERS: dict[str, type[Pooler]] = {
 
 class SarcseModel(PreTrainedModel):
     """
-    A pretrained text encoder and what makes sentence embeddings of its vectors, a row of `POOLERS`: the TextCNN
-    autoencoder, or a baseline, which is a configuration of the same class.
+    A sentence-embedding model: a pretrained text encoder and a pooler on top, either the TextCNN autoencoder or one of
+    the baselines in `POOLERS`.
 
     Args:
-        config (`SarcseConfig`): Of the whole.
+        config (`SarcseConfig`): Configuration of the whole model.
         encoder (`PreTrainedModel`, *optional*):
-            A loaded encoder, whose configuration becomes `config.encoder_config`; the new layers then get the weights
-            that a training begins with. Default: a new encoder, all with random weights.
+            A loaded encoder, whose configuration becomes `config.encoder_config`; the new layers get the weights that
+            training begins with. Default: a new encoder with random weights.
 
     Raises:
-        ValueError: there is no such pooler, or no such encoder, or its vectors have another size.
+        ValueError: if the pooler or the encoder's type is unknown, or the encoder's vectors have the wrong size.
     """
 
     config_class = SarcseConfig
     base_model_prefix = "sarcse"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    # Attention happens in the encoder, which checks for itself whether it has what is asked for.
+    # Attention happens in the encoder, which checks for itself whether it supports the requested implementation.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -326,7 +330,7 @@ class SarcseModel(PreTrainedModel):
         if config.pooler not in POOLERS:
             raise ValueError(f"`pooler` must be one of {', '.join(POOLERS)}, got {config.pooler!r}.")
         if encoder is not None and encoder.config.hidden_size != config.hidden_size:
-            sizes = f"{encoder.config.hidden_size}, and the configuration says {config.hidden_size}"
+            sizes = f"{encoder.config.hidden_size}, but the configuration says {config.hidden_size}"
             raise ValueError(f"`encoder` has vectors of size {sizes}.")
         super().__init__(config)
         if encoder is None:
@@ -358,19 +362,24 @@ class SarcseModel(PreTrainedModel):
         **sarcse_fields: Any,
     ) -> "SarcseModel":
         """
-        Put fresh SARCSE layers on a pretrained encoder. Only for the first time: a saved SARCSE model, trained or not,
-        is loaded with `from_pretrained`.
+        Put fresh SARCSE layers on a pretrained encoder. A saved SARCSE model, trained or not, is loaded with
+        `from_pretrained` instead.
 
         Args:
-            name_or_path (`str`): Hub id or folder of any text encoder that `AutoModel` loads, or T5's and its like.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*): Tells the special tokens. Default: the encoder's own.
+            name_or_path (`str`): Hub id or folder of a text encoder that `AutoModel` loads, or of T5 and the like.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*):
+                Defines the special tokens. Default: the encoder's own tokenizer.
             revision (`str`): Branch, tag or commit of the encoder on the Hub.
             dtype (`torch.dtype`): Type of the weights, whatever type the checkpoint is stored in.
-            attn_implementation (`str`, *optional*): As in `AutoModel.from_pretrained`; default SDPA where it exists.
+            attn_implementation (`str`, *optional*):
+                As in `AutoModel.from_pretrained`. Default: SDPA where the encoder supports it.
             sarcse_fields: Fields of [`SarcseConfig`].
 
+        Returns:
+            `SarcseModel`, in evaluation mode.
+
         Raises:
-            ValueError: not a text encoder, it needs code of its own that has not run, or a field of the configuration
+            ValueError: if this is not a text encoder, its own code has not been registered, or a configuration field
                 has an impossible value.
         """
         fields, _ = SarcseConfig.get_config_dict(name_or_path, revision=revision)
@@ -399,8 +408,8 @@ class SarcseModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """
-        Variance-preserving weights for the new layers, zero biases; the encoder initialises its own. Zero for the last
-        layers of what is added to the mean and, by the decoder, to the embedding.
+        Variance-preserving weights and zero biases for the new layers; the encoder initialises its own. The last layer
+        of each residual part is zero: of what is added to the mean and, in the decoder, to the embedding.
         """
         zero_at_first = [
             part.last_layer for part in self.children() if isinstance(part, SarcseEncoder | SarcseDecoder)
@@ -431,23 +440,25 @@ class SarcseModel(PreTrainedModel):
         **encoder_kwargs: Any,
     ) -> SarcseModelOutput:
         """
+        Sentence embeddings of a batch and, if asked for, the reconstruction of its tokens.
+
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Token ids, padded on either side.
             attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 for tokens, 0 for padding. Default: ones.
             inputs_embeds (`torch.Tensor` of shape `(B, L, d)`, *optional*):
-                What the encoder reads instead of `input_ids`, which then only tell the special tokens.
-            output_reconstruction (`bool`): Decode too, for training and for token importance.
-            reconstructed_rows (`int`, *optional*): Decode the first so many rows only. Default: all B.
+                What the encoder reads instead of `input_ids`, which then only identify the special tokens.
+            output_reconstruction (`bool`): Also decode, for training and for token importance.
+            reconstructed_rows (`int`, *optional*): Decode only this many rows, from the first. Default: all B.
             view_dropout (`float`, *optional*):
-                Make two views of each row from its last vectors, for a training whose encoder sees every sentence
-                once: each view goes without a share of the dimensions, see `two_views_of`. `pooler_output` is
-                `(2B, d)`, the first views first. Only these are reconstructed, and their target is whole. Default: a
-                row is its own and only view.
-            encoder_kwargs: Passed on to the encoder, for example `token_type_ids` or `output_hidden_states`.
+                Make two views of each row from its last vectors, so that in training the encoder sees every sentence
+                once: each view drops this share of the dimensions, see `two_views_of`. `pooler_output` is then
+                `(2B, d)`, the first views first. Only the first views are reconstructed, from a target without
+                dropout. Default: one view, the row itself.
+            encoder_kwargs: Passed to the encoder, for example `token_type_ids` or `output_hidden_states`.
 
         Raises:
-            ValueError: a reconstruction is asked of a model whose pooler has none, or the special tokens cannot be
-                told, since there are no `input_ids`.
+            ValueError: if a reconstruction is requested from a model without a decoder, or `input_ids` are missing
+                where the special tokens must be known.
         """
         decoder = self.require_decoder() if output_reconstruction else None
         pooler = self.sentence_encoder
@@ -458,7 +469,7 @@ class SarcseModel(PreTrainedModel):
             read["input_ids"] = input_ids
         content_matters = pooler.of_content or decoder is not None
         if not read or input_ids is None and content_matters:
-            beside = " beside `inputs_embeds`, to tell the special tokens" if read else ""
+            beside = " beside `inputs_embeds`, to identify the special tokens" if read else ""
             raise ValueError(f"`input_ids` are needed{beside}.")
         if attention_mask is None:
             attention_mask = torch.ones(next(iter(read.values())).shape[:2], dtype=torch.long, device=self.device)
@@ -499,7 +510,7 @@ class SarcseModel(PreTrainedModel):
         input_ids: torch.Tensor,
         content: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """The output's fields of a reconstruction, of `(R, d)`, `(R, L, d)`, `(R, L)` and the mask `(R, L)`."""
+        """The reconstruction's output fields, from `(R, d)`, `(R, L, d)`, `(R, L)` and the mask `(R, L)`."""
         target, mask = pack_left(vectors.detach(), content)  # (R, L, d), (R, L)
         ids, _ = pack_left(input_ids, content)  # (R, L)
         target, mask, ids = (packed[:, : self.config.decoder_length] for packed in (target, mask, ids))
@@ -512,24 +523,24 @@ class SarcseModel(PreTrainedModel):
 
     def require_decoder(self) -> nn.Module:
         """
-        The decoder, for training with a reconstruction and for token importance.
+        The decoder, which training with a reconstruction and token importance need.
 
         Raises:
-            ValueError: the pooler has none, or it was left out of a release.
+            ValueError: if the pooler has no decoder, or it was left out of a release.
         """
         if self.sentence_decoder is not None:
             return self.sentence_decoder
         if self.sentence_encoder.decoder is not None:
             raise ValueError(
-                f"{self.name_or_path or 'this model'} has no decoder, which a release leaves out: nothing can be "
-                "reconstructed. Take the folder that the training wrote, or a release that was made --with_decoder; a "
-                "training with --reconstruction_weight 0 needs none."
+                f"{self.name_or_path or 'this model'} has no decoder, which a release leaves out, so nothing can be "
+                "reconstructed. Use the folder that the training wrote, or a release made --with_decoder. Training "
+                "with --reconstruction_weight 0 needs no decoder."
             )
         able = " and ".join(name for name, pooler in POOLERS.items() if pooler.decoder is not None)
-        raise ValueError(f"pooler={self.config.pooler!r} has no reconstruction: only {able} do.")
+        raise ValueError(f"pooler={self.config.pooler!r} has no reconstruction: only {able} have one.")
 
     def _content_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(B, L), True for content tokens; an empty sentence keeps its special tokens, so that it has an embedding."""
+        """`(B, L)`, True for content tokens. An empty sentence keeps its special tokens, to have an embedding."""
         attended = attention_mask.bool()
         special_token_ids = torch.tensor(self.config.special_token_ids, dtype=input_ids.dtype, device=input_ids.device)
         special = (input_ids.unsqueeze(-1) == special_token_ids).any(dim=-1)  # (B, L, S) -> (B, L); isin has no ONNX
@@ -547,26 +558,29 @@ class SarcseModel(PreTrainedModel):
         show_progress_bar: bool | None = None,
     ) -> np.ndarray:
         """
-        Sentence embeddings, `(len(sentences), d)`, float32. Sentences of as many tokens share a batch, so that hardly
-        any padding is computed. The model is used in evaluation mode and left in the mode it came in.
+        Encode a list of sentences of any length, in evaluation mode; the model's mode is restored afterwards.
+        Sentences of similar length share a batch, so that there is hardly any padding.
 
         Args:
             sentences (`list[str]`): Cut at the tokenizer's `model_max_length`.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*): Default: the one beside the model, loaded each time.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): Default: the one beside the model, loaded on every call.
             batch_size (`int`): Sentences encoded at once.
-            normalize (`bool`): Give the embeddings length 1, so that their products are cosine similarities.
-            device (`str`, *optional*): Where to compute; the model stays there. Default: where it is.
-            show_progress_bar (`bool`, *optional*): Default: in a terminal.
+            normalize (`bool`): Scale the embeddings to length 1, so that their products are cosine similarities.
+            device (`str`, *optional*): Moves the model there first, and leaves it there. Default: where it is.
+            show_progress_bar (`bool`, *optional*): Default: only in a terminal.
+
+        Returns:
+            `np.ndarray` of shape `(len(sentences), d)`, float32, in the order of `sentences`.
 
         Raises:
-            ValueError: `sentences` is one string, or `batch_size` is below 1.
+            ValueError: if `sentences` is one string, or `batch_size` is below 1.
         """
         if isinstance(sentences, str):
-            raise ValueError("`sentences` must be a list of strings: a single one is [sentence].")
+            raise ValueError("`sentences` must be a list of strings: pass a single one as [sentence].")
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         if tokenizer is None:
-            # With the encoder's configuration, or it would load the model's, and ask whether its code may run.
+            # With the encoder's configuration; otherwise it would load the model's, and ask to run its code.
             tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config.encoder_config)
         if device is not None:
             self.to(device)
@@ -590,13 +604,20 @@ class SarcseModel(PreTrainedModel):
         self, sentences: list[str], tokenizer: PreTrainedTokenizerBase
     ) -> list[list[tuple[str, float]]]:
         """
-        Tokens and their reconstruction errors, the smaller the more important to the sentence embedding (figure 1 of
-        the paper): for each sentence its `(token text, error)` pairs in order, without special tokens and without
-        tokens past `decoder_length`; tokens that are bytes of one character are joined, with the mean of their errors.
-        An error is a mean square over d, in units of the encoder's vectors squared.
+        Tokens and their reconstruction errors: the smaller the error, the more important the token is to the sentence
+        embedding (figure 1 of the paper).
+
+        Args:
+            sentences (`list[str]`): Encoded as one batch, and cut at the tokenizer's `model_max_length`.
+            tokenizer (`PreTrainedTokenizerBase`): The model's own.
+
+        Returns:
+            For each sentence its `(token text, error)` pairs in order, without special tokens and tokens past
+            `decoder_length`. Tokens that are bytes of one character are joined, with the mean of their errors. An
+            error is the mean squared difference over d, in squared units of the encoder's vectors.
 
         Raises:
-            ValueError: the pooler has no reconstruction, or the model no decoder.
+            ValueError: if the pooler has no reconstruction, or the model has no decoder.
         """
         training = self.training
         self.eval()
@@ -613,13 +634,16 @@ class SarcseModel(PreTrainedModel):
 
 
 def rows_by_length(token_ids: list[list[int]], batch_size: int) -> list[list[int]]:
-    """The rows of each batch, the longest sentences first: hardly any padding, and what does not fit fails at once."""
+    """
+    The row numbers of each batch, the longest sentences first. So there is hardly any padding, and a batch that does
+    not fit into memory fails at once.
+    """
     order = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 class SarcsePipeline(FeatureExtractionPipeline):
-    """transformers' own, which gives the first output, the sentence embedding `(1, d)`; long sentences are cut."""
+    """transformers' feature extraction, which returns the sentence embedding `(1, d)`; long sentences are cut."""
 
     def preprocess(self, inputs: str, **tokenize_kwargs: Any) -> Any:
         return super().preprocess(inputs, **{"truncation": True, **tokenize_kwargs})
@@ -627,8 +651,8 @@ class SarcsePipeline(FeatureExtractionPipeline):
 
 def __getattr__(name: str) -> Any:
     """
-    Makes `SarcseTransformer` when sentence-transformers first asks for it, by its name in modules.json. At the top of
-    the file the class would import that library for everyone, and fail for those who do not have it.
+    Define `SarcseTransformer` when sentence-transformers first asks for it, by its name in modules.json. Defined at
+    the top level, the class would need that library even where it is not installed.
     """
     if name != "SarcseTransformer":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -637,28 +661,28 @@ def __getattr__(name: str) -> Any:
     global SarcseTransformer  # where pickle finds the class, for the processes of a pool
 
     class SarcseTransformer(base):
-        """sentence-transformers' own, which hands on one output of a model, here with the token vectors beside it."""
+        """sentence-transformers' module, which returns one output of a model; this one adds the token vectors."""
 
         def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
             given = {**features, **kwargs}
             inputs = {key: given[key] for key in self.tokenizer.model_input_names if key in given}
             output = self.model(**inputs, return_dict=True)
-            vectors = output.last_hidden_state  # (B, L, d); of a release's ONNX file the embedding, L times
+            vectors = output.last_hidden_state  # (B, L, d); in a release's ONNX file the embedding, L times
             features["sentence_embedding"] = output.pooler_output if self.backend == "torch" else vectors[:, 0]
             features["token_embeddings"] = vectors
             return features
 
-    return SarcseTransformer  # type: ignore[name-defined]  # mypy takes no class for a global
+    return SarcseTransformer  # type: ignore[name-defined]  # mypy does not see the class as a global
 
 
 def _whole_characters(
     token_ids: list[int], errors: list[float], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[str, float]]:
-    """Text and error of each token; tokens that are bytes of one character are one, with the mean of their errors."""
+    """Text and error of each token. Tokens that are bytes of one character are joined, and their errors averaged."""
     tokens, start = [], 0
     for end in range(1, len(token_ids) + 1):
         text = tokenizer.decode(token_ids[start:end])
-        # A replacement character stands for a character whose bytes are not all there yet.
+        # A replacement character means that some bytes of the character are still to come.
         if end == len(token_ids) or not text.endswith("\N{REPLACEMENT CHARACTER}"):
             tokens.append((text, sum(errors[start:end]) / (end - start)))
             start = end
@@ -667,11 +691,12 @@ def _whole_characters(
 
 def _load_encoder(name_or_path: str, encoder_config: Any, **options: Any) -> PreTrainedModel:
     """
-    `from_pretrained`, without its report on the weights of a language model's head, which no encoder has. Weights that
-    the checkpoint lacks are still reported.
+    `from_pretrained`, without its report on the weights of a language model's head, which no encoder has. Weights
+    missing from the checkpoint are still reported.
 
     Raises:
-        ValueError: weights are missing where the folder has code of its own: transformers' class is not the model's.
+        ValueError: if weights are missing and the folder has code of its own: transformers' class of that name is
+            another model.
     """
     auto_class, class_options = _encoder_class(encoder_config)
     verbosity = logging.get_verbosity()
@@ -686,26 +711,26 @@ def _load_encoder(name_or_path: str, encoder_config: Any, **options: Any) -> Pre
         missing = ", ".join(sorted(loading_info["missing_keys"]))
         if hasattr(encoder_config, "auto_map") and encoder_config.model_type in CONFIG_MAPPING_NAMES:
             raise ValueError(
-                f"{name_or_path} brings code of its own under the name of {encoder_config.model_type!r}, which is "
-                f"another model in transformers: it has no {missing}. SARCSE cannot wrap it."
+                f"{name_or_path} brings its own code as model_type={encoder_config.model_type!r}, which is another "
+                f"model in transformers: the checkpoint has no {missing}. SARCSE cannot wrap it."
             )
-        logger.warning(f"{name_or_path} lacks weights of the encoder, which are now random: {missing}.")
+        logger.warning(f"{name_or_path} lacks some weights of the encoder, which are now random: {missing}.")
     return encoder
 
 
 def _encoder_class(encoder_config: Any) -> tuple[Any, dict[str, bool]]:
     """
-    The auto class that builds an encoder, and the keyword that builds it without its own pooler, if it knows that:
-    parameters that nothing calls would stop DistributedDataParallel, which waits for every gradient.
+    The auto class that builds an encoder, and the keyword that leaves out the encoder's own pooler, if it accepts one.
+    Unused parameters would stop DistributedDataParallel, which waits for every gradient.
     """
     if type(encoder_config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
-        # Of T5 and its like only the encoder; for the others the class that AutoModel takes, too.
+        # Only the encoder of T5 and the like; for the others, the same class that AutoModel would take.
         auto_class, model_class = AutoModelForTextEncoding, MODEL_FOR_TEXT_ENCODING_MAPPING[type(encoder_config)]
     elif type(encoder_config) in MODEL_MAPPING and not encoder_config.is_encoder_decoder:
         auto_class, model_class = AutoModel, MODEL_MAPPING[type(encoder_config)]
     else:
         raise ValueError(f"model_type={encoder_config.model_type!r} is not a text encoder that SARCSE can wrap.")
-    if isinstance(model_class, tuple):  # Funnel has two, alike in this
+    if isinstance(model_class, tuple):  # Funnel has two, which do not differ in this
         model_class = model_class[0]
     parameters = inspect.signature(model_class).parameters
     return auto_class, {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
@@ -714,12 +739,12 @@ def _encoder_class(encoder_config: Any) -> tuple[Any, dict[str, bool]]:
 @torch.no_grad()
 def _check_encoder(name_or_path: str, model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """
-    Two sentences, one of them padded, must become vectors. A warning where those of the first depend on the padding,
-    as of encoders that mix all positions whatever the mask (FNet).
+    Check that the encoder turns two sentences, one of them padded, into token vectors. Warn if the padding changes
+    the first sentence's vectors, as in encoders that mix all positions whatever the mask (FNet).
 
     Raises:
-        ValueError: they do not. transformers has no list of models that read text alone; images, a decoder's input or
-            boxes may be missing, or the vectors be as many as something else.
+        ValueError: if it does not. transformers has no list of models that read text alone: this one may need images,
+            a decoder's input or boxes, or return another number of vectors.
     """
     batch = tokenizer(["A.", "A longer sentence."], padding=True, return_tensors="pt")
     inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
@@ -727,7 +752,7 @@ def _check_encoder(name_or_path: str, model: SarcseModel, tokenizer: PreTrainedT
     refusal = f"{encoder} is not a text encoder that SARCSE can wrap"
     try:
         vectors = model(**inputs).last_hidden_state
-    except Exception as error:  # each kind of model has an exception of its own for what it lacks
+    except Exception as error:  # each kind of model raises an exception of its own for a missing input
         raise ValueError(f"{refusal} ({repr(error)[:200]}).") from error
     expected = (*inputs["input_ids"].shape, model.config.hidden_size)
     if vectors.shape != expected:
@@ -737,18 +762,21 @@ def _check_encoder(name_or_path: str, model: SarcseModel, tokenizer: PreTrainedT
     unpadded = model(alone["input_ids"], alone["attention_mask"]).last_hidden_state[0]  # (length, d)
     if (padded - unpadded).abs().max() > 0.05 * unpadded.abs().max():
         logger.warning(
-            f"{encoder} gives a sentence other vectors beside a longer one. Its embeddings depend on the batch; "
-            "encode sentences one at a time to compare them."
+            f"{encoder} gives a sentence other vectors in a batch with a longer one. Its embeddings depend on the "
+            "batch; encode sentences one at a time to compare them."
         )
 
 
 def pack_left(sequence: torch.Tensor, content_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Move what belongs to the content tokens to the left, in order, and zero the rest, so that convolutions see the same
-    neighbours whatever the padding and its side: `(B, L, ...)`, and the mask `(B, L)` of what is content now.
+    Move the content tokens' entries to the left, in order, and zero the rest. Convolutions then see the same
+    neighbours whatever the padding and its side.
+
+    Returns:
+        The packed sequence, `(B, L, ...)`, and the mask `(B, L)` of its content.
     """
     length = content_mask.shape[1]
-    # The rest goes to one position behind the last, which is cut off. ONNX's exporter knows no stable sort.
+    # The rest goes to one extra position, which is cut off. (ONNX's exporter has no stable sort.)
     target = torch.where(content_mask, content_mask.cumsum(dim=1) - 1, length)  # (B, L)
     target = target.view(*target.shape, *(1 for _ in sequence.shape[2:])).expand_as(sequence)  # (B, L, ...)
     packed = sequence.new_zeros(sequence.shape[0], length + 1, *sequence.shape[2:])  # (B, L + 1, ...)
@@ -757,17 +785,17 @@ def pack_left(sequence: torch.Tensor, content_mask: torch.Tensor) -> tuple[torch
     return packed, mask
 
 
-# The share of the mean of all vectors that is left of a dropped dimension. With none of it left the views of some
-# encoders, whose mean is long beside what sentences differ by, are too far apart; with all of it left the views are
-# closer, and teach less (study/results/details.md).
+# A dropped dimension is replaced by this share of the mean of all vectors. With 0 the views of some encoders are too
+# far apart: those whose mean is long compared with the differences between sentences. With 1 the views are closer, and
+# teach less (study/results/details.md).
 TOWARDS_MEAN = 0.75
 
 
 def two_views_of(vectors: torch.Tensor, mask: torch.Tensor, rate: float) -> torch.Tensor:
     """
-    Two views of each sentence, `(B, L, d)` -> `(2B, L, d)`, the first views first. A view goes without a share `rate`
-    of the dimensions, the same in all its vectors (spatial dropout, arXiv 1411.4280): other ones in each vector would
-    nearly cancel in the mean over the tokens.
+    Two views of each sentence, `(B, L, d)` -> `(2B, L, d)`, the first views first. A view drops a share `rate` of the
+    dimensions, the same ones in all its vectors (spatial dropout, arXiv 1411.4280). Different ones in each vector
+    would nearly cancel out in the mean over the tokens.
     """
     counted = mask.unsqueeze(-1).to(vectors.dtype)  # (B, L, 1)
     total = (vectors.detach() * counted).sum(dim=(0, 1), dtype=torch.float32)  # (d,); float16 would overflow
@@ -779,8 +807,8 @@ def two_views_of(vectors: torch.Tensor, mask: torch.Tensor, rate: float) -> torc
 
 def mean_window(hidden_states: torch.Tensor, mask: torch.Tensor, width: int) -> torch.Tensor:
     """
-    What a "same" convolution of `width` sees at a position, mean over the positions where `mask` is True, which come
-    first: `(B, L, d)` -> `(B, d, width)`. Behind them `hidden_states` are zero.
+    The window that a "same" convolution of `width` sees, averaged over the positions where `mask` is True:
+    `(B, L, d)` -> `(B, d, width)`. These positions come first, and `hidden_states` are zero after them.
     """
     length = mask.shape[1]
     # Tap j sees input t from position t - j + (width - 1) // 2, which counts if the mask is True there.

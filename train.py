@@ -28,13 +28,13 @@ DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 
 
 def run(trainer: SarcseTrainer) -> None:
-    """Train, write the output folder, and print the table of scores and the lines that load the model."""
+    """Train, write the output folder, and print the table of scores and the code that loads the model."""
     try:
         metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
     finally:
         progress = trainer.pop_callback(ProgressCallback)
         if progress is not None and progress.training_bar is not None:
-            progress.training_bar.close()  # or it would draw itself once more, behind the message
+            progress.training_bar.close()  # otherwise it would be drawn once more, after the message
     results = trainer.save_results()
     if not trainer.is_world_process_zero():
         return
@@ -47,7 +47,7 @@ def run(trainer: SarcseTrainer) -> None:
 def how_to_load(output_dir: Path, config: SarcseConfig) -> str:
     if needs_own_code(config.encoder_config.to_dict()):
         return f"""
-The model is in {output_dir}. Its encoder brings code of its own, and the model works only with it:
+The model is in {output_dir}. Its encoder needs its own code, so the model works only with:
 
 python eval_sts.py {output_dir} --trust_remote_code
 """
@@ -64,7 +64,7 @@ embeddings = model(**tokenizer(["A sentence.", "Another."], padding=True, return
 def how_to_go_on(training: SarcseTrainingArguments) -> str:
     if not checkpoints(training.output_dir):
         return ""
-    return " `--resume_from_checkpoint last` with the same command goes on from the last checkpoint."
+    return " To continue from the last checkpoint, add `--resume_from_checkpoint last` to the same command."
 
 
 def main() -> None:
@@ -87,8 +87,8 @@ def main() -> None:
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
-        # torch.save tells of its container only where the disk is full.
-        message = f"could not write or read, is the disk full? {error}.{how_to_go_on(training)}"
+        # torch.save raises this RuntimeError about its container only if the disk is full.
+        message = f"could not read or write a file. Is the disk full? {error}.{how_to_go_on(training)}"
         print(f"\ntrain.py: error: {message}", file=sys.stderr)
         sys.exit(1)
     if training.push_to_hub:
@@ -98,5 +98,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    # Threads of its own that outlive the interpreter would abort it (github.com/pytorch/pytorch/issues/190489).
+    # The group's threads would outlive the interpreter and abort it (github.com/pytorch/pytorch/issues/190489).
     PartialState().destroy_process_group()

@@ -1,10 +1,16 @@
 """
-SARCSE's library: what `train.py`, `eval_sts.py` and `python -m model_card` are made of. Modules import one way: text
-(`files`, `sentences`, `sts`), token ids (`tokens`), arguments (`arguments`, `parsing`), models (`loading`), embeddings
-and what they say (`comparison`, `figures`, `embedding`), losses (`losses`, `gradient_cache`), and the training
-(`checkpoints`, `watch`, `health`, `budget`, `record`, `corpus`, `releasing`, `trainer`, `training`).
+SARCSE's library, which `train.py`, `eval_sts.py` and `python -m model_card` are built on. Imports go one way: a module
+uses only its own group and the groups above it in this list.
 
-What stands here is loaded when it is first asked for: the losses need torch and transformers alone.
+- Text: `files`, `sentences`, `sts`.
+- Token ids: `tokens`.
+- Arguments: `arguments`, `parsing`.
+- Models: `loading`.
+- Embeddings and their scores: `comparison`, `figures`, `embedding`.
+- Losses: `losses`, `gradient_cache`.
+- Training: `checkpoints`, `watch`, `health`, `budget`, `record`, `corpus`, `releasing`, `trainer`, `training`.
+
+The names exported here are loaded on first use: the losses need only torch and transformers.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The arguments of a training: the model to start from, and how it is trained. (Its data: sarcse/sentences.py.)"""
+"""The arguments of training: the model to start from, and how it is trained. For the data see sarcse/sentences.py."""
 
 import inspect
 import os
@@ -39,8 +39,8 @@ class ModelArguments:
     trust_remote_code: bool = field(
         default=False,
         metadata={
-            "help": "Run the code that the encoder brings. Needed if transformers has none for it; read it first. No "
-            "release can be made of such a model."
+            "help": "Run the encoder's own code. Needed if transformers has no code for the encoder; read the code "
+            "first. No release can be made of such a model."
         },
     )
     attn_implementation: str | None = field(
@@ -48,7 +48,7 @@ class ModelArguments:
     )
     pooler: str | None = _architecture(
         "pooler",
-        "What makes the sentence embedding: "
+        "How the sentence embedding is made: "
         + "; ".join(f"{name}, {pooler.description}" for name, pooler in TRAINABLE_POOLERS.items())
         + ".",
         choices=list(TRAINABLE_POOLERS),
@@ -57,8 +57,8 @@ class ModelArguments:
     channels: int | None = field(
         default=None,
         metadata={
-            "help": "Output channels of each of these convolutions. Default: an eighth of the encoder's hidden size, "
-            "96 for RoBERTa-base."
+            "help": "Output channels of each TextCNN convolution. Default: an eighth of the encoder's hidden size, 96 "
+            "for RoBERTa-base."
         },
     )
     integration_kernel_size: int | None = _architecture(
@@ -69,18 +69,20 @@ class ModelArguments:
 
     @classmethod
     def architecture(cls) -> list[str]:
-        """Names of those fields that are fields of `SarcseConfig`."""
+        """Names of the fields here that are also fields of `SarcseConfig`."""
         return [f.name for f in fields(cls) if f.name in inspect.signature(SarcseConfig).parameters]
 
     def sarcse_fields(self) -> dict[str, Any]:
-        """Those fields of `SarcseConfig` that were given."""
+        """The fields of `SarcseConfig` that were given, by name."""
         return {name: getattr(self, name) for name in self.architecture() if getattr(self, name) is not None}
 
 
 def check_reconstruction(pooler: str, reconstruction_weight: float) -> None:
     """
+    Check that the pooler and the weight of the reconstruction loss fit together.
+
     Raises:
-        ValueError: a reconstruction loss for a pooler that has none.
+        ValueError: if the weight is above 0 and the pooler has no reconstruction.
     """
     if pooler in POOLERS and POOLERS[pooler].decoder is None and reconstruction_weight > 0:
         raise ValueError(f"--pooler {pooler} has no reconstruction: add --reconstruction_weight 0 (SimCSE).")
@@ -88,7 +90,7 @@ def check_reconstruction(pooler: str, reconstruction_weight: float) -> None:
 
 # The metric that needs no labels (sarcse/health.py).
 HEALTH = "health"
-# Metrics of an evaluation whose lower values are better.
+# Metrics of an evaluation that are better when lower.
 LOWER_IS_BETTER = ("alignment", "uniformity")
 
 
@@ -99,28 +101,30 @@ def metric_name(name: str) -> str:
 
 def check_metric(name: str | None, eval_name: str) -> None:
     """
+    Check that evaluations will measure the metric `name`.
+
     Raises:
-        ValueError: no evaluation will have a metric of this name.
+        ValueError: if no evaluation will have a metric of this name.
     """
     known = (f"{eval_name}_spearman", HEALTH, *LOWER_IS_BETTER)
     if name is not None and metric_name(name) not in known:
         raise ValueError(f"--metric_for_best_model {name}: the evaluations measure {', '.join(known)}.")
 
 
-# transformers' arguments that would change nothing here, or not what they say: given, they are refused.
+# transformers' arguments that would have no effect here, or not the documented one, and why. They are refused.
 WITHOUT_EFFECT = {
     "label_smoothing_factor": "InfoNCE has no labels",
-    "average_tokens_across_devices": "the losses are means over sentences and over weights of tokens",
+    "average_tokens_across_devices": "the losses are means over sentences and weighted means over tokens",
     "logging_nan_inf_filter": "a loss that is not finite stops the run",
-    "auto_find_batch_size": "a smaller batch is another task for InfoNCE; try --gradient_cache_mini_batch_size",
+    "auto_find_batch_size": "a smaller batch changes InfoNCE's task; try --gradient_cache_mini_batch_size",
     "use_liger_kernel": "it has no kernels for text encoders",
     "use_cache": "encoders have no cache",
-    "debug": "a loss that is not finite stops the run, and its batch is kept",
+    "debug": "a loss that is not finite stops the run, and its batch is written to a file",
     "remove_unused_columns": "the sentences are the only column",
     "label_names": "there are no labels",
     "length_column_name": "lengths are counted by this program",
-    "bf16_full_eval": "evaluations are as precise as the training",
-    "fp16_full_eval": "evaluations are as precise as the training",
+    "bf16_full_eval": "evaluations use the precision of the training",
+    "fp16_full_eval": "evaluations use the precision of the training",
     **dict.fromkeys(
         (
             "per_device_eval_batch_size",
@@ -148,17 +152,17 @@ CHOICES = {
 
 @dataclass(kw_only=True)
 class ReleaseArguments:
-    """What a release is made of: for the command that makes one, and for a training that ends with one."""
+    """The form of a release, for the command that makes one and for training that ends with one."""
 
     plain: bool = field(
         default=False,
         metadata={
-            "help": "Release a plain encoder with its pooling, which any tool loads without code of ours. It is the "
-            "default where the pooler allows it; asked for elsewhere, it is an error."
+            "help": "Release a plain encoder with its pooling, which any tool loads without this project's code. This "
+            "is the default where the pooler allows it, and an error elsewhere."
         },
     )
     with_code: bool = field(
-        default=False, metadata={"help": "Release the SARCSE model with its code, for trust_remote_code, in any case."}
+        default=False, metadata={"help": "Always release the SARCSE model with its code, for trust_remote_code."}
     )
     with_decoder: bool = field(
         default=False,
@@ -167,32 +171,33 @@ class ReleaseArguments:
         },
     )
     onnx_int8: bool = field(
-        default=False, metadata={"help": "Add ONNX files in int8 to the one in float32, and score them on STS-B."}
+        default=False, metadata={"help": "Add int8 ONNX files to the float32 one, and score them on STS-B."}
     )
 
 
-# What a view of one pass goes without, where that is the default: no worse than two passes in ten seeds on either
-# encoder (study/results/details.md). Under mean pooling two passes were 0.2 better.
+# The share of dimensions that a view of one pass drops, where that is the default: no worse than two passes in ten
+# seeds on either encoder (study/results/details.md). Under mean pooling two passes were 0.2 better.
 VIEW_DROPOUT = 0.1
-# What the learning rates of all steps may add up to: less than what ruined an encoder of the study, and enough for the
-# best scores (study/results/details.md). SimCSE, which has no reconstruction, stays as its paper has it.
+# The limit on the sum of the learning rates of all steps: less than what ruined an encoder of the study (which ended
+# worse than before training), and enough for the best scores (study/results/details.md). SimCSE, which has no
+# reconstruction, follows its own paper.
 LEARNING_RATE_BUDGET = 0.003
 
 
 @dataclass
 class SarcseArguments(ReleaseArguments):
     """
-    What SARCSE adds to transformers' arguments; a class of its own, so that `--help` shows it first. And `output_dir`,
-    for that is the first argument of `TrainingArguments`.
+    The arguments that SARCSE adds to transformers' own; a separate class, so that `--help` shows them first. Also
+    `output_dir`, because it is the first argument of `TrainingArguments`.
     """
 
     output_dir: str = field(default="output/sarcse-roberta-base", metadata={"help": "Where the model is written."})
     max_seq_length: int = field(
-        default=32, metadata={"help": "Sentences are cut at this many tokens in training, specials included."}
+        default=32, metadata={"help": "Training sentences are cut at this many tokens, special tokens included."}
     )
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes for tokenising."})
     token_count_samples: int = field(
-        default=100_000, metadata={"help": "Sentences at the beginning of a stream whose tokens are counted."}
+        default=100_000, metadata={"help": "How many of a stream's first sentences the token frequencies come from."}
     )
     contrastive_temperature: float = field(default=0.05, metadata={"help": "Temperature of InfoNCE."})
     reconstruction_weight: float = field(
@@ -201,25 +206,25 @@ class SarcseArguments(ReleaseArguments):
     health_sentences: int = field(
         default=256,
         metadata={
-            "help": "Training sentences that are kept aside, by which each evaluation checks the model's health "
-            "without labels (eval_health). None is taken from fewer than ten times as many, or from a stream. 0: no "
-            "such check."
+            "help": "Number of training sentences held out to check the model's health without labels at each "
+            "evaluation (eval_health). If the data are a stream, or fewer than ten times as many sentences, they are "
+            "also trained on. 0: no such check."
         },
     )
     learning_rate_budget: float | None = field(
         default=None,
         metadata={
-            "help": "What the encoder's learning rates of all steps may add up to: where they would be more, all are "
-            "scaled down. Against ruin by a long training. 0: no budget. "
+            "help": "Limit on the sum of the encoder's learning rates over all steps; beyond it, all rates are scaled "
+            "down. It keeps a long training from making the embeddings worse than before. 0: no limit. "
             f"Default: {LEARNING_RATE_BUDGET:g} with a reconstruction, else 0."
         },
     )
     view_dropout: float | None = field(
         default=None,
         metadata={
-            "help": "Let the encoder see each sentence once, half of its work, and make the two views of its vectors: "
-            "each view goes without this share of their dimensions. 0: the encoder's own dropout makes them, in two "
-            f"passes, as in SimCSE. Default: {VIEW_DROPOUT} for the autoencoder with a reconstruction, else 0."
+            "help": "Encode each sentence once, half the encoder's work, and make both views from its vectors: each "
+            "view drops this share of their dimensions. 0: the encoder's own dropout makes the views, in two passes, "
+            f"as in SimCSE. Default: {VIEW_DROPOUT} for the autoencoder with a reconstruction, else 0."
         },
     )
     frequency_weighting: str = field(
@@ -232,7 +237,7 @@ class SarcseArguments(ReleaseArguments):
     frequency_smoothing: float = field(
         default=1e-4,
         metadata={
-            "help": "The a of smooth_inverse (Arora, Liang and Ma, ICLR 2017); its value is from "
+            "help": "The a of smooth_inverse (Arora, Liang and Ma, ICLR 2017). The default was chosen in "
             "study/results/details.md."
         },
     )
@@ -246,22 +251,26 @@ class SarcseArguments(ReleaseArguments):
     gradient_cache_mini_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Gradients of the whole batch with the activations of this many rows (two to a sentence, one with "
-            "view_dropout) in memory at a time, for batches that do not fit (arXiv 2101.06983). "
+            "help": "For batches that do not fit into memory: the whole batch's gradients, with the activations of "
+            "this many rows at a time (arXiv 2101.06983). A sentence is two rows, or one with view_dropout. "
             "gradient_accumulation_steps is no substitute: it adds no negatives."
         },
     )
-    hub_license: str | None = field(default=None, metadata={"help": "Licence for the model's card."})
+    hub_license: str | None = field(default=None, metadata={"help": "Licence, for the model card."})
     hub_language: list[str] = field(
-        default_factory=list, metadata={"help": "Languages of the sentences for the model's card, for example en."}
+        default_factory=list, metadata={"help": "Languages of the sentences, for the model card; for example en."}
     )
 
 
 @dataclass
 class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
     """
-    transformers' arguments, with SimCSE's protocol for RoBERTa-base as defaults (arXiv 2104.08821, appendix A), and
-    SARCSE's own.
+    All training arguments: transformers' own, whose defaults here are SimCSE's protocol for RoBERTa-base (arXiv
+    2104.08821, appendix A), and SARCSE's.
+
+    Raises:
+        ValueError: if a value is impossible, would have no effect, or does not work on this machine; the message says
+            which and what to do.
     """
 
     _argument_group_name = "training: SARCSE's own options, then those of transformers' TrainingArguments"
@@ -273,37 +282,37 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         default="group_by_length",
         metadata={
             "choices": CHOICES["train_sampling_strategy"],
-            "help": "group_by_length: the sentences of a batch are of like length, which saves padding and keeps the "
-            "length from telling them apart. A stream is always random.",
+            "help": "group_by_length: the sentences of a batch have similar lengths, which saves padding and makes "
+            "length useless for matching views. A stream is always random.",
         },
     )
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the sentences."})
-    per_device_train_batch_size: int = field(default=512, metadata={"help": "Sentences a step and device."})
+    per_device_train_batch_size: int = field(default=512, metadata={"help": "Sentences per step and device."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: steps, epoch or no."})
     eval_steps: float | None = field(
         default=None, metadata={"help": "Steps between two evaluations. Default: save_steps."}
     )
     save_steps: float = field(default=125, metadata={"help": "Steps between two checkpoints."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best one among them."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, including the best one."})
     logging_steps: float = field(default=25, metadata={"help": "Steps between two lines of the log."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best checkpoint, not the last."})
     metric_for_best_model: str | None = field(
-        default="stsb_spearman", metadata={"help": "What best means; health needs no graded pairs."}
+        default="stsb_spearman", metadata={"help": "The metric that picks the best; health needs no graded pairs."}
     )
-    # InfoNCE over a ragged last batch would be an easier task with a wrong weight.
+    # InfoNCE over a smaller last batch would be an easier task with too large a weight.
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, incomplete batch."})
-    # The Trainer would go on as if such a batch had not been; SarcseTrainer stops.
+    # The Trainer would ignore such a batch and go on; SarcseTrainer stops.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Has no effect: the run stops."})
-    # Every parameter that is trained gets a gradient in every step; where not (XLNet), SarcseTrainer finds out.
+    # Every trained parameter gets a gradient in every step; SarcseTrainer detects the exceptions (XLNet).
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "As in transformers."})
     use_cpu: bool = field(
-        # Said of itself, since accelerate would take processes that find no GPU for so many runs of one process.
-        # (Not a default_factory here and below: HfArgumentParser takes that for False.)
+        # Set explicitly, because accelerate would otherwise treat several processes without a GPU as separate runs of
+        # one process each. (Not a default_factory here and below: HfArgumentParser takes that for False.)
         default=not torch.accelerator.is_available(),
         metadata={"help": "Train on the CPU. Default: without a GPU."},
     )
-    # Without a GPU pinned memory does nothing but warn.
+    # Without a GPU pinned memory has no effect other than a warning.
     dataloader_pin_memory: bool = field(
         default=torch.cuda.is_available(), metadata={"help": "Pin the batches in memory. Default: with a GPU."}
     )
@@ -322,42 +331,44 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
         if self.max_steps <= 0 and not self.num_train_epochs > 0:
             raise ValueError(f"--num_train_epochs must be above 0, got {self.num_train_epochs}.")
-        # `accelerate launch --mixed_precision` counts too, and the record of the training shall say so.
+        # `accelerate launch --mixed_precision` counts too, and belongs in the training record.
         self.bf16 |= os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
         self.fp16 |= os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16"
         self.check_machine()
         if "no" in (self.eval_strategy, self.save_strategy):
-            self.load_best_model_at_end = False  # there is none to be told, or to load
+            self.load_best_model_at_end = False  # no evaluation finds the best one, or no checkpoint has it
         if self.eval_strategy == "no":
             self.metric_for_best_model = None
         if self.eval_steps is None:
-            self.eval_steps = self.save_steps  # so that each checkpoint has its score
+            self.eval_steps = self.save_steps  # so that each checkpoint has a score
         if self.data_seed is None:
-            # Processes have random numbers of their own, for dropout, but must agree on the order of the sentences.
+            # Each process has its own random numbers, for dropout, but all must agree on the order of the sentences.
             self.data_seed = self.seed
         if self.picked_by_health and self.health_sentences == 0:
-            raise ValueError("--metric_for_best_model health needs sentences that are kept aside: --health_sentences.")
+            raise ValueError("--metric_for_best_model health needs held-out sentences: raise --health_sentences.")
         self.check_direction()
         super().__post_init__()
         if self.n_gpu > 1:
             raise ValueError(
-                f"{self.n_gpu} GPUs are visible to one process. Start one process for each: `accelerate launch` and "
-                "the script, or choose one GPU with CUDA_VISIBLE_DEVICES=0."
+                f"{self.n_gpu} GPUs are visible to one process. Start one process per GPU with `accelerate launch`, "
+                "or choose one GPU with CUDA_VISIBLE_DEVICES=0."
             )
         if self.accelerator_config.split_batches:
-            raise ValueError("--accelerator_config split_batches: each process reads a batch of its own.")
+            raise ValueError("--accelerator_config split_batches is not supported: each process reads its own batch.")
         if self.per_device_train_batch_size * self.world_size == 1:
             raise ValueError(
-                "--per_device_train_batch_size 1 on one process: InfoNCE has no other sentence to tell the first "
-                "from, and nothing is learnt, with --gradient_accumulation_steps or without. Give at least 2. If a "
-                "batch does not fit into memory: --gradient_cache_mini_batch_size 2."
+                "--per_device_train_batch_size 1 on one process: InfoNCE has no negatives, so nothing is learnt, with "
+                "or without --gradient_accumulation_steps. Set it to at least 2. If a batch does not fit into memory, "
+                "use --gradient_cache_mini_batch_size 2."
             )
         for name in ("contrastive_temperature", "frequency_smoothing"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}.")
         if self.hub_token is not None:
             # The Trainer would also save it, in every checkpoint's training_args.bin.
-            raise ValueError("--hub_token is seen by every user of this machine: `hf auth login`, or set HF_TOKEN.")
+            raise ValueError(
+                "--hub_token is visible to every user of this machine: use `hf auth login`, or set HF_TOKEN."
+            )
         if self.reconstruction_weight < 0:
             raise ValueError(f"--reconstruction_weight must not be negative, got {self.reconstruction_weight}.")
         for name in ("learning_rate_budget", "health_sentences"):
@@ -365,11 +376,11 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
                 raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}.")
         if self.lr_scheduler_type == "greedy" and self.rate_budget > 0:
             raise ValueError(
-                "--lr_scheduler_type greedy raises the learning rate by itself, beyond any budget: choose another, or "
-                "give --learning_rate_budget 0."
+                "--lr_scheduler_type greedy can raise the learning rate beyond any budget: choose another schedule, "
+                "or set --learning_rate_budget 0."
             )
         if self.view_dropout is not None and not 0 <= self.view_dropout < 1:
-            raise ValueError(f"--view_dropout must be from 0 to below 1, got {self.view_dropout}.")
+            raise ValueError(f"--view_dropout must be at least 0 and below 1, got {self.view_dropout}.")
         size = self.gradient_cache_mini_batch_size
         if size is not None and size < 1:
             raise ValueError(f"--gradient_cache_mini_batch_size must be at least 1, got {size}.")
@@ -377,10 +388,11 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
     @classmethod
     def of(cls, args: TrainingArguments | None) -> "SarcseTrainingArguments":
         """
-        transformers' own arguments as SARCSE's: what is at transformers' default is at SARCSE's.
+        Convert transformers' own arguments: a value that is transformers' default becomes SARCSE's default, and a
+        warning lists those that differ.
 
         Raises:
-            ValueError: an argument that would have no effect has another value than its default.
+            ValueError: if an argument that would have no effect is not at its default.
         """
         if isinstance(args, cls):
             return args
@@ -395,14 +407,14 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         own = cls(args.output_dir, accelerator_config=args.accelerator_config.to_dict(), **given)
         shared = [name for name in names if name in cls.__annotations__ and getattr(own, name) != getattr(args, name)]
         logger.warning(
-            "TrainingArguments that are at their defaults are at SARCSE's: "
-            f"{', '.join(f'{name} {getattr(own, name)}' for name in shared)}. SarcseTrainingArguments says so itself."
+            "Arguments left at the defaults of TrainingArguments now have those of SarcseTrainingArguments: "
+            f"{', '.join(f'{name} {getattr(own, name)}' for name in shared)}."
         )
         return own
 
     @property
     def new_layers_learning_rate(self) -> float:
-        """`autoencoder_learning_rate`, or its default: resolved when it is used, for a search may change the other."""
+        """`autoencoder_learning_rate` or its default, resolved on use: a search may change `learning_rate`."""
         if self.autoencoder_learning_rate is not None:
             return self.autoencoder_learning_rate
         rate = self.learning_rate * (3 if self.reconstruction_weight > 0 else 1)
@@ -410,24 +422,24 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
 
     @property
     def rate_budget(self) -> float:
-        """`learning_rate_budget`, or its default: resolved when it is used, for a search may change the weight."""
+        """`learning_rate_budget` or its default, resolved on use: a search may change `reconstruction_weight`."""
         if self.learning_rate_budget is None:
             return LEARNING_RATE_BUDGET if self.reconstruction_weight > 0 else 0.0
         return self.learning_rate_budget
 
     @property
     def picked_by_health(self) -> bool:
-        """Whether the health, and no graded pairs, picks the model that is kept."""
+        """Whether the health, rather than graded pairs, picks the model to keep."""
         return metric_name(self.metric_for_best_model or "") == HEALTH
 
     def view_dropout_of(self, pooler: str) -> float | None:
-        """What a view of one pass goes without in a training of this pooler, or None for two passes."""
+        """The share of dimensions that a view drops if this pooler is trained in one pass; None for two passes."""
         if self.view_dropout is None:
             return VIEW_DROPOUT if pooler == "autoencoder" and self.reconstruction_weight > 0 else None
         return self.view_dropout or None
 
     def to_dict(self) -> dict[str, Any]:
-        """With the new layers' learning rate, and the budget: they decide, whatever they come from."""
+        """All arguments, with the new layers' learning rate and the budget resolved, as these affect the result."""
         resolved = {
             "autoencoder_learning_rate": self.new_layers_learning_rate,
             "learning_rate_budget": self.rate_budget,
@@ -436,33 +448,35 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
 
     @property
     def kept_aside(self) -> int:
-        """Training sentences by which evaluations check the health: none, where there are no evaluations."""
+        """Number of training sentences held out to check the health: 0 without evaluations."""
         return self.health_sentences if self.eval_strategy != "no" else 0
 
     @property
     def global_batch_size(self) -> int:
-        """Sentences that one step of the optimizer needs, of all processes."""
+        """Sentences per step of the optimizer, over all processes."""
         return self.per_device_train_batch_size * self.world_size * self.gradient_accumulation_steps
 
     def check_effect(self) -> None:
         """
+        Refuse the arguments in `WITHOUT_EFFECT`.
+
         Raises:
-            ValueError: an argument that would have no effect has another value than its default.
+            ValueError: if one of them is not at its default.
         """
         for argument in fields(self):
             factory = argument.default_factory
             default = argument.default if factory is MISSING else factory()
             value = getattr(self, argument.name)
-            # (HfArgumentParser gives an empty list or string for what is not given.)
+            # (HfArgumentParser sets an argument that is not given to an empty list or string.)
             if argument.name in WITHOUT_EFFECT and value != default and (value or default):
                 raise ValueError(f"--{argument.name} has no effect: {WITHOUT_EFFECT[argument.name]}. Leave it out.")
 
     def check_direction(self) -> None:
         """
-        Which values of `metric_for_best_model` are better, as its name says.
+        Set `greater_is_better` to the direction of `metric_for_best_model`.
 
         Raises:
-            ValueError: `greater_is_better` says something else.
+            ValueError: if it was given the other way round.
         """
         if self.metric_for_best_model is None:
             return
@@ -470,8 +484,8 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         if self.greater_is_better not in (None, greater_is_better):
             better = "greater" if greater_is_better else "lower"
             raise ValueError(
-                f"--greater_is_better {self.greater_is_better}: of {self.metric_for_best_model} {better} values are "
-                "better. Leave it out."
+                f"--greater_is_better {self.greater_is_better} is wrong: {better} values of "
+                f"{self.metric_for_best_model} are better. Leave it out."
             )
         self.greater_is_better = greater_is_better
         if self.lr_scheduler_type == "reduce_lr_on_plateau":
@@ -480,27 +494,29 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
 
     def check_machine(self) -> None:
         """
+        Check that the training can use the machine as requested.
+
         Raises:
-            ValueError: a way to use the machine that does not work, or that would silently not be what was asked for.
+            ValueError: if it cannot, or would silently use it in another way.
         """
         for name in ("FSDP", "DeepSpeed"):
             asked_of_accelerate = os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true"
             if getattr(self, name.lower()) or asked_of_accelerate:
                 raise ValueError(
                     f"{name} is not supported: a text encoder fits on each GPU, and every GPU trains a copy "
-                    "(`accelerate launch --multi_gpu`). If a batch does not fit: --gradient_cache_mini_batch_size."
+                    "(`accelerate launch --multi_gpu`). If a batch does not fit, use --gradient_cache_mini_batch_size."
                 )
         if self.use_cpu and self.fp16:
-            raise ValueError("fp16 needs a GPU. On a CPU train in bfloat16 (--bf16 true), or in float32.")
-        # With several processes but no MPI, accelerate sets their meeting point and starts one.
+            raise ValueError("fp16 needs a GPU. On a CPU, train in bfloat16 (--bf16 true) or float32.")
+        # If several processes are requested without MPI, accelerate sets their address but starts only one.
         by_accelerate = "ACCELERATE_USE_CPU" in os.environ  # set to True or False
         if self.use_cpu and by_accelerate and "MASTER_ADDR" in os.environ and not started_with_others():
             raise ValueError(
-                "accelerate starts several processes on CPUs through MPI only: add --mpirun_hostfile FILE, or use "
+                "accelerate starts several processes on CPUs only through MPI: add --mpirun_hostfile FILE, or use "
                 "`torchrun --nproc-per-node N train.py ...`."
             )
 
 
 def started_with_others() -> bool:
-    """Whether this process was started together with others, by the variables that accelerate looks for."""
+    """Whether this process was started together with others, according to the variables that accelerate reads."""
     return any(name in os.environ for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"))

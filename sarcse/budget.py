@@ -1,10 +1,10 @@
 """
-What keeps a long training, or one at a high learning rate, from ruining the encoder: a budget for the learning rates
-of all steps together.
+A budget for the sum of the learning rates of all steps. It keeps a long training, or one at a high learning rate, from
+ruining the encoder: from making its embeddings worse than before training.
 
-A step of Adam moves a weight by about the learning rate at most, so their sum bounds how far any weight goes from what
-was pretrained. In the study it is this sum that decides whether embeddings get better or are ruined, and neither the
-learning rate nor the number of steps by itself (study/results/details.md).
+A step of Adam moves a weight by about the learning rate at most, so their sum bounds how far any weight moves from its
+pretrained value. In the study this sum decides whether embeddings get better or are ruined; neither the learning rate
+nor the number of steps does by itself (study/results/details.md).
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 
 
 def keep_to_budget(trainer: Trainer, scheduler: Any, steps: int) -> None:
-    """Scales all learning rates down, if the encoder's would add up to more than the budget, and says so."""
+    """Scale all learning rates down, with a warning, if the encoder's would add up to more than the budget."""
     budget, encoder = trainer.args.rate_budget, [p for p in trainer.unwrapped.encoder.parameters() if p.requires_grad]
     optimizer = getattr(scheduler.optimizer, "optimizer", scheduler.optimizer)  # accelerate's has the real one
     if not budget or not encoder or isinstance(optimizer, torch.optim.SGD):  # whose learning rates bound no distance
@@ -32,17 +32,17 @@ def keep_to_budget(trainer: Trainer, scheduler: Any, steps: int) -> None:
     if trainer.is_world_process_zero():
         logger.warning(
             f"The learning rates of all {steps:,} steps would add up to {planned:.4g}, which can ruin an encoder. "
-            f"They are multiplied by {budget / planned:.3g}, to add up to --learning_rate_budget {budget:g}; with 0 "
-            "the training goes as asked."
+            f"They are multiplied by {budget / planned:.3g}, to add up to --learning_rate_budget {budget:g}. A budget "
+            "of 0 leaves them unchanged."
         )
 
 
 def planned_rates(scheduler: Any, steps: int, parameters: Iterable[torch.nn.Parameter]) -> float:
     """
-    The sum of the learning rates of all `steps`, of the group of parameters with the highest one among those that have
-    any of `parameters`; 0.0 if none has.
+    The sum of the learning rates of all `steps`. Only parameter groups with any of `parameters` count, and the highest
+    sum is returned; 0.0 without such a group.
 
-    Of a schedule that follows a metric (`ReduceLROnPlateau`) it is what a constant rate would add up to.
+    For a schedule that follows a metric (`ReduceLROnPlateau`), it is the sum that a constant rate would give.
     """
     wanted = set(parameters)
     sums = [0.0]
@@ -58,7 +58,7 @@ def planned_rates(scheduler: Any, steps: int, parameters: Iterable[torch.nn.Para
 
 
 def scale_rates(scheduler: Any, factor: float) -> None:
-    """Multiply all learning rates of a schedule that has not begun, those to come included."""
+    """Multiply all learning rates, present and future, of a schedule that has not begun."""
     for group in scheduler.optimizer.param_groups:
         for name in ("lr", "initial_lr"):
             if name in group:

@@ -1,6 +1,6 @@
 """
-What keeps a long run safe: checkpoints that are whole and load as they were saved, a continuation with the settings of
-the run, and a checkpoint before a signal ends it.
+Safety of long runs: checkpoints that are complete and load as they were saved, resuming only with the run's settings,
+and a checkpoint before a signal ends the run.
 """
 
 import json
@@ -35,7 +35,7 @@ from sarcse.arguments import ReleaseArguments
 logger = logging.get_logger(__name__)
 
 
-# --- Which checkpoint to go on from ----------------------------------------------------------------------------------
+# --- Which checkpoint to resume from ---------------------------------------------------------------------------------
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -50,13 +50,13 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 
 def flaw(checkpoint: Path) -> str | None:
     """
-    Why a run cannot go on from this checkpoint as if nothing had happened, or None: a file is missing or cut short, by
-    a kill or a full disk, or a weight is not finite.
+    Why a run cannot resume from this checkpoint, or None if it can. A flaw is a file that is missing or cut short (by
+    a kill or a full disk), or a weight that is not finite.
     """
     contents, has_shards = {}, (checkpoint / SAFE_WEIGHTS_INDEX_NAME).exists()
     for name in (TRAINER_STATE_NAME, SETTINGS_NAME, *[SAFE_WEIGHTS_INDEX_NAME] * has_shards):
         try:
-            contents[name] = json.loads((checkpoint / name).read_text())  # the state is written last of all
+            contents[name] = json.loads((checkpoint / name).read_text())  # the state is the last file written
         except OSError:
             return f"{name} is missing"
         except ValueError as error:
@@ -66,7 +66,7 @@ def flaw(checkpoint: Path) -> str | None:
     for name in sorted(set(shards)):
         try:
             with safe_open(checkpoint / name, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118, it is no dict
+                for key in tensors.keys():  # noqa: SIM118, not a dict
                     if not tensors.get_tensor(key).isfinite().all():
                         return f"{key} is not finite"
         except OSError:
@@ -76,7 +76,7 @@ def flaw(checkpoint: Path) -> str | None:
     random_states = [path.name for path in checkpoint.glob("rng_state*.pth")] or ["rng_state.pth"]
     for name in ("optimizer.pt", "scheduler.pt", *random_states):
         try:
-            zipfile.ZipFile(checkpoint / name).close()  # the directory of torch's archives stands at their end
+            zipfile.ZipFile(checkpoint / name).close()  # the directory of torch's archives is at their end
         except OSError:
             return f"{name} is missing"
         except zipfile.BadZipFile:
@@ -85,22 +85,22 @@ def flaw(checkpoint: Path) -> str | None:
 
 
 def last_good_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint without a flaw; those passed over are named in a warning."""
+    """The newest checkpoint without a flaw, or None; a warning names each one skipped."""
     for checkpoint in checkpoints(output_dir):
         problem = flaw(checkpoint)
         if problem is None:
             return checkpoint
-        logger.warning(f"{checkpoint} is left aside: {problem}.")
+        logger.warning(f"{checkpoint} is skipped: {problem}.")
     return None
 
 
 def checkpoint_to_resume(resume_from_checkpoint: str, output_dir: str) -> Path:
     """
-    The folder that `--resume_from_checkpoint` means: `last`, or `True` as in transformers' own scripts, is the newest
-    good checkpoint of the run; anything else is a path.
+    The folder that `--resume_from_checkpoint` refers to. `last`, or `True` as in transformers' own scripts, is the
+    newest good checkpoint of the run; anything else is a path.
 
     Raises:
-        ValueError: there is no such checkpoint, or the one that was named cannot be gone on from.
+        ValueError: if there is no such checkpoint, or the named one has a flaw.
     """
     if resume_from_checkpoint.lower() not in ("last", "true"):
         problem = flaw(Path(resume_from_checkpoint))
@@ -111,7 +111,7 @@ def checkpoint_to_resume(resume_from_checkpoint: str, output_dir: str) -> Path:
         raise ValueError(f"--resume_from_checkpoint {resume_from_checkpoint}: no checkpoint in {output_dir}.")
     checkpoint = last_good_checkpoint(output_dir)
     if checkpoint is None:
-        raise ValueError(f"{output_dir}: no checkpoint is whole. Remove them to start again from the beginning.")
+        raise ValueError(f"{output_dir}: no checkpoint is complete. Remove them to start from the beginning.")
     return checkpoint
 
 
@@ -119,7 +119,7 @@ def checkpoint_to_resume(resume_from_checkpoint: str, output_dir: str) -> Path:
 
 SETTINGS_NAME = "run_settings.json"
 
-# Arguments that say how a run is watched, saved and shared out; all others decide what comes out of it.
+# Arguments that only affect how a run is logged, saved and distributed; all others affect its result.
 MAY_CHANGE_PREFIXES = ("do_", "logging_", "log_", "save_", "hub_", "push_to_", "trackio_", "ddp_", "torch_empty_")
 MAY_CHANGE = {
     *(field.name for field in fields(ReleaseArguments)),
@@ -140,7 +140,7 @@ MAY_CHANGE = {
     "activation_checkpointing",
     "activation_checkpointing_kwargs",
     "preprocessing_num_workers",
-    "token_count_samples",  # the sentences that are counted are among the settings, by their hash
+    "token_count_samples",  # the settings have the hash of the counted sentences
     "dataloader_num_workers",
     "dataloader_pin_memory",
     "dataloader_persistent_workers",
@@ -149,22 +149,22 @@ MAY_CHANGE = {
 }
 
 
-# Settings that are gone, and what every run has now.
+# Settings that no longer exist, with the value that every run has now.
 FIXED = {"pooling": "mean", "reconstructed_views": 1, "reconstruction_anchor": 0.0, "start_decay": 0.0}
 
-# Settings that are new, and what every run of before had.
+# Settings that are new, with the value that every earlier run had.
 ADDED = {"view_dropout": 0.0, "learning_rate_budget": 0.0, "health_sentences": 0}
 
 
 def decides(name: str) -> bool:
-    """Whether an argument of a training decides what comes out of it."""
+    """Whether a training argument affects the result."""
     return name not in MAY_CHANGE and not name.startswith(MAY_CHANGE_PREFIXES)
 
 
 def run_settings(args: TrainingArguments, **sources: Any) -> dict[str, Any]:
     """
-    What decides the outcome of a run, as JSON has it: the arguments, but for those that may change, and `sources`, the
-    model and the data. Batches are counted over all processes, whose number may change.
+    Everything that affects the result of a run, as JSON values: the arguments, except those that may change, and
+    `sources`, the model and the data. The batch size is that of all processes, because their number may change.
     """
     values = {name: value for name, value in args.to_dict().items() if decides(name)}
     values["batch_size_of_all_processes"] = values.pop("per_device_train_batch_size") * args.world_size
@@ -173,13 +173,15 @@ def run_settings(args: TrainingArguments, **sources: Any) -> dict[str, Any]:
 
 def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     """
+    Check that a checkpoint comes from a run with the same settings.
+
     Raises:
-        ValueError: the checkpoint is of a run with other settings; the message has each, as it was and as it is now.
+        ValueError: if it does not; the message lists each difference, with the old and the new value.
     """
     written = json.loads((checkpoint / SETTINGS_NAME).read_text(encoding="utf-8"))
     saved = {**ADDED, **{name: value for name, value in written.items() if name not in ADDED or value is not None}}
     settings = {**FIXED, **settings}
-    # Another version of transformers may have other arguments; they are at their defaults.
+    # Another version of transformers may have other arguments, which are then at their defaults.
     differences = [
         f"{name} {saved[name]!r} (now {settings[name]!r})"
         for name in sorted({*saved} & {*settings})
@@ -187,8 +189,8 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     ]
     if differences:
         raise ValueError(
-            f"{checkpoint} is of a run with {', '.join(differences)}. It can go on with the settings that it began "
-            "with; to train with others, begin anew in another --output_dir."
+            f"{checkpoint} belongs to a run with {', '.join(differences)}. A run can only resume with its original "
+            "settings; to train with others, start a new run in another --output_dir."
         )
 
 
@@ -197,7 +199,7 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """transformers has one for each model that it reads or writes."""
+    """Hide the progress bars that transformers shows for each model it reads or writes."""
     enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -209,11 +211,12 @@ def without_progress_bars() -> Iterator[None]:
 
 def loaded_again(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     """
-    The model that was saved in a folder. By `from_pretrained`, since transformers renames, splits and joins the
-    weights of some encoders when it saves them (NomicBert, Mixtral); the Trainer's own loading does not undo that.
+    The model that was saved in a folder. It is loaded by `from_pretrained`, because transformers renames, splits and
+    joins the weights of some encoders when it saves them (NomicBert, Mixtral). The Trainer's own loading does not undo
+    that.
 
     Raises:
-        ValueError: the folder lacks a weight, or has one of another size.
+        ValueError: if the folder lacks a weight, or has one of another size.
     """
     with without_progress_bars():
         saved, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
@@ -225,22 +228,22 @@ def loaded_again(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
 
 def load_weights(model: PreTrainedModel, folder: str | Path) -> None:
     """
-    Every weight of a checkpoint into the model.
+    Load every weight of a checkpoint into the model.
 
     Raises:
-        ValueError: the checkpoint lacks a weight, or has one of another size.
+        ValueError: if the checkpoint lacks a weight, or has one of another size.
     """
     model.load_state_dict(loaded_again(model, folder).state_dict())
 
 
 def check_saving(model: PreTrainedModel, output_dir: Path) -> None:
     """
-    Save the model and load it again, before a training whose outcome would be lost otherwise.
+    Save the model and load it again, before a training whose result could be lost otherwise.
 
     Raises:
-        ValueError: it cannot be saved, or what is loaded is another model.
+        ValueError: if the model cannot be saved, or loads with other weights.
     """
-    kind = f"{model.config.encoder_config.model_type!r} cannot be trained: saved and loaded again,"
+    kind = f"{model.config.encoder_config.model_type!r} cannot be trained:"
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output_dir, prefix=".saving-") as folder:
@@ -249,12 +252,12 @@ def check_saving(model: PreTrainedModel, output_dir: Path) -> None:
             again = loaded_again(model, folder)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"--output_dir {output_dir}: nothing can be saved there ({error}).") from error
-    except Exception as error:  # of transformers' conversions
-        raise ValueError(f"{kind} it fails ({type(error).__name__}: {error}).") from error
+    except Exception as error:  # from transformers' conversions
+        raise ValueError(f"{kind} saving and loading it fails ({type(error).__name__}: {error}).") from error
     found = {**again.state_dict(), **dict(again.named_buffers())}
     for name, tensor in {**model.state_dict(), **dict(model.named_buffers())}.items():
         if name not in found or not torch.equal(tensor.cpu(), found[name].cpu()):
-            raise ValueError(f"{kind} {name} is another one.")
+            raise ValueError(f"{kind} saving and loading it changes {name}.")
 
 
 # --- Signals ---------------------------------------------------------------------------------------------------------
@@ -262,9 +265,9 @@ def check_saving(model: PreTrainedModel, output_dir: Path) -> None:
 
 class SaveOnSignal(TrainerCallback):
     """
-    Ctrl-C and SIGTERM, which schedulers send before they kill: the step is finished, a checkpoint saved, and the run
-    ended by a KeyboardInterrupt whose argument is the signal's number. In a single process a second signal ends it at
-    once; under a launcher, which repeats every signal to its processes, it changes nothing.
+    Saves a checkpoint on Ctrl-C or SIGTERM, which schedulers send before they kill. The step is finished first, and
+    the run then ends with a KeyboardInterrupt whose argument is the signal's number. In a single process a second
+    signal ends the run at once; under a launcher, which repeats every signal to its processes, it has no effect.
     """
 
     def __init__(self) -> None:
@@ -282,12 +285,12 @@ class SaveOnSignal(TrainerCallback):
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
-            return  # a worker that loads data: the process that it works for will end it
+            return  # a worker that loads data: its parent process will end it
         if self.is_alone:
             self.restore_handlers()
         if self.received is None and self.is_first:
-            again = " Once more ends it at once." if self.is_alone else ""
-            # Not print: the signal may have interrupted the progress bar amid its own write to the same stream.
+            again = " A second signal stops at once." if self.is_alone else ""
+            # Not print: the signal may have interrupted the progress bar in the middle of its own write to the stream.
             os.write(2, f"\n{signal.Signals(number).name}: saving a checkpoint after this step.{again}\n".encode())
         self.received = number
 
@@ -302,7 +305,7 @@ class SaveOnSignal(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.agreed:
-            # A launcher kills the others when the first process ends, and the checkpoint may not be whole yet.
+            # When one process ends, a launcher kills the others, and the checkpoint may not be complete yet.
             PartialState().wait_for_everyone()
             self.interrupt()
 
@@ -310,7 +313,7 @@ class SaveOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.restore_handlers()
-        if self.received is not None:  # behind the last step
+        if self.received is not None:  # after the last step
             self.interrupt()
 
     def interrupt(self) -> None:

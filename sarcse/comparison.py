@@ -1,6 +1,6 @@
 """
-What the similarities that several models give to graded pairs say about the models: scores, bootstrap intervals and
-paired differences, as one JSON and as Markdown tables.
+Compare models by the similarities that they give to graded pairs: scores, bootstrap intervals and paired differences,
+as one JSON file and as Markdown tables.
 
 Shapes: P pairs, T tasks, M models, R bootstrap resamples.
 """
@@ -28,13 +28,15 @@ BOOTSTRAP_RESAMPLES = 1000
 
 # --- Results ---------------------------------------------------------------------------------------------------------
 
-# Correlations are times 100, intervals have 95% of the bootstrap, and what does not exist is None: JSON has no NaN.
-# `strict`: what a file holds is of these types, or an error where it is read.
+# Correlations are times 100, and intervals are 95% bootstrap intervals. A missing value is None: JSON has no NaN.
+# `strict` checks the types of what is read from a file.
 
 
 @strict
 @dataclass
 class Correlation:
+    """Spearman's and Pearson's correlation, times 100, over a number of pairs."""
+
     spearman: float | None
     pearson: float | None
     pairs: int
@@ -43,6 +45,8 @@ class Correlation:
 @strict
 @dataclass
 class TaskScores(Correlation):
+    """The scores of a model on one task and on each of its subsets."""
+
     subsets: dict[str, Correlation]
     interval: list[float] | None  # of the Spearman correlation
 
@@ -50,10 +54,12 @@ class TaskScores(Correlation):
 @strict
 @dataclass
 class Geometry:
+    """Alignment and uniformity of a model's embeddings; lower is better for both together."""
+
     alignment: float | None
-    positive_pairs: int  # those of the alignment
+    positive_pairs: int  # the alignment is measured on these
     uniformity: float | None
-    sentences: int  # those of the uniformity
+    sentences: int  # the uniformity is measured on these
 
 
 @strict
@@ -74,7 +80,10 @@ class ModelScores:
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> "ModelScores":
-        """An entry of another shape is an AttributeError, KeyError, TypeError or strict's own error."""
+        """
+        The inverse of `to_json`. An entry of another shape raises AttributeError, KeyError, TypeError or strict's own
+        error.
+        """
         tasks = {}
         for task, scores in entry["tasks"].items():
             subsets = {name: Correlation(**subset) for name, subset in scores["subsets"].items()}
@@ -86,13 +95,15 @@ class ModelScores:
 
 @dataclass
 class TaskDifference:
+    """The difference of two models' Spearman correlations x 100 on one task, with its 95% interval."""
+
     spearman: float | None
     interval: list[float] | None
 
 
 @dataclass
 class Difference:
-    """One row minus another one."""
+    """The scores of one model minus those of another."""
 
     tasks: dict[str, TaskDifference]
     average: float | None
@@ -101,11 +112,13 @@ class Difference:
 
 @dataclass
 class Results:
+    """A comparison of models: their scores, and the differences of all others from the first."""
+
     models: dict[str, ModelScores]
-    differences: dict[str, Difference]  # each model but the first, minus the first one
+    differences: dict[str, Difference]  # each model except the first, minus the first
 
     def to_json(self) -> dict[str, Any]:
-        """What results.json holds."""
+        """The content of results.json."""
         results: dict[str, Any] = {"models": {name: scores.to_json() for name, scores in self.models.items()}}
         if self.differences:
             rows = {name: asdict(difference) for name, difference in self.differences.items()}
@@ -115,7 +128,7 @@ class Results:
 
 @dataclass
 class Measurement:
-    """What one model makes of all tasks."""
+    """One model's similarities for the pairs of all tasks, and its geometry on the reference task."""
 
     pooler: str | None
     similarities: dict[str, np.ndarray] = field(default_factory=dict)  # task -> (P,)
@@ -123,7 +136,7 @@ class Measurement:
 
 
 def reference_task(tasks: Collection[str]) -> str | None:
-    """The task of alignment, uniformity and densities: STS-B, or the only one."""
+    """The task that alignment, uniformity and densities are measured on: STS-B, or the only task; else None."""
     return "STSB" if "STSB" in tasks else next(iter(tasks)) if len(tasks) == 1 else None
 
 
@@ -151,7 +164,10 @@ class StsCorrelation(evaluate.Metric):
 
 
 def correlations(similarities: np.ndarray, scores: np.ndarray) -> Correlation:
-    """Neither correlation exists where all similarities or all scores are equal, or there is but one pair."""
+    """
+    Spearman's and Pearson's correlation, times 100, of `(P,)` similarities and `(P,)` gold scores. Both are None if
+    all similarities or all scores are equal, or there is only one pair.
+    """
     values = dict.fromkeys(("spearman", "pearson"), math.nan)
     if len(scores) > 1:
         values = StsCorrelation(keep_in_memory=True).compute(predictions=similarities, references=scores)
@@ -160,8 +176,8 @@ def correlations(similarities: np.ndarray, scores: np.ndarray) -> Correlation:
 
 def bootstrap_spearman(similarities: np.ndarray, scores: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """
-    Spearman correlations x 100 of resampled pairs, `(M, R)`: each resample draws P pairs with replacement, the same
-    ones for all models, so that the difference of two rows is a paired one.
+    Spearman correlations x 100 of resampled pairs, `(M, R)`. Each resample draws P pairs with replacement, the same
+    pairs for all models, so that the difference of two rows is paired.
 
     Args:
         similarities (`np.ndarray` of shape `(M, P)`): Of M models.
@@ -177,7 +193,7 @@ def bootstrap_spearman(similarities: np.ndarray, scores: np.ndarray, generator: 
         return 100 * (ranks[:-1] * ranks[-1]).sum(axis=axis)  # (M, batch)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # the same: an interval that does not exist
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # for the same reason: no interval exists
         return stats.bootstrap(
             (*similarities, scores),
             correlate,
@@ -196,7 +212,7 @@ def interval(distribution: np.ndarray) -> list[float] | None:
 
 
 def none_if_nan(value: float) -> float | None:
-    """JSON has no NaN: a number that does not exist is null."""
+    """The value, or None for NaN, which JSON lacks."""
     return None if math.isnan(value) else value
 
 
@@ -204,7 +220,10 @@ def none_if_nan(value: float) -> float | None:
 
 
 def compare(measurements: dict[str, Measurement], tasks: dict[str, datasets.Dataset]) -> Results:
-    """The intervals tell how much scores depend on the choice of pairs, not how much on the seed of a training."""
+    """
+    Scores of all models, and the differences of all but the first from the first. The intervals show how much the
+    scores depend on the choice of pairs, not on the training seed.
+    """
     generator = np.random.default_rng(0)  # the same command gives the same intervals
     distributions = []
     for task, pairs in tqdm(tasks.items(), desc="Bootstrap", leave=False, disable=None):
@@ -218,7 +237,7 @@ def compare(measurements: dict[str, Measurement], tasks: dict[str, datasets.Data
 
 
 def model_scores(measurement: Measurement, tasks: dict[str, datasets.Dataset], resampled: np.ndarray) -> ModelScores:
-    """`resampled` are Spearman correlations, `(T, R)`."""
+    """One model's scores; `resampled` are its Spearman correlations x 100, `(T, R)`."""
     scores = {}
     for (task, pairs), distribution in zip(tasks.items(), resampled):
         own = correlations(measurement.similarities[task], gold_scores(pairs))
@@ -229,7 +248,7 @@ def model_scores(measurement: Measurement, tasks: dict[str, datasets.Dataset], r
 
 
 def difference(scores: ModelScores, baseline: ModelScores, resampled: np.ndarray) -> Difference:
-    """`resampled` are differences of Spearman correlations, `(T, R)`."""
+    """`scores` minus `baseline`; `resampled` are differences of Spearman correlations x 100, `(T, R)`."""
     tasks = {}
     for task, distribution in zip(scores.tasks, resampled):
         own, other = scores.tasks[task].spearman, baseline.tasks[task].spearman
@@ -241,7 +260,7 @@ def difference(scores: ModelScores, baseline: ModelScores, resampled: np.ndarray
 def mean_and_interval(spearman: list[float | None], resampled: np.ndarray) -> tuple[float | None, list[float] | None]:
     existing = [value for value in spearman if value is not None]
     mean = sum(existing) / len(spearman) if len(existing) == len(spearman) else None
-    # Tasks are resampled apart from each other, so their resamples are averaged in the order they come.
+    # Tasks are resampled independently, so the resamples can be averaged in any order.
     return mean, interval(resampled.mean(axis=0))
 
 
@@ -250,7 +269,7 @@ def gold_scores(pairs: datasets.Dataset) -> np.ndarray:
 
 
 def subset_correlations(similarities: np.ndarray, pairs: datasets.Dataset) -> dict[str, Correlation]:
-    """Scores of each subset for itself, by name; none where the pairs have no column `subset`."""
+    """The scores of each subset, by name; empty if the pairs have no column `subset`."""
     if "subset" not in pairs.column_names:
         return {}
     subsets, scores = np.array(pairs["subset"][:]), gold_scores(pairs)
@@ -268,13 +287,13 @@ def row_label(name: str, row: ModelScores | Difference) -> str:
 
 
 def short_name(name: str) -> str:
-    """A row's name without folders: `before: demo/encoder, mean` is `before: encoder, mean`."""
+    """A row's name without folders: `before: demo/encoder, mean` becomes `before: encoder, mean`."""
     stage, colon, path = name.rpartition(": ")
     return stage + colon + Path(path).name
 
 
 def markdown_table(rows: list[list[str]]) -> str:
-    """The first row as the header; aligned, so that it can be read in a terminal too."""
+    """A Markdown table with the first row as its header, aligned to be readable in a terminal too."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
     return "\n".join(
@@ -285,8 +304,8 @@ def markdown_table(rows: list[list[str]]) -> str:
 
 def results_table(models: dict[str, ModelScores]) -> str:
     """
-    Spearman x 100 by task, the best in bold, and alignment and uniformity, as a Markdown table. Of the last two none
-    is bold: each alone is best in a model that is of no use.
+    A Markdown table of Spearman x 100 by task, with the best in bold, and alignment and uniformity. The last two are
+    never bold: either one alone is best in a useless model.
     """
     rows = models.values()
     tasks = list(next(iter(rows)).tasks)
@@ -305,13 +324,16 @@ def _cell(value: float | None) -> str:
 
 
 def _bold_best(cells: list[str]) -> list[str]:
-    """What reads the same as the best is bold too; one model alone is not."""
+    """Put the best cells in bold, including ties after rounding; a single model gets no bold."""
     best = max((float(cell) for cell in cells if cell != "-"), default=None)
     return [f"**{cell}**" if len(cells) > 1 and cell != "-" and float(cell) == best else cell for cell in cells]
 
 
 def intervals_table(rows: Mapping[str, ModelScores | Difference], sign: str = "") -> str:
-    """Scores or differences with their 95% intervals; with a `sign`, those whose interval excludes 0 are bold."""
+    """
+    A Markdown table of scores or differences with their 95% intervals. With a `sign`, those whose interval excludes 0
+    are bold.
+    """
     tasks = list(next(iter(rows.values())).tasks)
     table = [["model", *tasks] + ["average"] * (len(tasks) > 1)]
     for name, row in rows.items():
@@ -331,35 +353,35 @@ def _interval_cell(value: float | None, bounds: list[float] | None, sign: str) -
 
 
 def report(results: Results) -> str:
-    """results.md: the table, what its numbers rest on, the intervals, and the differences to the first model."""
+    """The content of results.md: the table, notes on its data, the intervals, and the differences from the first."""
     labels = {name: row_label(name, scores) for name, scores in results.models.items()}
     first = next(iter(results.models.values()))
     parts = ["Spearman x 100, the best in bold.", results_table(results.models)]
     notes = [
-        f"{task} has {scores.pairs} pairs here, the published task {STS_TASKS[task].pairs}: not comparable."
+        f"{task} has {scores.pairs} pairs here, but the published task has {STS_TASKS[task].pairs}: not comparable."
         for task, scores in first.tasks.items()
         if task in STS_TASKS and scores.pairs != STS_TASKS[task].pairs
     ]
     if first.geometry is not None:
         notes.append(
             f"On {reference_task(first.tasks)}: alignment of {first.geometry.positive_pairs} pairs with a score of at "
-            f"least 4, uniformity of {first.geometry.sentences} distinct sentences. Lower is better, of both together."
+            f"least 4, uniformity of {first.geometry.sentences} distinct sentences. Lower is better for both together."
         )
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     parts += [
-        f"With 95% bootstrap intervals ({BOOTSTRAP_RESAMPLES} resamples of the pairs; no other training seeds).",
+        f"With 95% bootstrap intervals ({BOOTSTRAP_RESAMPLES} resamples of the pairs; training seeds are not varied).",
         intervals_table(results.models),
     ]
     if results.differences:
         parts += [
-            f"Minus {next(iter(labels.values()))}, on the same resamples; in bold where the interval excludes 0.",
+            f"Minus {next(iter(labels.values()))}, on the same resamples; bold where the interval excludes 0.",
             intervals_table({labels[name]: row for name, row in results.differences.items()}, sign="+"),
         ]
     return "\n\n".join(parts)
 
 
 def write_results(results: Results, json_file: Path) -> None:
-    """Write `json_file` and the report as Markdown beside it."""
+    """Write `json_file`, and the report as Markdown beside it."""
     json_file.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_text(json.dumps(results.to_json(), indent=2) + "\n", encoding="utf-8")
     json_file.with_suffix(".md").write_text(report(results) + "\n", encoding="utf-8")

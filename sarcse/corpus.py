@@ -1,6 +1,6 @@
 """
-What a Trainer is given to train on, as people have it: text or token ids, in memory or as a stream. Here it becomes
-token ids, with the frequencies of the tokens and a description for checkpoints and cards.
+Prepare training data, given as text or token ids, in memory or as a stream: token ids for the batches, the frequencies
+of the tokens, and a description for checkpoints and cards.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,16 @@ from sarcse.tokens import check_length, check_readable, token_counts, tokenize, 
 @dataclass(frozen=True)
 class Corpus:
     """
+    Training data, ready to be batched.
+
     Args:
         rows (`datasets.Dataset` or `SentenceStream`): What batches are made of.
-        collator (`Callable`): From a list of rows to `input_ids` and `attention_mask`, `(B, L)`.
-        aside (`list[list[int]]`): Token ids of the sentences by which the health is checked.
-        counts (`np.ndarray` of shape `(vocabulary_size,)`): How often each token id occurs; special ones count zero.
-        description (`dict`): For the card: `name`, `hub_id`, and the number of `sentences` with their `sha256`, each
-            followed by a newline; of a stream, which does not know these, `token_count_samples`.
-        identity (`str`): By which a checkpoint tells whether a run goes on with the data that it began with.
+        collator (`Callable`): Turns a list of rows into `input_ids` and `attention_mask`, `(B, L)`.
+        aside (`list[list[int]]`): Token ids of the sentences that the health is checked on.
+        counts (`np.ndarray` of shape `(vocabulary_size,)`): How often each token id occurs; zero for special tokens.
+        description (`dict`): For the card: `name`, `hub_id`, the number of `sentences`, and the `sha256` of these,
+            each followed by a newline. A stream has `token_count_samples` instead of the last two.
+        identity (`str`): Recorded in checkpoints, so that a run resumes only with the data it began with.
     """
 
     rows: datasets.Dataset | SentenceStream
@@ -48,24 +50,25 @@ def read_corpus(
     source: dict[str, str | None] | None = None,
 ) -> Corpus:
     """
+    The `Corpus` of some training data.
+
     Args:
-        given: Sentences in a list or in a data set or stream of `datasets`, or `input_ids` there.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): The encoder's own. Token ids need none, if they need no
-            padding.
-        config (`SarcseConfig`): Of the model, which knows the vocabulary and the special tokens.
-        args (`SarcseTrainingArguments`): Of the training.
-        source (`dict`, *optional*): `name` and `hub_id` of the data. Default: what a data set knows of itself.
+        given: Sentences in a list, or sentences or `input_ids` in a data set or stream of `datasets`.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): The encoder's own. Only needed for text or for padding.
+        config (`SarcseConfig`): The model's, for its vocabulary size and special tokens.
+        args (`SarcseTrainingArguments`): The training's.
+        source (`dict`, *optional*): `name` and `hub_id` of the data. Default: the name stored in the data set.
 
     Raises:
-        ValueError: no column holds sentences, for sure, or there are too few of them, or no tokenizer that can read
-            them.
+        ValueError: if it is unclear which column holds the sentences, there are too few of them, or no tokenizer is
+            given that can read them.
     """
     rows, is_text = one_column(given)
     source = source or {"name": name_of_rows(rows), "hub_id": None}
     name = str(source["name"])
     if is_text:
         if tokenizer is None:
-            raise ValueError("train_dataset has sentences: give the tokenizer as `processing_class`.")
+            raise ValueError("train_dataset has sentences: pass the tokenizer as `processing_class`.")
         check_length(tokenizer, args.max_seq_length)
         with args.main_process_first(desc="reading the data"):
             rows = without_blank(rows, name)
@@ -99,14 +102,14 @@ def read_corpus(
     )
 
 
-# A corpus of fewer than so many times the sentences that are to be kept aside is too small to do without them.
+# A corpus with fewer than this many times the sentences to be held out is too small to train without them.
 SHARE_ASIDE = 10
 
 
 def keep_aside(tokens: datasets.Dataset, number: int) -> tuple[list[list[int]], datasets.Dataset]:
     """
-    Token ids of `number` sentences, evenly spaced, for a corpus may be sorted; and the rows without them. Too few rows
-    stay whole, and so does a stream, of which `tokens` are only the first sentences.
+    Hold out `number` sentences, evenly spaced because a corpus may be sorted: their token ids, and the remaining rows.
+    If there are too few rows, all remain. So do those of a stream, where `tokens` are only its first sentences.
     """
     number = min(number, len(tokens))
     places = np.arange(number) * len(tokens) // max(number, 1)
@@ -118,16 +121,16 @@ def keep_aside(tokens: datasets.Dataset, number: int) -> tuple[list[list[int]], 
 
 def one_column(given: Any) -> tuple[datasets.Dataset | datasets.IterableDataset, bool]:
     """
-    The rows with `input_ids` alone (and the mask, if there is one), or with sentences alone, from `text` or the only
-    column; and whether they are sentences.
+    The rows reduced to `input_ids` (with the mask, if there is one) or to the sentences in `text` or the only column;
+    and whether they are sentences.
 
     Raises:
-        ValueError: no column holds the sentences, for sure, or they are not text.
+        ValueError: if it is unclear which column holds the sentences, or they are not text.
     """
     rows = datasets.Dataset.from_dict({"text": given}) if isinstance(given, list) else given
     if not isinstance(rows, datasets.Dataset | datasets.IterableDataset):
         raise ValueError(
-            "train_dataset must be a list of sentences, or a data set or stream of `datasets` (one split of it), not "
+            "train_dataset must be a list of sentences, or one split of a data set or stream of `datasets`, not "
             f"{type(given).__name__}."
         )
     columns = rows.column_names if rows.column_names is not None else list(next(iter(rows), ()))
@@ -139,20 +142,20 @@ def one_column(given: Any) -> tuple[datasets.Dataset | datasets.IterableDataset,
             "only column, or as `input_ids`."
         )
     column = "text" if "text" in columns else columns[0]
-    kind = (rows.features or {}).get(column, datasets.Value("string"))  # of some streams it is not known
+    kind = (rows.features or {}).get(column, datasets.Value("string"))  # unknown for some streams
     if kind not in (datasets.Value("string"), datasets.Value("large_string")):
         raise ValueError(f"train_dataset: column {column!r} holds {kind}, not text.")
     return rows.select_columns([column]), True
 
 
 def name_of_rows(rows: datasets.Dataset | datasets.IterableDataset) -> str:
-    """The name of a data set that has one; files are read by builders such as `text`, which name nothing."""
+    """The name of a data set, if it has one; files are read by builders such as `text`, which give no name."""
     name = rows.info.dataset_name
     return name if name and name != rows.info.builder_name else "a data set without a name"
 
 
 def collator_for(tokenizer: PreTrainedTokenizerBase | None, max_seq_length: int | None) -> Callable[..., Any]:
-    """Pads token ids or, with `max_seq_length`, makes them of sentences."""
+    """A collator that pads token ids or, with `max_seq_length`, tokenises sentences."""
     if tokenizer is None:
         return collate_without_padding
     if max_seq_length is None:
@@ -162,11 +165,13 @@ def collator_for(tokenizer: PreTrainedTokenizerBase | None, max_seq_length: int 
 
 def collate_without_padding(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     """
+    Batch token ids of equal length, which needs no tokenizer.
+
     Raises:
-        ValueError: the rows need padding.
+        ValueError: if the rows need padding.
     """
     lengths = {len(row["input_ids"]) for row in rows}
     if len(lengths) > 1:
-        raise ValueError("token ids of different lengths need padding: give the tokenizer as `processing_class`.")
+        raise ValueError("token ids of different lengths need padding: pass the tokenizer as `processing_class`.")
     input_ids = torch.tensor([row["input_ids"] for row in rows])  # (B, L)
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}

@@ -1,6 +1,6 @@
 """
-From any model to sentence embeddings, and from embeddings of graded pairs to what they say: similarities, alignment
-and uniformity, and figures.
+Encode sentences with any kind of model, and measure the embeddings of graded pairs: similarities, alignment and
+uniformity, and figures.
 
 Shapes: P pairs of S distinct sentences, d dimensions.
 """
@@ -44,7 +44,7 @@ from sarcse.tokens import unknown_share
 
 logger = logging.get_logger(__name__)
 
-# From n sentences to their embeddings (n, d), float32 on the CPU: what every kind of model is reduced to.
+# Turns n sentences into embeddings (n, d), float32 on the CPU: the common interface of all kinds of models.
 Embed = Callable[[list[str]], torch.Tensor]
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -57,9 +57,9 @@ POSITIVE_SCORE = 4
 
 
 def quantized(model: Model) -> Model:
-    """The model with int8 weights in its linear layers, whose inputs become int8 as they come; for a CPU."""
+    """The model with int8 weights in its linear layers, whose inputs are quantized on the fly; CPU only."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces that torchao, a package of its own, will do this one day
+        warnings.simplefilter("ignore")  # torch announces that the separate package torchao will replace this
         return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
@@ -73,11 +73,11 @@ def load_embedders(
     trust_remote_code: bool = False,
 ) -> Iterator[tuple[str, str, Embed]]:
     """
-    The rows that one model gives in a comparison, as (name of the row, pooler, embedder): a SARCSE model and a
-    sentence-transformers model bring their own pooling and are one row, a plain encoder is one for each of `poolers`.
+    Load a model as rows of a comparison: (name of the row, pooler, embedder). A SARCSE or sentence-transformers model
+    has its own pooling and is one row; a plain encoder is one row for each of `poolers`.
 
     Raises:
-        ValueError: nothing at `name_or_path` can be loaded, or it is not a text encoder.
+        ValueError: if nothing at `name_or_path` can be loaded, or it is not a text encoder.
     """
     kind = kind_of_model(name_or_path, revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -96,15 +96,21 @@ def load_embedders(
 def load_sentence_transformer(
     name_or_path: str, device: torch.device, batch_size: int, int8: bool = False, **options: Any
 ) -> Embed:
+    """
+    The embedder of a sentence-transformers model; `options` are those of `SentenceTransformer`.
+
+    Raises:
+        ValueError: if sentence-transformers is not installed, or cannot load the model.
+    """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ValueError(
-            f"{name_or_path} is a sentence-transformers model: `pip install sentence-transformers` to score it."
+            f"{name_or_path} is a sentence-transformers model. To score it: `pip install sentence-transformers`."
         ) from error
     try:
         model = SentenceTransformer(name_or_path, device=str(device), **options)
-    except Exception as error:  # transformers has a dozen exceptions for what is missing
+    except Exception as error:  # transformers has a dozen exceptions for missing files
         raise ValueError(f"{name_or_path}: sentence-transformers cannot load it.\n{error}") from error
     if isinstance(model.tokenizer, PreTrainedTokenizerBase) and hasattr(model[0], "auto_model"):
         check_tokenizer(name_or_path, model.tokenizer, model[0].auto_model.config)
@@ -125,14 +131,23 @@ def encode(
     model: SarcseModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], batch_size: int = 64
 ) -> torch.Tensor:
     """
-    `SarcseModel.encode` as a tensor on the CPU, `(len(sentences), d)`, not normalised; with a warning where the model
-    cannot read the text, and a progress bar on one process.
+    Sentence embeddings as a float32 tensor on the CPU, `(len(sentences), d)`, not normalised. This is
+    `SarcseModel.encode` with a warning if the model cannot read the text, and a progress bar on one process only.
+
+    Args:
+        model (`SarcseModel`): The model.
+        tokenizer (`PreTrainedTokenizerBase`): The model's own.
+        sentences (`list[str]`): Cut at the tokenizer's `model_max_length`.
+        batch_size (`int`): Sentences encoded at once.
+
+    Raises:
+        ValueError: if `sentences` is one string, or `batch_size` is below 1.
     """
-    if len(sentences) >= 100:  # of a few nothing follows
-        sample = sentences[:: len(sentences) // 100]  # from all over: they may be sorted
+    if len(sentences) >= 100:  # fewer would prove nothing
+        sample = sentences[:: len(sentences) // 100]  # evenly spaced, because they may be sorted
         token_ids = tokenizer(sample, truncation=True)["input_ids"]
         if unknown_share(token_ids, tokenizer) > 0.5:
-            logger.warning_once("Most tokens of these sentences are unknown to the model: does it know the language?")
+            logger.warning_once("Most tokens of these sentences are unknown to the model. Does it know the language?")
     bar = None if PartialState().is_main_process else False
     return torch.from_numpy(model.encode(sentences, tokenizer, batch_size, show_progress_bar=bar))
 
@@ -140,8 +155,8 @@ def encode(
 @dataclass(frozen=True)
 class EmbeddedPairs:
     """
-    Graded pairs and the normalised embeddings of their distinct sentences, float64: single precision would swap the
-    ranks of pairs that are nearly as similar.
+    Graded pairs and the normalised embeddings of their distinct sentences. The embeddings are float64: in single
+    precision, pairs of nearly equal similarity would swap ranks.
     """
 
     embeddings: torch.Tensor  # (S, d)
@@ -151,9 +166,10 @@ class EmbeddedPairs:
 
     def similarities(self) -> np.ndarray:
         """
-        Cosine similarities, `(P,)`, to 12 decimals: two equal sentences have exactly 1, and all such pairs share a
-        rank. Without that, rounding errors would rank the 79 of them in STS12, which moves its Spearman correlation
-        by up to 3e-5 (0.003 in the tables) in SentEval and in sentence-transformers, as the precision falls.
+        Cosine similarities, `(P,)`, rounded to 12 decimals: all pairs of equal sentences have exactly 1 and share a
+        rank. Otherwise rounding errors would rank such pairs, of which STS12 has 79. In SentEval and in
+        sentence-transformers this moves its Spearman correlation by up to 3e-5 (0.003 in the tables), depending on the
+        precision.
         """
         blocks = zip(self.first.split(65536), self.second.split(65536))  # so that memory does not grow with P d
         similarities = [(self.embeddings[first] * self.embeddings[second]).sum(dim=1) for first, second in blocks]
@@ -161,8 +177,8 @@ class EmbeddedPairs:
 
     def geometry(self) -> Geometry:
         """
-        Alignment of the pairs with a score of at least `POSITIVE_SCORE`, and uniformity of the distinct sentences, as
-        the SimCSE paper measures them on STS-B.
+        Alignment of the pairs with a score of at least `POSITIVE_SCORE`, and uniformity of the distinct sentences,
+        measured as in the SimCSE paper on STS-B.
         """
         positive = torch.from_numpy(self.scores >= POSITIVE_SCORE)  # (P,)
         return Geometry(
@@ -175,8 +191,8 @@ class EmbeddedPairs:
 
 def embed_pairs(embed: Embed, pairs: datasets.Dataset) -> EmbeddedPairs:
     """
-    Embed each distinct sentence of `pairs` once. Under several processes each embeds its share and all get all, so
-    every one of them has to call this.
+    Embed each distinct sentence of `pairs` once. With several processes each embeds a share and all get the result, so
+    all of them must call this.
     """
     first, second = pairs["sentence1"][:], pairs["sentence2"][:]
     sentences = sorted({*first, *second})
@@ -196,8 +212,8 @@ def embed_pairs(embed: Embed, pairs: datasets.Dataset) -> EmbeddedPairs:
 
 def measure(embed: Embed, tasks: dict[str, datasets.Dataset], pooler: str | None = None) -> Measurement:
     """
-    Similarities of every task's pairs, and alignment and uniformity of the reference task. Every process has to call
-    it, and all get the same.
+    Similarities of every task's pairs, and alignment and uniformity on the reference task. All processes must call
+    this, and all get the same result.
     """
     measurement = Measurement(pooler)
     for name, pairs in tasks.items():
@@ -212,9 +228,9 @@ def measure_before(
     model: SarcseModel, tokenizer: PreTrainedTokenizerBase, tasks: dict[str, datasets.Dataset], revision: str
 ) -> dict[str, Measurement]:
     """
-    What a model that is to be trained makes of the tasks as yet; of fresh layers, what their encoder makes of them
-    under both simple poolers. Mean pooling comes first, for the differences in sts_results.json are to it: it is the
-    baseline that is hard to beat.
+    Measure a model on the tasks before it is trained. If its layers are fresh, its encoder is measured instead, with
+    mean and first-token pooling. Mean pooling, the baseline that is hard to beat, comes first, because the differences
+    in sts_results.json are from the first row.
     """
     name = model.name_or_path
     if kind_of_model(name, revision) == "sarcse":
@@ -229,8 +245,8 @@ def measure_before(
 
 def pair_metrics(embedded: EmbeddedPairs, name: str) -> dict[str, float | None]:
     """
-    What an evaluation during training measures: `{name}_spearman`, times 100, `alignment` and `uniformity`; None where
-    one does not exist.
+    The metrics of an evaluation during training: `{name}_spearman`, times 100, `alignment` and `uniformity`. One that
+    does not exist is None.
     """
     geometry = embedded.geometry()
     return {
@@ -245,16 +261,16 @@ def pair_metrics(embedded: EmbeddedPairs, name: str) -> dict[str, float | None]:
 
 def alignment(first: torch.Tensor, second: torch.Tensor) -> float | None:
     """
-    Mean squared distance of positive pairs (Wang and Isola 2020, arXiv 2005.10242, section 4.1, alpha = 2); the rows
-    of `first` and `second`, both `(P, d)`, are normalised embeddings. None without a pair.
+    Mean squared distance of positive pairs (Wang and Isola, arXiv 2005.10242, section 4.1, alpha = 2). The rows
+    of `first` and `second`, both `(P, d)`, are normalised embeddings. None if there is no pair.
     """
     return none_if_nan((first - second).pow(2).sum(dim=1).mean().item())
 
 
 def uniformity(embeddings: torch.Tensor, block_size: int = 1024) -> float | None:
     """
-    Log of the mean Gaussian potential exp(-2 d^2) over all pairs of distinct rows (Wang and Isola 2020, section 4.1,
-    t = 2); `embeddings` are normalised, `(S, d)`. None for a single row. Memory grows with S, not with its square.
+    Log of the mean Gaussian potential `exp(-2 d^2)` over all pairs of distinct rows (Wang and Isola, section 4.1, with
+    t = 2). `embeddings` are normalised, `(S, d)`. None for a single row. Memory grows with S, not with its square.
     """
     total, number = 0.0, len(embeddings)
     starts = range(0, number, block_size)
@@ -273,8 +289,8 @@ def draw_figures(
     results: Results, measurements: dict[str, Measurement], tasks: dict[str, datasets.Dataset], output_dir: Path
 ) -> None:
     """
-    Densities and the alignment-uniformity plane of the reference task; and the training curves of the models whose
-    folders have a log (`trainer_state.json`).
+    Draw the densities and the alignment-uniformity plane of the reference task, and the training curves of the models
+    whose folders have a log (`trainer_state.json`).
     """
     models, task = results.models, reference_task(tasks)
     labels = {name: row_label(short_name(name), scores) for name, scores in models.items()}
@@ -299,7 +315,7 @@ def draw_figures(
 
 
 def log_history(name_or_path: str) -> list[dict[str, float]]:
-    """The log of the training that made a folder; empty for what is no folder of train.py's or of a Trainer's."""
+    """The training log in a model's folder; empty if no Trainer wrote the folder."""
     state = Path(name_or_path, "trainer_state.json")
     return json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.is_file() else []
 
@@ -308,17 +324,17 @@ def explain(
     names: list[str], pairs: list[tuple[str, str]], device: torch.device, **options: Any
 ) -> dict[str, list[figures.ExplainedPair]]:
     """
-    Figure 1: the tokens of each pair with their reconstruction errors, and the cosine similarity, by model. `options`
-    are `load_model`'s.
+    The data of figure 1: by model, the tokens of each pair with their reconstruction errors, and the pair's cosine
+    similarity. `options` are those of `load_model`.
 
     Raises:
-        ValueError: a model is not a SARCSE model that can reconstruct.
+        ValueError: if a model is not a SARCSE model that can reconstruct.
     """
     explained: dict[str, list[figures.ExplainedPair]] = {}
     for name in names:
         model, tokenizer = load_model(name, **options)
         if kind_of_model(name, options["revision"]) != "sarcse" or model.sentence_encoder.decoder is None:
-            raise ValueError(f"{name} cannot reconstruct tokens from a sentence: --explain needs a SARCSE model.")
+            raise ValueError(f"{name} cannot reconstruct tokens from an embedding: --explain needs a SARCSE model.")
         model.to(device)
         explained[name] = []
         for pair in pairs:
@@ -330,7 +346,7 @@ def explain(
 
 
 def explanation_text(explained: dict[str, list[figures.ExplainedPair]]) -> str:
-    """The tokens of each sentence, the most important first, for the terminal."""
+    """Each sentence's tokens, the most important first, as text for the terminal."""
     lines = []
     for name, pairs in explained.items():
         lines.append(f"{name}: tokens and their reconstruction errors, the most important first")

@@ -1,5 +1,5 @@
 """
-The figures, in one style: PNG and SVG, readable in print, in grey, and by colour-blind readers. Nothing is told by
+The figures, in one style: PNG and SVG, readable in print, in grey, and by colour-blind readers. Nothing depends on
 colour alone: groups have their own rows, models their own markers and line styles, and shades differ in lightness.
 """
 
@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from scipy import stats
 
 
-# The figures of scores, by the names of their files, as a card describes them.
+# The figures of scores: file name -> caption in a model card.
 FIGURES = {
     "similarity_densities": "Density of the cosine similarity by gold rating",
     "alignment_uniformity": "Alignment and uniformity",
@@ -43,21 +43,21 @@ STYLE = {
     "figure.constrained_layout.use": True,
     "savefig.dpi": 200,
     "svg.hashsalt": "sarcse",  # the same figure is the same file
-    "text.parse_math": False,  # a dollar of a sentence is a dollar
+    "text.parse_math": False,  # a dollar sign in a sentence is not mathematics
 }
 ORDERED_SHADES = matplotlib.colormaps["viridis"]  # five steps of it also differ in grey
 IMPORTANCE_SHADES = matplotlib.colormaps["Blues"]
-GREY = "#555555"  # of what is said in small print
+GREY = "#555555"  # for notes
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write `path` with the endings .png and .svg."""
+    """Write the figure to `path` with the endings .png and .svg."""
     figure.savefig(path.with_suffix(".png"))
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
 def gold_groups(scores: np.ndarray) -> dict[str, np.ndarray]:
-    """Five groups of equal width in gold rating, the highest first: label -> mask `(P,)`. STS rates from 0 to 5."""
+    """Five groups of gold ratings, equally wide, the highest first: label -> mask `(P,)`. STS ratings are 0 to 5."""
     low, high = (0, 5) if scores.min() >= 0 and 1 < scores.max() <= 5 else (scores.min(), scores.max())
     edges = np.linspace(low, high, 6)
     group = np.digitize(scores, edges[1:-1])  # (P,) from 0 to 4; a rating on an edge belongs to the group above
@@ -69,8 +69,8 @@ def similarity_densities(
     similarities: dict[str, np.ndarray], spearman: dict[str, float | None], scores: np.ndarray, path: Path
 ) -> None:
     """
-    Figure 3 of the paper: the density of cosine similarity in each of five groups of gold rating, one panel a model.
-    In a good model the groups stand apart, in order. A tick marks each group's median.
+    Draw figure 3 of the paper: the density of cosine similarity in each of five groups of gold rating, with one panel
+    per model. In a good model the groups are separate and in order. A tick marks each group's median.
 
     Args:
         similarities (`dict[str, np.ndarray]`): Model -> `(P,)`.
@@ -85,7 +85,7 @@ def similarity_densities(
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
     everything = np.concatenate(list(similarities.values()))
     grid = np.linspace(min(everything.min(), 0), max(everything.max(), 1), 400)
-    for (name, values), panel in zip(similarities.items(), panels):  # models first: it leaves the spare panels
+    for (name, values), panel in zip(similarities.items(), panels):  # models first, so that spare panels remain
         densities = {label: _density(values[mask], grid) for label, mask in groups.items()}
         height = max(density.max() for density in densities.values()) or 1
         for index, (label, mask) in enumerate(groups.items()):
@@ -111,7 +111,7 @@ def similarity_densities(
 
 
 def _density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Gaussian kernel density at `grid`; zero where there are too few different values for one."""
+    """Gaussian kernel density at `grid`; zero if there are too few distinct values."""
     if len(values) < 2 or np.ptp(values) < 1e-6:
         return np.zeros_like(grid)
     return stats.gaussian_kde(values)(grid)
@@ -120,8 +120,12 @@ def _density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
 @matplotlib.rc_context(STYLE)
 def alignment_uniformity(points: dict[str, tuple[float | None, float | None, float | None]], path: Path) -> None:
     """
-    The plane of Wang and Isola 2020, one point a model, those further down and left being better. `points` has
-    (alignment, uniformity, average Spearman x 100); without one of the first two there is no point.
+    Draw the plane of Wang and Isola (arXiv 2005.10242), with one point per model: further down and left is better.
+
+    Args:
+        points (`dict[str, tuple]`): Model -> (alignment, uniformity, average Spearman x 100). A model that lacks one
+            of the first two gets no point.
+        path (`Path`): Where to write, without ending.
     """
     points = {name: point for name, point in points.items() if None not in point[:2]}
     if not points:
@@ -148,12 +152,12 @@ def alignment_uniformity(points: dict[str, tuple[float | None, float | None, flo
 @matplotlib.rc_context(STYLE)
 def training_curve(histories: dict[str, list[dict[str, float]]], path: Path) -> None:
     """
-    Both losses, the Spearman correlation of the graded pairs and the health over the steps, one line a run. A ring
-    marks the best evaluation. Nothing is drawn where nothing of this was logged.
+    Draw both losses, the Spearman correlation of the graded pairs and the health over the steps, with one line per
+    run. A ring marks the best evaluation. Without any of these in the log, no figure is written.
 
     Args:
-        histories (`dict[str, list[dict[str, float]]]`): Run -> `log_history` of transformers' `TrainerState`, or an
-            empty list for a model that only takes its colour, the same as in the other figures.
+        histories (`dict[str, list[dict[str, float]]]`): Run -> `log_history` of transformers' `TrainerState`. A model
+            without a log has an empty list, so that colours are the same as in the other figures.
         path (`Path`): Where to write, without ending.
     """
     logged = {key for history in histories.values() for line in history for key in line}
@@ -183,9 +187,9 @@ def training_curve(histories: dict[str, list[dict[str, float]]], path: Path) -> 
                 best = int(np.argmax(values))
                 panel.plot(steps[best], values[best], marker="o", markersize=9, fillstyle="none", color=color)
         if key == "contrastive_loss" and any(line.get(key, 0) > 0 for h in histories.values() for line in h):
-            panel.set_yscale("log")  # it falls by powers of ten within the first steps
+            panel.set_yscale("log")  # the loss falls by powers of ten within the first steps
             panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            panel.yaxis.set_major_formatter("{x:g}")  # the default one needs the mathematical text that is off here
+            panel.yaxis.set_major_formatter("{x:g}")  # the default needs mathematical text, which is off here
             panel.yaxis.set_minor_formatter(NullFormatter())
         panel.set_title(title)
         panel.set_xlabel("step")
@@ -200,45 +204,45 @@ Token = tuple[str, float]  # its text, and its reconstruction error
 ExplainedPair = tuple[list[Token], list[Token], float]  # two sentences and their cosine similarity
 
 CAPTION = (
-    "The darker a token, the smaller its reconstruction error: the more of it the sentence embedding keeps "
+    "The darker a token, the smaller its reconstruction error, and the more of it the sentence embedding preserves "
     "(SARCSE, arXiv 2402.15153, figure 1)."
 )
 
 
 def token_importance(explained: dict[str, list[ExplainedPair]], path: Path) -> None:
     """
-    Figure 1 of the paper: the tokens of sentence pairs, shaded by importance. Shades are scaled within a model.
+    Draw figure 1 of the paper: the tokens of sentence pairs, shaded by importance. Shades are scaled within a model.
 
     Args:
         explained (`dict[str, list[ExplainedPair]]`): Model -> its pairs.
-        path (`Path`): Where to write, without ending: .html, which needs no other file, .png and .svg.
+        path (`Path`): Where to write, without ending: a self-contained .html, and .png and .svg.
     """
     path.with_suffix(".html").write_text(importance_page(explained), encoding="utf-8")
     with warnings.catch_warnings():
-        # A browser finds a font for every script; what matplotlib's font lacks is an empty box in the picture.
+        # A browser finds a font for every script; in the picture, a glyph missing from the font is an empty box.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         draw_importance(explained, path)
 
 
 def error_range(pairs: list[ExplainedPair]) -> tuple[float, float]:
-    """The smallest and the largest error of a model's pairs: the ends of its shades."""
+    """The smallest and the largest error of a model's pairs, the ends of its shades."""
     errors = [error for *sentences, _ in pairs for sentence in sentences for _, error in sentence] or [0.0]
     return min(errors), max(errors)
 
 
 def legend(smallest: float, largest: float) -> tuple[str, str]:
-    """What stands left and right of the ramp of shades."""
+    """The texts left and right of the ramp of shades."""
     return f"least important: error {largest:.3g}", f"most important: error {smallest:.3g}"
 
 
 def shade(error: float, smallest: float, largest: float) -> tuple[str, str]:
-    """Background, dark for the smallest error and light for the largest, and a text colour in contrast to it."""
+    """Background colour, dark for the smallest error and light for the largest, and a contrasting text colour."""
     importance = (largest - error) / (largest - smallest) if largest > smallest else 0.0
     return to_hex(IMPORTANCE_SHADES(0.04 + 0.86 * importance)), "white" if importance > 0.795 else "black"
 
 
 def importance_page(explained: dict[str, list[ExplainedPair]]) -> str:
-    """The self-contained HTML page."""
+    """The self-contained HTML page of figure 1."""
     sections = []
     for name, pairs in explained.items():
         ends = error_range(pairs)
@@ -289,7 +293,7 @@ def _ramp() -> str:
 
 @matplotlib.rc_context(STYLE)
 def draw_importance(explained: dict[str, list[ExplainedPair]], path: Path) -> None:
-    """The same as a picture: a text layout of our own, since matplotlib has none for runs of several colours."""
+    """Figure 1 as a picture, with a text layout of our own, as matplotlib has none for text in several colours."""
     figure = Figure()
     figure.set_layout_engine("none")
     renderer = FigureCanvasAgg(figure).get_renderer()
@@ -321,7 +325,7 @@ Text = tuple[float, float, str, str, float]  # x, y, text, colour, size in point
 def _layout(
     explained: dict[str, list[ExplainedPair]], text_width: Callable[[str, float], float]
 ) -> tuple[list[Box], list[Text], float]:
-    """Boxes and texts from top to bottom, and the height of it all."""
+    """Boxes and texts from top to bottom, and the total height."""
     boxes: list[Box] = []
     texts: list[Text] = []
     y = MARGIN

@@ -1,9 +1,9 @@
 """
-Rows from files of five kinds, plain or compressed, local or on the Hub. Only the columns that are asked for are read;
-text stays text, and what is not as it should be is named by file and line.
+Read rows from files of five kinds, plain or compressed, local or on the Hub. Only the requested columns are read, text
+stays text, and errors name the file and the line.
 
-The readers are our own, of a page in all: those of pandas and of `datasets` guess a column's type from its first rows,
-shift the cells of a row with one too many, and take `[` in the name of a file for a pattern.
+The readers are our own, about a page in total. Those of pandas and `datasets` guess a column's type from its first
+rows, and shift the cells of a row with one too many. They also treat `[` in a file's name as a pattern.
 """
 
 import csv
@@ -21,16 +21,16 @@ from pyarrow import parquet
 
 COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
 
-# csv's own limit of 131,072 characters is less than the longest lines of real corpora.
+# csv's own limit of 131,072 characters is shorter than the longest lines of real corpora.
 csv.field_size_limit(2**31 - 1)
 
 
 class UnreadableDataError(ValueError):
-    """A stream can turn out to be unreadable long after it was opened."""
+    """Data that cannot be read. A stream may raise this long after it was opened."""
 
 
 class MissingColumnError(UnreadableDataError):
-    """A column that was asked for is not there."""
+    """A requested column is missing."""
 
     def __init__(self, name: str, missing: Iterable[str], found: Iterable[str]) -> None:
         super().__init__(f"{name}: no column {', '.join(missing)}; it has {', '.join(found)}.")
@@ -41,10 +41,10 @@ class MissingColumnError(UnreadableDataError):
 
 def matching_files(name: str) -> list[str]:
     """
-    The file of this name or, where no file has it, those that it matches as a pattern, in order.
+    The file of this name or, if there is none, the files that match the name as a pattern, in order.
 
     Raises:
-        ValueError: there is none, the ending of its name is unknown, or it is on a Hub that cannot be reached.
+        ValueError: if there is no such file, the ending of its name is unknown, or the Hub cannot be reached.
     """
     file_kind(name)
     try:
@@ -54,7 +54,7 @@ def matching_files(name: str) -> list[str]:
             files = remote_files(name)
         else:
             files = sorted(file for file in glob.glob(name) if Path(file).is_file())
-    except Exception as error:  # a name that no disk takes, and the Hub's client has a dozen exceptions
+    except Exception as error:  # invalid file names, and the dozen exceptions of the Hub's client
         raise explained(name, error) from error
     if not files:
         raise ValueError(f"{name}: no such file.")
@@ -62,6 +62,7 @@ def matching_files(name: str) -> list[str]:
 
 
 def remote_files(name: str) -> list[str]:
+    """`matching_files` for a name with a protocol, such as `hf://`."""
     filesystem, path = fsspec.core.url_to_fs(name)
     try:
         if filesystem.info(path)["type"] == "file":
@@ -72,7 +73,7 @@ def remote_files(name: str) -> list[str]:
 
 
 def file_version(file: str) -> str:
-    """What is another string after a change of the file: its size and times, or its hash on the Hub."""
+    """A string that changes when the file does: its size and times, or its hash on the Hub."""
     filesystem, path = located(file)
     return str(filesystem.info(path))
 
@@ -82,37 +83,39 @@ def file_kind(name: str) -> tuple[str, str | None]:
     A file's kind, a key of `READERS`, and its compression for fsspec, both from the ending of its name.
 
     Raises:
-        ValueError: the ending is unknown.
+        ValueError: if the ending is unknown.
     """
     path = Path(name)
     compression = COMPRESSIONS.get(path.suffix)
     suffix = path.with_suffix("").suffix if compression else path.suffix
     if suffix not in READERS:
         raise ValueError(
-            f"{name}: the name of a data file ends in {', '.join(READERS)}, and maybe in {', '.join(COMPRESSIONS)}."
+            f"{name}: the name of a data file must end in {', '.join(READERS)}, optionally followed by "
+            f"{', '.join(COMPRESSIONS)}."
         )
     return suffix, compression
 
 
 # --- Rows ------------------------------------------------------------------------------------------------------------
 
-# A row with the place that messages name, "file, line 3".
+# A row, with its place for messages, "file, line 3".
 Row = tuple[str, dict[str, Any]]
 
 
 def read_rows(files: Iterable[str], columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> Iterator[Row]:
     """
-    Place and cells of every row of the files, one after the other. Cells are strings, or of JSON and Parquet whatever
-    stands there; None is null, or a key that a line of JSON lacks.
+    Yield the place and the cells of every row of the files, in order. Cells are strings, or any type in JSON and
+    Parquet. None stands for null, and for a key that a line of JSON lacks.
 
     Args:
         files (`list[str]`): From `matching_files`.
-        columns (`tuple[str, ...]`): Those to read.
-        optional (`tuple[str, ...]`): Those to read if the file has them.
+        columns (`tuple[str, ...]`): The columns to read.
+        optional (`tuple[str, ...]`): More columns to read, if the file has them.
 
     Raises:
-        UnreadableDataError: a file is empty or is not what its name says, is not UTF-8, lacks a column, or has a row
-            with another number of cells than its header. The message names the file and, if there is one, the line.
+        UnreadableDataError: if a file is empty, is not of the kind its name says, is not UTF-8, or lacks a column.
+            Also if a row has more or fewer cells than the header. The message names the file and, if possible, the
+            line.
     """
     for file in files:
         suffix, _ = file_kind(file)
@@ -122,16 +125,16 @@ def read_rows(files: Iterable[str], columns: tuple[str, ...], optional: tuple[st
             raise
         except UnicodeDecodeError as error:
             raise UnreadableDataError(f"{undecodable_line(file)}: not UTF-8 ({error.reason}).") from error
-        except Exception as error:  # of fsspec, the decompressors, Arrow and the Hub's client
+        except Exception as error:  # from fsspec, the decompressors, Arrow or the Hub's client
             raise explained(file, error) from error
 
 
 def text_of(place: str, column: str, value: Any) -> str | None:
     """
-    A cell that has to be text; None stays None.
+    Check a cell that must be text; None stays None.
 
     Raises:
-        UnreadableDataError: it is something else, or no Unicode.
+        UnreadableDataError: if the cell is something else, or not valid Unicode.
     """
     if value is None:
         return None
@@ -141,28 +144,28 @@ def text_of(place: str, column: str, value: Any) -> str | None:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise UnreadableDataError(f"{place}: {column!r} is no Unicode text ({error.reason}).") from error
+            raise UnreadableDataError(f"{place}: {column!r} is not valid Unicode ({error.reason}).") from error
     return value
 
 
 def located(file: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Where a file is, and its name there. fsspec would take `::` in the name of a local file for something else."""
+    """A file's filesystem and its name there. (fsspec would misread `::` in the name of a local file.)"""
     return (LocalFileSystem(), file) if Path(file).is_file() else fsspec.core.url_to_fs(file)
 
 
 def opened(file: str, mode: str = "rb", **options: Any) -> fsspec.core.OpenFile:
-    """A file without its compression; not `fsspec.open`, which has patterns, too."""
+    """A file, decompressed. Not by `fsspec.open`, which would expand patterns."""
     _, compression = file_kind(file)
     return fsspec.core.OpenFile(*located(file), mode, compression=compression, **options)
 
 
 def opened_text(file: str, newline: str | None = None) -> fsspec.core.OpenFile:
-    """The same, decoded; without `newline` every usual end of a line is one."""
+    """A file, decompressed and decoded. Without `newline`, all usual line endings count."""
     return opened(file, "rt", encoding="utf-8-sig", newline=newline)
 
 
 def text_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
-    """One sentence a line, as the column `text`."""
+    """One sentence per line, as the column `text`."""
     check_columns(file, columns, ["text"])
     number = 0
     with opened_text(file) as lines:
@@ -173,7 +176,7 @@ def text_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) ->
 
 
 def json_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
-    """One JSON object a line. The first one has to have all columns; a key that a later one lacks is null."""
+    """One JSON object per line. The first must have all columns; a key missing from a later one is null."""
     names: list[str] | None = None
     with opened_text(file) as lines:
         for number, line in enumerate(lines, start=1):
@@ -195,8 +198,9 @@ def json_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) ->
 
 
 def csv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
+    """Comma-separated cells, quoted as usual; the first row names the columns."""
     with opened_text(file, newline="") as lines:
-        # Not strict, csv would take the rest of the file for one cell where a quotation mark is not closed.
+        # Without `strict`, csv would read the rest of the file as one cell after a quotation mark that is not closed.
         reader = csv.reader(lines, strict=True)
         try:
             yield from table_rows(file, ((reader.line_num, cells) for cells in reader), columns, optional)
@@ -205,7 +209,7 @@ def csv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> 
 
 
 def tsv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
-    """As in SentEval's files, a quotation mark is a character like any other."""
+    """Tab-separated cells. As in SentEval's files, quotation marks have no special meaning."""
     with opened_text(file) as lines:
         numbered = ((number, line.removesuffix("\n").split("\t")) for number, line in enumerate(lines, start=1))
         yield from table_rows(file, numbered, columns, optional)
@@ -214,7 +218,7 @@ def tsv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> 
 def table_rows(
     file: str, numbered: Iterator[tuple[int, list[str]]], columns: tuple[str, ...], optional: tuple[str, ...]
 ) -> Iterator[Row]:
-    """The wanted cells of a table whose first row has the columns' names; blank lines do not count."""
+    """The requested cells of a table whose first row names the columns; blank lines are skipped."""
     rows = ((number, cells) for number, cells in numbered if cells and cells != [""])
     _, header = next(rows, (0, None))
     if header is None:
@@ -225,13 +229,14 @@ def table_rows(
         place = f"{file}, line {number}"
         if len(cells) != len(header):
             raise UnreadableDataError(
-                f"{place}: {len(cells)} cells, where the header has {len(header)} ({', '.join(header)}). Is a comma, "
-                "a tab or a quotation mark of the text not quoted?"
+                f"{place}: {len(cells)} cells, but the header has {len(header)} ({', '.join(header)}). Does the text "
+                "have an unquoted comma, tab or quotation mark?"
             )
         yield place, {name: cells[index] for name, index in wanted.items()}
 
 
 def parquet_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
+    """The rows of a Parquet file, read in batches."""
     with opened(file) as stream:
         table = parquet.ParquetFile(stream)
         names = table.schema_arrow.names
@@ -245,12 +250,18 @@ def parquet_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...])
 
 
 def check_columns(file: str, columns: tuple[str, ...], found: list[str]) -> None:
+    """
+    Check that each requested column exists once.
+
+    Raises:
+        UnreadableDataError: if a column is missing or repeated.
+    """
     missing = [name for name in columns if name not in found]
     if missing:
         raise MissingColumnError(file, missing, found)
     for name in columns:
         if found.count(name) > 1:
-            raise UnreadableDataError(f"{file}: the column {name} is there {found.count(name)} times.")
+            raise UnreadableDataError(f"{file}: the column {name} occurs {found.count(name)} times.")
 
 
 READERS: dict[str, Callable[[str, tuple[str, ...], tuple[str, ...]], Iterator[Row]]] = {
@@ -266,7 +277,7 @@ READERS: dict[str, Callable[[str, tuple[str, ...], tuple[str, ...]], Iterator[Ro
 
 
 def explained(name: str, error: Exception) -> UnreadableDataError:
-    """What a reader of a file or of a data set on the Hub raised, as one message that names it."""
+    """An error from the reader of a file or of a data set on the Hub, as one message that names the data."""
     if isinstance(error, UnreadableDataError):
         return error
     cause = error.__cause__ or error  # `datasets` wraps what its readers raise
@@ -278,15 +289,15 @@ def explained(name: str, error: Exception) -> UnreadableDataError:
 def load_or_explain(
     name: str, *arguments: Any, split: str = "train", **options: Any
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """`datasets.load_dataset`, its exceptions as one message that names the data set."""
+    """`datasets.load_dataset`, whose exceptions become an `UnreadableDataError` that names the data set."""
     try:
         return datasets.load_dataset(*arguments, split=split, **options)
-    except Exception as error:  # the builders and the Hub's client have a dozen exceptions for bad input
+    except Exception as error:  # the builders and the Hub's client raise a dozen exceptions for bad input
         raise explained(name, error) from error
 
 
 def undecodable_line(file: str) -> str:
-    """The file and the number of its first line, counted from 1, that is not UTF-8."""
+    """The file and the number, from 1, of its first line that is not UTF-8."""
     with opened(file) as lines:
         for number, line in enumerate(lines, start=1):
             try:

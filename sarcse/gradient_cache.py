@@ -1,10 +1,10 @@
 """
-Gradients of a whole batch with the activations of a few rows in memory: gradient caching (Gao et al. 2021, arXiv
+Gradients of a whole batch with the activations of only a few rows in memory: gradient caching (Gao et al. 2021, arXiv
 2101.06983).
 
-InfoNCE needs the whole batch, but only its embeddings. A first pass without a graph makes them; InfoNCE gives their
-gradients; a second pass, with the same dropout masks, takes these back through the model, a mini-batch at a time. The
-reconstruction loss is a sum over the sentences and takes the second pass only.
+InfoNCE needs the whole batch, but only its embeddings. A first pass without a graph computes them, and InfoNCE gives
+their gradients. A second pass, with the same dropout masks, takes these back through the model, one mini-batch at a
+time. The reconstruction loss is a sum over the sentences and only needs the second pass.
 
 Shapes: B sentences of one process in two views, L positions, d dimensions.
 """
@@ -20,15 +20,15 @@ from modeling_sarcse import SarcseModelOutput
 
 class GradientCache:
     """
-    The two passes over one batch: `embed`, then `replay`.
+    The two passes over one batch: call `embed`, then `replay`.
 
     Args:
         model (`SarcseModel`): The model, possibly wrapped.
         views (`dict`):
-            Its inputs, both views of all sentences, each `(2B, L)`; or each sentence once, `(B, L)`, of which
-            `view_dropout` makes two.
-        size (`int`): Rows of a mini-batch.
-        reconstructed_rows (`int`): How many rows, the first ones, are reconstructed.
+            The model's inputs: both views of all sentences, `(2B, L)`, or each sentence once, `(B, L)`, if
+            `view_dropout` makes the views.
+        size (`int`): Rows per mini-batch.
+        reconstructed_rows (`int`): How many rows are reconstructed, counted from the first.
         view_dropout (`float`, *optional*): As in `SarcseModel.forward`.
     """
 
@@ -53,7 +53,10 @@ class GradientCache:
 
     @torch.no_grad()
     def embed(self, see: Callable[[SarcseModelOutput], None]) -> torch.Tensor:
-        """The embeddings, `(2B, d)`, a leaf that takes a gradient; `see` is called with each mini-batch's outputs."""
+        """
+        The first pass: embeddings, `(2B, d)`, as a leaf that requires a gradient. `see` is called with the outputs of
+        each mini-batch.
+        """
         embeddings: list[torch.Tensor] = []
         for inputs, options in zip(self.mini_batches, self.options):
             self.contexts.append(replay_randomness(inputs["input_ids"]))
@@ -63,12 +66,12 @@ class GradientCache:
         return self.in_order(embeddings).requires_grad_()
 
     def in_order(self, embeddings: list[torch.Tensor]) -> torch.Tensor:
-        """The mini-batches' as those of one batch, `(2B, d)`: all first views before all second ones."""
+        """Join the mini-batches' embeddings in the order of one batch, `(2B, d)`: first views before second views."""
         views = zip(*(part.chunk(self.views_of_a_row) for part in embeddings))
         return torch.cat([rows for view in views for rows in view])
 
     def by_mini_batch(self, gradient: torch.Tensor) -> list[torch.Tensor]:
-        """The opposite of `in_order`."""
+        """The inverse of `in_order`."""
         views = gradient.chunk(self.views_of_a_row)
         return [torch.cat(rows) for rows in zip(*(view.split(self.size) for view in views))]
 
@@ -76,11 +79,12 @@ class GradientCache:
         self, gradient: torch.Tensor, no_sync: Callable[[], AbstractContextManager[None]]
     ) -> Iterator[tuple[SarcseModelOutput, torch.Tensor]]:
         """
-        Each mini-batch's outputs, with a graph, and the value whose gradient is that of the embeddings,
-        `(2B, d)`, by the chain rule. The caller goes back through it, and through its own losses, before the next.
+        The second pass: yield each mini-batch's outputs, with a graph, and a value. Its backward pass applies
+        `gradient`, that of the embeddings `(2B, d)`, by the chain rule. The caller adds its own losses and calls
+        backward before the next mini-batch.
 
-        Processes exchange gradients once, with the first mini-batch, whose turn is last: it has rows to reconstruct,
-        so that every parameter has a gradient. The others run within `no_sync`.
+        Processes exchange gradients once, with the first mini-batch, which comes last. It has rows to reconstruct, so
+        every parameter has a gradient. The others run within `no_sync`.
         """
         gradients = self.by_mini_batch(gradient)
         for index in reversed(range(len(self.mini_batches))):
@@ -90,7 +94,7 @@ class GradientCache:
 
 
 def replay_randomness(*tensors: torch.Tensor) -> Callable[[], AbstractContextManager[None]]:
-    """A context in which the random numbers of now, on the CPU and on the tensors' devices, are drawn again."""
+    """A context that replays the random numbers drawn from now on, on the CPU and on the tensors' devices."""
     cpu_state, (devices, device_states) = torch.get_rng_state(), get_device_states(*tensors)
 
     @contextmanager

@@ -1,7 +1,7 @@
 """
-Whether a model still tells sentences apart by what they say, without labels: how well it finds the other half of a
-sentence. Of all numbers that were tried (study/candidates.py) this kind tells ruined models best
-(study/results/details.md).
+A health check that needs no labels: how well a model matches the two halves of a sentence. Of all candidates
+(study/candidates.py), this kind of number is best at detecting ruined models: those with worse embeddings than before
+training (study/results/details.md).
 
 Shapes: S sentences, d dimensions.
 """
@@ -18,7 +18,7 @@ BATCH_SIZE = 64
 
 
 def halves(token_ids: list[int], special_token_ids: list[int]) -> tuple[list[int], list[int]] | None:
-    """A sentence's first and second half, each between the special tokens of the whole; None below four tokens."""
+    """The two halves of a sentence, each with the special tokens of the whole; None below four content tokens."""
     special = set(special_token_ids)
     content = [place for place, token in enumerate(token_ids) if token not in special]
     if len(content) < 4:
@@ -31,27 +31,27 @@ def halves(token_ids: list[int], special_token_ids: list[int]) -> tuple[list[int
 
 class HealthCheck:
     """
-    Mean reciprocal rank x 100 at which a model finds the second half of a sentence by its first half, and the other
-    way round, among those of all sentences; from 0 to 100.
+    The health of a model: how well it finds the second half of each sentence from its first half among the second
+    halves of all sentences, and vice versa. It is the mean reciprocal rank, in percent.
 
     Args:
         token_ids (`list[list[int]]`): S sentences that the model is not trained on.
-        config (`SarcseConfig`): Of the model, which knows special tokens and padding.
+        config (`SarcseConfig`): The model's, for its special tokens and padding.
 
     Raises:
-        ValueError: fewer than two sentences have halves.
+        ValueError: if fewer than two sentences are long enough to be halved.
     """
 
     def __init__(self, token_ids: list[list[int]], config: SarcseConfig) -> None:
         split = [halves(ids, config.special_token_ids) for ids in token_ids]
         self.halves = list(zip(*(pair for pair in split if pair is not None)))
         if not self.halves or len(self.halves[0]) < 2:
-            raise ValueError("fewer than two of the sentences that are kept aside have four tokens, for two halves")
+            raise ValueError("fewer than two of the held-out sentences have four tokens, enough for two halves")
         self.pad_token_id = getattr(config.encoder_config, "pad_token_id", None) or 0
 
     @torch.no_grad()
     def __call__(self, model: SarcseModel) -> float:
-        """The model is used in evaluation mode and left in the mode it came in."""
+        """The health of `model`, in evaluation mode; the model's mode is restored afterwards."""
         training = model.training
         model.eval()
         try:
@@ -60,12 +60,12 @@ class HealthCheck:
             model.train(training)
         similarities = first @ second.T  # (S, S)
         own = similarities.diagonal()
-        # Of equal ones the last: embeddings that are all the same find nothing.
+        # Ties get the last rank, so that a model whose embeddings are all equal finds nothing.
         ranks = torch.cat([(similarities >= own.unsqueeze(1)).sum(dim=1), (similarities >= own).sum(dim=0)])  # (2S,)
         return 100 * (1 / ranks).mean().item()
 
     def embed(self, model: SarcseModel, rows: list[list[int]]) -> torch.Tensor:
-        """`(len(rows), d)`, float32 on the CPU."""
+        """Embeddings of token ids, `(len(rows), d)`, float32 on the CPU."""
         embeddings = torch.empty(len(rows), model.config.hidden_size)
         for batch in rows_by_length(rows, BATCH_SIZE):
             ids = [torch.tensor(rows[row]) for row in batch]

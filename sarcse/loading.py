@@ -1,6 +1,6 @@
 """
-From the name of a model to the model and its tokenizer: a SARCSE model as it was saved, or any other text encoder
-under fresh layers. What cannot be used is said here, in one message, before anything is trained or scored.
+Load a model and its tokenizer by name: a SARCSE model as it was saved, or any other text encoder under fresh layers.
+What cannot be used is reported here, in one message, before anything is trained or scored.
 """
 
 import os
@@ -26,11 +26,11 @@ from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel
 
 
-# The project's own classes, not the copies that a SARCSE folder carries: no code of a model under test is run.
+# The project's own classes, not the copies in a SARCSE folder: no code from a loaded model is run.
 AutoConfig.register(SarcseConfig.model_type, SarcseConfig)
 AutoModel.register(SarcseConfig, SarcseModel)
 
-# Where a plain release, which is an encoder to everyone else, has its pooler: a field of the encoder's configuration.
+# The field of the encoder's configuration with the pooler of a plain release, which is an encoder to all other tools.
 POOLER_FIELD = "sarcse_pooler"
 
 
@@ -38,18 +38,21 @@ def load_model(
     name_or_path: str, revision: str = "main", trust_remote_code: bool = False, **options: Any
 ) -> tuple[SarcseModel, PreTrainedTokenizerBase]:
     """
-    A SARCSE model as it was saved or released, or any other text encoder under fresh layers, in evaluation mode.
+    Load a SARCSE model as it was saved or released, or any other text encoder under fresh layers, in evaluation mode.
 
     Args:
         name_or_path (`str`): A folder or the id of a model on the Hub.
         revision (`str`): Branch, tag or commit of the model on the Hub.
-        trust_remote_code (`bool`): Run the code that an encoder brings, if transformers has none for it.
-        options: `dtype` and `attn_implementation` of `from_pretrained`, and fields of `SarcseConfig`, which must be
-            those that a SARCSE model was saved with.
+        trust_remote_code (`bool`): Run an encoder's own code, if transformers has none for it.
+        options: `dtype` and `attn_implementation` of `from_pretrained`, and fields of `SarcseConfig`. For a saved
+            SARCSE model, fields must have the values it was saved with.
+
+    Returns:
+        The model and its tokenizer.
 
     Raises:
-        ValueError: nothing can be loaded there, it is not a text encoder, its tokenizer is not its own, or a field is
-            impossible or not the saved SARCSE model's.
+        ValueError: if nothing can be loaded, it is not a text encoder, or the tokenizer is another model's. Also if a
+            field has an impossible value or differs from the saved SARCSE model's.
     """
     config, tokenizer = load_config_and_tokenizer(name_or_path, revision, trust_remote_code)
     with loadable(name_or_path):
@@ -73,9 +76,11 @@ def load_config_and_tokenizer(
     name_or_path: str, revision: str = "main", trust_remote_code: bool = False
 ) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """
+    Load a model's configuration and tokenizer.
+
     Raises:
-        ValueError: nothing at `name_or_path` can be loaded, it needs code that is not trusted, or its tokenizer cannot
-            be that of its encoder.
+        ValueError: if nothing at `name_or_path` can be loaded, it needs code that is not trusted, or its tokenizer
+            does not fit its encoder.
     """
     fields: dict[str, Any] = {}
     try:
@@ -90,7 +95,7 @@ def load_config_and_tokenizer(
         raise ValueError(f"{name_or_path}: neither a model folder nor a model on a reachable Hub.\n{error}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers and tokenizers have a dozen exceptions for what is missing
+    except Exception as error:  # transformers and tokenizers raise a dozen exceptions for missing files
         raise ValueError(f"{name_or_path} has no tokenizer that can be loaded ({in_one_line(error)}).") from error
     check_tokenizer(name_or_path, tokenizer, getattr(config, "encoder_config", config))
     return config, tokenizer
@@ -99,31 +104,44 @@ def load_config_and_tokenizer(
 @contextmanager
 def loadable(name_or_path: str) -> Iterator[None]:
     """
+    A context that turns transformers' exceptions while loading into one line.
+
     Raises:
-        ValueError: what transformers raises within, in one line: there are no weights, they are cut short or of other
-            sizes, or a package is missing.
+        ValueError: if the weights are missing, cut short or of other sizes, or a package is missing.
     """
     try:
         yield
     except ValueError:
         raise
     except SafetensorError as error:
-        raise ValueError(f"{name_or_path}: the weights cannot be read, copy them anew ({error}).") from error
+        raise ValueError(f"{name_or_path}: the weights cannot be read; copy them again ({error}).") from error
     except Exception as error:
         raise ValueError(f"{name_or_path}: the model cannot be loaded ({in_one_line(error)}).") from error
 
 
 def in_one_line(error: Exception) -> str:
+    """The type of an exception, and the first line of its message."""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
 def check_pooler(name_or_path: str, pooler: str, fields: dict[str, Any]) -> None:
-    """Sets the pooler of a plain release, which knows no other field."""
+    """
+    Set the pooler of a plain release, its only field.
+
+    Raises:
+        ValueError: if another pooler was asked for.
+    """
     if pooler != fields.setdefault("pooler", pooler):
         raise ValueError(f"{name_or_path} was released with pooler={pooler}: leave --pooler out.")
 
 
 def check_saved_fields(name_or_path: str, config: PretrainedConfig, fields: dict[str, Any]) -> None:
+    """
+    Check the fields that were given for a saved SARCSE model.
+
+    Raises:
+        ValueError: if one differs from the value in the saved configuration.
+    """
     for name, value in fields.items():
         if value != getattr(config, name):
             raise ValueError(f"{name_or_path} was saved with {name}={getattr(config, name)}: leave --{name} out.")
@@ -134,21 +152,23 @@ def check_saved_fields(name_or_path: str, config: PretrainedConfig, fields: dict
 
 def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, encoder_config: PretrainedConfig) -> None:
     """
+    Check that a tokenizer can be the encoder's own.
+
     Raises:
-        ValueError: the tokenizer cannot pad, or its vocabulary is not the encoder's. Without its files transformers
-            makes one of a handful of tokens, to which every word is unknown.
+        ValueError: if the tokenizer cannot pad, or its vocabulary is not the encoder's. If its files are missing,
+            transformers creates one of a handful of tokens, to which every word is unknown.
     """
     size, vocabulary_size = len(tokenizer), getattr(encoder_config, "vocab_size", None)
     # Encoders round their vocabulary up, to a multiple of 128 at the most or by a few hundred reserved tokens.
     if isinstance(vocabulary_size, int) and size < vocabulary_size / 2:
         raise ValueError(
-            f"{name} has no tokenizer of its own: the one that was found there has {size} tokens and the encoder "
+            f"{name} has no tokenizer of its own: the one found there has {size} tokens, but the encoder has "
             f"{vocabulary_size}. Put the tokenizer's files (tokenizer.json, or the vocabulary) beside the model."
         )
     if isinstance(vocabulary_size, int) and size > vocabulary_size:
         raise ValueError(
-            f"{name}: the tokenizer has {size} tokens and the encoder {vocabulary_size}. Give the encoder its own "
-            "tokenizer, or save it after `resize_token_embeddings`."
+            f"{name}: the tokenizer has {size} tokens, but the encoder has only {vocabulary_size}. Use the encoder's "
+            "own tokenizer, or call `resize_token_embeddings` on the encoder and save it."
         )
     if tokenizer.pad_token_id is None:
         raise ValueError(
@@ -157,26 +177,28 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, encoder_confi
 
 
 def fit_tokenizer(name: str, model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Gives the tokenizer the encoder's limit, and checks their padding (`check_padding`)."""
+    """Check the tokenizer's padding (`check_padding`), and set its maximum length to the encoder's limit."""
     check_padding(name, model, tokenizer)
     tokenizer.model_max_length = encoder_max_length(model, tokenizer)
 
 
 def check_padding(name: str, model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """
+    Check that the tokenizer pads with the encoder's padding token, where positions depend on it.
+
     Raises:
-        ValueError: the encoder counts positions from behind its padding token, and the tokenizer has another one.
+        ValueError: if the encoder numbers its positions from its padding token, and the tokenizer uses another one.
     """
     index = position_padding(model)
     if index is not None and index != tokenizer.pad_token_id:
         raise ValueError(
-            f"{name}: the tokenizer pads with token {tokenizer.pad_token_id} and the encoder with {index}: it is the "
-            "tokenizer of another model."
+            f"{name}: the tokenizer pads with token {tokenizer.pad_token_id}, but the encoder with {index}: the "
+            "tokenizer belongs to another model."
         )
 
 
 def position_padding(model: SarcseModel) -> int | None:
-    """The padding token from behind which RoBERTa, MPNet and their like count positions; None for other encoders."""
+    """The padding token after which RoBERTa, MPNet and the like start to number positions; None for other encoders."""
     for name, module in model.encoder.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return module.padding_idx
@@ -184,25 +206,25 @@ def position_padding(model: SarcseModel) -> int | None:
 
 
 def encoder_max_length(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The encoder's own limit in tokens, specials included; a tokenizer saved without one says 10^30."""
+    """The encoder's limit in tokens, special tokens included; a tokenizer saved without a limit has 10^30."""
     positions = getattr(model.config.encoder_config, "max_position_embeddings", None)
-    if positions is None or positions <= 0:  # XLNet says -1: its positions are relative, and there is no limit
+    if positions is None or positions <= 0:  # XLNet has -1: its positions are relative, without a limit
         return tokenizer.model_max_length
     padding = position_padding(model)
     if padding is not None:
-        positions -= padding + 1  # of RoBERTa's 514 positions 512 can be used
+        positions -= padding + 1  # RoBERTa can use 512 of its 514 positions
     return min(positions, tokenizer.model_max_length)
 
 
-# --- Code that an encoder brings -------------------------------------------------------------------------------------
+# --- An encoder's own code -------------------------------------------------------------------------------------------
 
 
 class UntrustedCodeError(ValueError):
-    """An encoder needs code of its own, and nobody has said that it may run."""
+    """An encoder needs its own code, and nobody has allowed it to run."""
 
 
 def needs_own_code(fields: dict[str, Any]) -> bool:
-    """Whether an encoder's configuration names code, and transformers itself has none for its kind."""
+    """Whether an encoder's configuration refers to its own code, and transformers has none for its type."""
     return {"AutoConfig", "AutoModel"} <= set(fields.get("auto_map", {})) and (
         fields.get("model_type") not in CONFIG_MAPPING_NAMES
     )
@@ -210,18 +232,18 @@ def needs_own_code(fields: dict[str, Any]) -> bool:
 
 def register_code(name: str, fields: dict[str, Any], revision: str, trust_remote_code: bool) -> None:
     """
-    Make transformers know the classes of an encoder that brings its own code, and that it has no class for.
+    Register an encoder's own classes with transformers, if transformers has none for its type.
 
     Raises:
-        UntrustedCodeError: such code, without `trust_remote_code`.
+        UntrustedCodeError: if the encoder needs its own code, and `trust_remote_code` is False.
     """
     if not needs_own_code(fields) or fields["model_type"] in CONFIG_MAPPING:  # or registered already
         return
     auto_map = fields["auto_map"]
     if not trust_remote_code:
         raise UntrustedCodeError(
-            f"{name} brings Python code of its own ({auto_map['AutoModel']}) and works only with it. It can do on "
-            "this machine what you can; if you have read it and trust it, give --trust_remote_code."
+            f"{name} needs its own Python code ({auto_map['AutoModel']}). That code can do on this machine whatever "
+            "you can. If you have read it and trust it, add --trust_remote_code."
         )
     config_class, model_class = (
         get_class_from_dynamic_module(auto_map[auto_class], name, revision=revision)
@@ -232,7 +254,7 @@ def register_code(name: str, fields: dict[str, Any], revision: str, trust_remote
 
 
 def point_to_code(encoder_config: PretrainedConfig, name_or_path: str) -> None:
-    """Says in the configuration where the encoder's code is, for a SARCSE model that is saved somewhere else."""
+    """Store in the configuration where the encoder's code is, for a SARCSE model that is saved elsewhere."""
     source = os.path.abspath(name_or_path) if Path(name_or_path).exists() else name_or_path
     auto_map = getattr(encoder_config, "auto_map", None)
     if auto_map:
@@ -247,8 +269,9 @@ def point_to_code(encoder_config: PretrainedConfig, name_or_path: str) -> None:
 
 def kind_of_model(name_or_path: str, revision: str = "main") -> Literal["sarcse", "sentence-transformers", "encoder"]:
     """
-    How a model wants to be loaded. A SARCSE release has a `modules.json` too, for sentence-transformers' users. What
-    cannot be read is called an encoder, for its loading says best what is wrong.
+    The kind of a model, which decides how to load it. A SARCSE release counts as `sarcse`, though it also has a
+    `modules.json` for sentence-transformers. What cannot be read counts as an encoder, since loading it gives the best
+    error message.
     """
     try:
         fields, _ = PretrainedConfig.get_config_dict(name_or_path, revision=revision)

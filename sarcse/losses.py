@@ -6,10 +6,11 @@ SARCSE's two losses, which need no Trainer:
     contrast = info_nce(*outputs.pooler_output.chunk(2), temperature=0.05)
     loss = contrast + weighted_reconstruction(outputs, token_weights)
 
-With `view_dropout=0.1` the model takes the batch as it is, and makes the views itself, of one pass of the encoder.
+With `view_dropout=0.1`, pass the model the batch without `two_views`: it makes the views itself, from one pass of the
+encoder.
 
-Where `torch.distributed` runs, both are losses of the sentences of all processes: call them in each, and let their
-gradients be averaged, as DistributedDataParallel does.
+Under `torch.distributed` both losses cover the sentences of all processes: call them in each process, and average the
+gradients, as DistributedDataParallel does.
 
 Shapes: B sentences of one process, M of all processes, L positions, R rows and T positions that are reconstructed, d
 dimensions.
@@ -28,16 +29,17 @@ from modeling_sarcse import SarcseModelOutput
 
 
 def number_of_processes() -> int:
+    """The number of processes of `torch.distributed`; 1 without it."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 class GatherWithGradient(torch.autograd.Function):
     """
-    The rows of all processes, `(B, ...)` -> `(M, ...)`, in the order of the processes; the gradient of a process' rows
-    is the sum of those that all processes have for them.
+    Gathers the rows of all processes, `(B, ...)` -> `(M, ...)`, in the order of the processes. The gradient of a
+    process' rows is the sum of the gradients that all processes have for them.
 
-    torch's own such functions are deprecated, from version to version under another name, and with its functional
-    collectives a process of four died at its end now and then.
+    torch's own functions for this are deprecated and change their names between versions. With its functional
+    collectives, one of four processes sometimes crashed on exit.
     """
 
     @staticmethod
@@ -58,14 +60,17 @@ class GatherWithGradient(torch.autograd.Function):
 
 
 def two_views(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Every sentence twice, the second views behind the first: dropout gives each row a mask of its own."""
+    """
+    Repeat every sentence of a tokenised batch, the second views after the first: each tensor `(B, L)` -> `(2B, L)`.
+    In the encoder, dropout gives each row its own mask.
+    """
     return {name: tensor.repeat(2, 1) for name, tensor in inputs.items()}  # (B, L) -> (2B, L)
 
 
 def sentence_keys(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """
-    A number for each sentence, `(B, L)` -> `(B,)`, that equal token ids share whatever their padding: the value of a
-    polynomial modulo 2^64, so that comparing the sentences of all processes costs M numbers instead of M L.
+    A hash of each sentence, `(B, L)` -> `(B,)`, that is equal for equal token ids, whatever their padding. It is the
+    value of a polynomial modulo 2^64. Comparing the sentences of all processes then takes M numbers instead of M L.
     """
     factors = torch.full((input_ids.shape[1],), 6364136223846793005, device=input_ids.device)  # Knuth's, for 64 bits
     powers = factors.cumprod(dim=0)[attention_mask.cumsum(dim=1) - 1]  # (L,) -> (B, L), from the first token on
@@ -76,20 +81,23 @@ def info_nce(
     first: torch.Tensor, second: torch.Tensor, temperature: float, keys: torch.Tensor | None = None
 ) -> torch.Tensor:
     """
-    Contrastive loss of SimCSE (arXiv 2104.08821, equation 1), mean over the rows of this process, in float32:
+    SimCSE's contrastive loss (arXiv 2104.08821, equation 1), averaged over the rows of this process:
 
         -log( exp(cos(first_i, second_i) / temperature) / sum_j exp(cos(first_i, second_j) / temperature) )
 
-    The sum is over the sentences of all processes, with gradient: the mean of the processes' losses, and of their
-    gradients, is that of one process with all sentences.
+    The sum is over the sentences of all processes, with gradient. The mean of the processes' losses, and of their
+    gradients, equals that of one process with all sentences.
 
     Args:
         first, second (`torch.Tensor` of shape `(B, d)`):
-            Embeddings of the two views. All processes have as many.
+            Embeddings of the two views. B must be the same in all processes.
         temperature (`float`): Divides the cosine similarities.
         keys (`torch.Tensor` of shape `(B,)`, *optional*):
-            From `sentence_keys`. Another sentence j with the key of i is left out of i's sum: a sentence is no
-            negative of itself.
+            From `sentence_keys`. Other sentences with the key of i are left out of i's sum, so that a repeated
+            sentence is not a negative of itself.
+
+    Returns:
+        `torch.Tensor`, a scalar in float32.
     """
     own = torch.arange(len(first), device=first.device)  # (B,), the rows of `second` that belong to those of `first`
     if number_of_processes() > 1:
@@ -107,15 +115,15 @@ def info_nce(
 
 
 def content_weights(outputs: SarcseModelOutput, token_weights: torch.Tensor) -> torch.Tensor:
-    """The weight of each token's reconstruction error, `(R, T)`, zero behind the last content token."""
+    """The weight of each token's reconstruction error, `(R, T)`, zero after the last content token."""
     _, _, mask, ids = outputs.reconstructed()
     return token_weights[ids] * mask
 
 
 def share_of_total(weight: torch.Tensor) -> torch.Tensor:
     """
-    The denominator of a weighted mean over all processes, from this process' sum of weights; divided by their number,
-    since gradients are averaged over processes.
+    The denominator of a weighted mean over all processes, from this process' sum of weights. It is divided by the
+    number of processes, because gradients are averaged over them.
     """
     if number_of_processes() > 1:
         weight = weight.detach().clone()
@@ -127,16 +135,21 @@ def weighted_reconstruction(
     outputs: SarcseModelOutput, token_weights: torch.Tensor, total_weight: torch.Tensor | None = None
 ) -> torch.Tensor:
     """
-    Weighted mean of the tokens' reconstruction errors, sum(w e) / sum(w), over the tokens of all processes.
+    SARCSE's reconstruction loss: the weighted mean of the tokens' reconstruction errors, `sum(w e) / sum(w)`, over the
+    tokens of all processes.
 
     Args:
-        outputs (`SarcseModelOutput`): With a reconstruction.
+        outputs (`SarcseModelOutput`): Of a model called with `output_reconstruction=True`.
         token_weights (`torch.Tensor` of shape `(vocabulary_size,)`): The weight of a token's error, by its id.
         total_weight (`torch.Tensor`, *optional*):
-            From `share_of_total`, where these are some rows of the batch: the losses of the parts add up to the whole.
+            From `share_of_total`, if `outputs` are only a part of the batch, so that the parts' losses add up to the
+            loss of the whole. Default: `outputs` are the whole batch.
+
+    Returns:
+        `torch.Tensor`, a scalar in float32, in squared units of the encoder's vectors.
 
     Raises:
-        ValueError: nothing was reconstructed.
+        ValueError: if nothing was reconstructed.
     """
     weights = content_weights(outputs, token_weights)  # (R, T)
     total_weight = share_of_total(weights.sum()) if total_weight is None else total_weight

@@ -1,4 +1,4 @@
-"""The command line: a recipe, the flags that override it, what to say of those that do not exist, and how to end."""
+"""The command line: a recipe, the flags that override it, hints for flags that do not exist, and exit codes."""
 
 import argparse
 import difflib
@@ -19,14 +19,14 @@ from sarcse.sentences import DataArguments
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Without "(default: None)" behind a text that says what the default is."""
+    """Omits "(default: None)", because such a help text explains the default itself."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
 
 
 class ArgumentParser(HfArgumentParser):
-    """HfArgumentParser whose errors are one line, without the 150 options of the usage."""
+    """HfArgumentParser with one-line errors, without the usage and its 150 options."""
 
     def error(self, message: str) -> NoReturn:
         print(f"train.py: error: {message}", file=sys.stderr)
@@ -35,11 +35,11 @@ class ArgumentParser(HfArgumentParser):
 
 def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, SarcseTrainingArguments]:
     """
-    The three argument groups from a recipe, if the first argument is one, and the flags after it, which win.
+    Parse a recipe, if the first argument is one, and the flags after it, which override it, into the three groups.
 
     Raises:
-        ValueError: the recipe cannot be read, or a field is unknown or has an impossible value.
-        SystemExit: `--help`, or a value of the wrong type (exit code 2).
+        ValueError: if the recipe cannot be read, or a field is unknown or has an impossible value.
+        SystemExit: on `--help`, or if a value has the wrong type (exit code 2).
     """
     groups = (ModelArguments, DataArguments, SarcseTrainingArguments)
     parser = ArgumentParser(
@@ -61,18 +61,23 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
 
 
 def read_recipe(path: Path, known: list[str]) -> list[str]:
-    """The recipe's fields as flags, so that argparse checks both alike; a field that is null keeps its default."""
+    """
+    The recipe's fields as flags, so that argparse checks both in the same way. A null field keeps its default.
+
+    Raises:
+        ValueError: if the file cannot be read, is not a YAML mapping, or has an unknown field.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such recipe. A recipe is a YAML file; flags begin with --.")
     try:
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text) or {}
-        # As they stand in the file: YAML takes `no` for false and 1e-5, which has no point, for a word.
+        # The values as written: YAML reads `no` as false and 1e-5, which has no point, as a string.
         texts = yaml.load(text, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a YAML file: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: a recipe is made of lines `field: value`.")
+        raise ValueError(f"{path}: a recipe consists of lines `field: value`.")
     flags = []
     for name, value in values.items():
         if name not in known:
@@ -84,7 +89,7 @@ def read_recipe(path: Path, known: list[str]) -> list[str]:
     return flags
 
 
-# What other programs, and transformers of before, call what is meant.
+# Names in other programs and in earlier versions of transformers -> names here.
 OTHER_NAMES = {
     # transformers
     "group_by_length": "train_sampling_strategy group_by_length",
@@ -97,7 +102,7 @@ OTHER_NAMES = {
     # The SimCSE repository
     "temp": "contrastive_temperature",
     "pooler_type": "pooler",
-    "mlp_only_train": "pooler cls, whose layer is for training only",
+    "mlp_only_train": "pooler cls, whose extra layer is for training only",
     # sentence-transformers and common sense
     "temperature": "contrastive_temperature",
     "max_length": "max_seq_length",
@@ -108,7 +113,7 @@ OTHER_NAMES = {
 }
 
 
-# What this program had once.
+# Arguments that earlier versions had.
 GONE = {
     "pooling": "The integrated vectors are pooled by their mean, which was far better than their maximum",
     "decoder_initialization": "A fresh decoder gives the sentence embedding at every position",
@@ -117,6 +122,7 @@ GONE = {
 
 
 def unknown_field(name: str, known: list[str]) -> str:
+    """The error message for an unknown flag or field, with the nearest known one, if any."""
     name = str(name).split("=")[0]
     bare = name.lstrip("-")
     dashes = name[: len(name) - len(bare)]
@@ -130,7 +136,7 @@ def unknown_field(name: str, known: list[str]) -> str:
 
 @contextmanager
 def one_line_errors(command: str) -> Iterator[None]:
-    """An error of the user's ends the command with one line and exit code 2, Ctrl-C with 130 and nothing."""
+    """A context in which a user error ends the command with one line and exit code 2, and Ctrl-C with 130 silently."""
     try:
         yield
     except ValueError as error:

@@ -1,7 +1,7 @@
 """
-training_record.json: what a card tells of a training, written beside the model at its end.
+training_record.json: the facts about a training that a card shows, written beside the model after training.
 
-Nothing in it names this machine: of local files and folders only the last part of their names.
+Nothing in it identifies this machine: local files and folders appear only with the last part of their names.
 """
 
 import json
@@ -25,8 +25,8 @@ from sarcse.checkpoints import decides
 
 FILE_NAME = "training_record.json"
 
-# What decides, with the data and the model's configuration, which weights come out: of transformers' arguments these,
-# and of SARCSE's all that decide.
+# The arguments that, with the data and the model's configuration, determine the trained weights: these of
+# transformers', and all of SARCSE's that affect the result.
 HYPERPARAMETERS = (
     "num_train_epochs",
     "max_steps",
@@ -55,13 +55,14 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers")
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Write `content` to a file as indented JSON."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def describe_base_model(name_or_path: str, revision: str) -> dict[str, str | None]:
     """
-    The encoder or SARCSE model that a training starts from: `name`, and the commit as `revision`, which is None for
-    what is not at the Hub. Ask before the training: a branch may have moved on after it.
+    The encoder or SARCSE model that a training starts from: its `name`, and its commit as `revision`, which is None if
+    it is not on the Hub. Call this before the training, because a branch may move on during it.
     """
     if not name_or_path:
         return {"name": "random weights", "revision": None}
@@ -69,15 +70,15 @@ def describe_base_model(name_or_path: str, revision: str) -> dict[str, str | Non
         return {"name": Path(name_or_path).name, "revision": None}
     try:
         commit = extract_commit_hash(cached_file(name_or_path, CONFIG_NAME, revision=revision), None)
-    except OSError:  # a name that was given by hand
+    except OSError:  # a name that was set by hand
         commit = None
     return {"name": name_or_path, "revision": commit}
 
 
 def code_commit() -> str | None:
-    """The commit of this code, with `-dirty` where it has been changed since; None for an installed package."""
+    """The commit of this code, with `-dirty` if it has been changed since; None for an installed package."""
     root = Path(__file__).parent.parent
-    if not (root / ".git").exists():  # git would go on to a repository that the environment may lie in
+    if not (root / ".git").exists():  # git would find a repository that the environment may be inside
         return None
     git = partial(subprocess.run, capture_output=True, text=True, check=True, cwd=root, stdin=subprocess.DEVNULL)
     try:
@@ -96,13 +97,15 @@ def training_record(
     seconds: float | None,
 ) -> dict[str, Any]:
     """
+    The content of training_record.json.
+
     Args:
         base_model (`dict`): From `describe_base_model`.
-        config (`SarcseConfig`): Of the model that is trained.
+        config (`SarcseConfig`): The trained model's.
         sentences (`dict`): The description of a `Corpus`.
-        args (`SarcseTrainingArguments`): Of the training.
-        commit (`str`, *optional*): From `code_commit`, as the training began.
-        seconds (`float`, *optional*): That the training took; None for one that was interrupted.
+        args (`SarcseTrainingArguments`): The training's.
+        commit (`str`, *optional*): From `code_commit`, when the training began.
+        seconds (`float`, *optional*): Duration of the training; None if it was interrupted.
     """
     values = args.to_dict()
     values["view_dropout"] = args.view_dropout_of(config.pooler)
@@ -121,12 +124,13 @@ def training_record(
 
 
 def versions() -> dict[str, str]:
+    """Versions of this project, of Python and of `PACKAGES`."""
     packages = {package: version(package) for package in PACKAGES}
     return {"sarcse": __version__, "python": platform.python_version(), **packages}
 
 
 def hardware(args: TrainingArguments) -> str:
-    """Processes, and what each ran on."""
+    """The number of processes, and the device of each."""
     if args.device.type == "cuda":
         return f"{args.world_size} x {torch.cuda.get_device_name(args.device)}"
     threads = torch.get_num_threads()

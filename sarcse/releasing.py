@@ -1,4 +1,4 @@
-"""What a training leaves: the model with its record and scores, and the release of it at the Hub."""
+"""The results of a training: the model with its record and scores, and its release on the Hub."""
 
 import copy
 from dataclasses import fields
@@ -30,17 +30,19 @@ logger = logging.get_logger(__name__)
 
 class ReleasingTrainer(Trainer):
     """
-    A Trainer whose `push_to_hub` is a verified release with a card made of what was recorded and measured; its own
-    would upload checkpoints and pickles, and a card that knows nothing. How it trains, `SarcseTrainer` says.
+    A Trainer whose `push_to_hub` makes a verified release, with a card made from the training's record and scores. The
+    method of transformers would upload checkpoints and pickles, with a nearly empty card.
+
+    This is the base class of `SarcseTrainer`, which adds the training.
 
     Attributes:
-        corpus (`Corpus`, *optional*): What is trained on.
+        corpus (`Corpus`, *optional*): The training data.
         base_model (`dict`): From `describe_base_model`.
-        commit (`str`, *optional*): Of the code, as the training began.
-        seconds (`float`, *optional*): That the training took, with its evaluations; None if it was interrupted.
-        tasks (`dict[str, datasets.Dataset]`), measurements (`dict[str, Measurement]`):
-            Graded pairs, and what was measured on them before and after the training, by row.
-        results (`Results`, *optional*): The scores of these, on the first process.
+        commit (`str`, *optional*): Commit of the code when the training began.
+        seconds (`float`, *optional*): Duration of the training with its evaluations; None if it was interrupted.
+        tasks (`dict[str, datasets.Dataset]`): Graded pairs to score on, by name.
+        measurements (`dict[str, Measurement]`): Measurements on these before and after the training, by row.
+        results (`Results`, *optional*): The scores from these measurements, on the first process only.
     """
 
     args: SarcseTrainingArguments
@@ -55,23 +57,25 @@ class ReleasingTrainer(Trainer):
 
     @property
     def unwrapped(self) -> SarcseModel:
-        """The model without what several processes or torch.compile put around it."""
+        """The model without the wrappers of distributed training and torch.compile."""
         return self.accelerator.unwrap_model(self.model)
 
     @property
     def model_dir(self) -> Path:
-        """Where the finished model is. Not beside adapters, which transformers would put on it once more."""
+        """The finished model's folder. It is not that of the adapters, which transformers would apply once more."""
         return Path(self.args.output_dir, "merged" if has_adapters(self.model) else "")
 
     def merged(self) -> SarcseModel:
-        """The model or, if it has adapters, a copy with these in its weights."""
+        """The model or, if it has adapters, a copy with the adapters merged into its weights."""
         return copy.deepcopy(self.unwrapped).merge_and_unload() if has_adapters(self.model) else self.unwrapped
 
     def save_results(self) -> Results | None:
         """
-        Write into `model_dir` the model and what its card tells: the record of the training, its log and curve, and
-        the scores before and after with their figures. Returns these scores; None without, and on other processes than
-        the first, which alone writes.
+        Write the model into `model_dir` with everything its card needs: the training's record, log and curve, and the
+        scores before and after with their figures. Only the first process writes.
+
+        Returns:
+            The scores; None if there are none, and on all other processes.
         """
         if not self.is_world_process_zero():
             return None
@@ -93,38 +97,39 @@ class ReleasingTrainer(Trainer):
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """
-        With `push_to_hub`, before the training: whether the Hub will have the release. Nothing is made there yet.
+        With `push_to_hub`, check before the training that a release can be pushed. Nothing is created on the Hub yet.
 
         Raises:
-            ValueError: there is no token that can write there, no Hub to reach, or no release to be made of the model.
+            ValueError: if no token can write there, the Hub cannot be reached, or no release can be made of the model.
         """
         check_releasable(self.model.name_or_path, self.model.config.encoder_config.to_dict())
         self.hub_model_id = repository_of_training(self.args)
 
     def check_form(self) -> None:
         """
-        Whether there is a release as `plain` wants it, which alone can ask too much: better known before the training.
+        With `plain`, check before the training that the model can have a plain release. The other forms are always
+        possible.
 
         Raises:
-            ValueError: there is none.
+            ValueError: if it cannot.
         """
         if self.args.plain and self.processing_class is not None and not has_adapters(self.model):
             is_plain(self.args, self.unwrapped, self.processing_class)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Checkpoints stay here: what is pushed is a release."""
+        """Do nothing: checkpoints stay local, and only a release is pushed."""
 
     def save_for_card(self, others: dict[str, Any]) -> bool:
         """
-        Write the results, for a card to be made of them; whether this process makes it.
+        Write the results that a card is made from; returns whether this process makes the card.
 
         Raises:
-            ValueError: there is no tokenizer.
+            ValueError: if there is no tokenizer.
         """
         if self.processing_class is None:
-            raise ValueError("A release or its card needs the tokenizer: give it as `processing_class`.")
-        if others:  # which transformers' own scripts give
-            logger.warning(f"{', '.join(others)}: the card is made of the training's own record; not taken.")
+            raise ValueError("A release or its card needs the tokenizer: pass it as `processing_class`.")
+        if others:  # transformers' own scripts pass them
+            logger.warning(f"{', '.join(others)}: ignored, since the card is made from the training's own record.")
         self.save_results()
         return self.is_world_process_zero()
 
@@ -136,12 +141,15 @@ class ReleasingTrainer(Trainer):
         **others: Any,
     ) -> None:
         """
-        The release's card as README.md beside the model, from the record and the scores, which it writes as well.
+        Write the release's card as README.md beside the model, from the record and the scores, which are written too.
 
         Args:
-            language, license: As `hub_language` and `hub_license`, which are the defaults.
-            model_name (`str`, *optional*): Its repository, you/name. Default: `hub_model_id` or the folder's name.
-            others: transformers' further arguments are known to the record, and not taken from here.
+            language, license: Default: `hub_language` and `hub_license`.
+            model_name (`str`, *optional*): The repository, you/name. Default: `hub_model_id` or the folder's name.
+            others: transformers' further arguments; ignored, because the record has this information.
+
+        Raises:
+            ValueError: if there is no tokenizer.
         """
         if not self.save_for_card(others):
             return
@@ -169,19 +177,22 @@ class ReleasingTrainer(Trainer):
         **others: Any,
     ) -> str | None:
         """
-        Write the results, and build, verify and push a release of them; returns the commit's address, on the first
-        process. A push always waits until it is done.
+        Write the results, and build, verify and push a release of them.
 
         Args:
             commit_message (`str`, *optional*): Default: "Release" and the tag.
+            blocking (`bool`): Has no effect: the call always waits for the upload.
             token (`str`, *optional*): Default: the one of `hf auth login`, or HF_TOKEN.
             revision (`str`, *optional*): Branch. Default: `hub_revision`, or main.
             language, license: As in `create_model_card`.
             tag (`str`, *optional*): Name of the release. Default: `release-` and a hash of its content.
-            others: `plain`, `with_code`, `with_decoder` and `onnx_int8`, whose defaults are those of the arguments.
+            others: `plain`, `with_code`, `with_decoder` and `onnx_int8`. Default: their values in `args`.
+
+        Returns:
+            The commit's address on the first process, None on the others.
 
         Raises:
-            ValueError: the release cannot be built or pushed; the message says how to finish.
+            ValueError: if the release cannot be built or pushed; the message says how to finish.
         """
         args = self.args
         form = {f.name: others.pop(f.name, getattr(args, f.name)) for f in fields(ReleaseArguments)}
@@ -190,7 +201,7 @@ class ReleasingTrainer(Trainer):
         options = ReleaseOptions(
             model_dir=str(self.model_dir),
             release_dir=str(Path(args.output_dir, "release")),
-            push="you/name",  # so that the message below has a whole command
+            push="you/name",  # so that the message below has a complete command
             private=bool(args.hub_private_repo),
             revision=revision or args.hub_revision or "main",
             tag=tag,
@@ -208,9 +219,10 @@ class ReleasingTrainer(Trainer):
 
 
 def as_list(values: str | list[str] | None) -> list[str]:
+    """One value, several or none as a list."""
     return [values] if isinstance(values, str) else values or []
 
 
 def has_adapters(model: torch.nn.Module) -> bool:
-    """Whether the weights are those of an encoder with PEFT's adapters on it."""
+    """Whether the model has PEFT adapters."""
     return hasattr(model, "peft_config")

@@ -1,4 +1,4 @@
-"""Sentences to train on, from files or the Hub, in memory or read while training."""
+"""Training sentences from files or the Hub, in memory or read while training."""
 
 import hashlib
 import itertools
@@ -30,7 +30,7 @@ from sarcse.sts import STS_TASKS
 logger = logging.getLogger(__name__)
 
 
-# `hf://` reads a data set's file from the Hub. The file is the one that SimCSE's training script downloads.
+# `hf://` reads a file of a data set on the Hub. This is the file that SimCSE's training script downloads.
 WIKI1M = "hf://datasets/princeton-nlp/datasets-for-simcse/wiki1m_for_simcse.txt"
 
 
@@ -43,17 +43,17 @@ class DataArguments:
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "Sentences: .txt with one a line, .jsonl, .csv, .tsv or .parquet (also .gz, .xz, .zst), local or "
-            "hf://, or a pattern for several files, 'corpus/*.txt'. Default: SimCSE's million Wikipedia sentences "
+            "help": "Sentences: .txt with one per line, .jsonl, .csv, .tsv or .parquet (also .gz, .xz, .zst), local "
+            "or hf://, or a pattern for several files, 'corpus/*.txt'. Default: SimCSE's million Wikipedia sentences "
             "from the Hub."
         },
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A data set of the Hub instead of a file; its split `train` is used."}
+        default=None, metadata={"help": "A data set on the Hub instead of a file; its split `train` is used."}
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "The data set's configuration."})
     text_column: str = field(default="text", metadata={"help": "The column with the sentences."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many sentences."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train only on the first N sentences."})
     streaming: bool = field(
         default=False,
         metadata={"help": "Read the sentences while training, for corpora of any size. Needs --max_steps."},
@@ -63,25 +63,23 @@ class DataArguments:
     )
     sts_tasks: list[str] = field(
         default_factory=lambda: list(STS_TASKS),
-        metadata={"help": "Tasks of the table before and after training.", "choices": list(STS_TASKS)},
+        metadata={"help": "Tasks to score before and after training.", "choices": list(STS_TASKS)},
     )
     eval_pairs: str | None = field(
         default=None,
-        metadata={
-            "help": "A file of graded pairs (sentence1, sentence2, score) that takes the place of all STS data."
-        },
+        metadata={"help": "A file of graded pairs (sentence1, sentence2, score), used instead of all STS data."},
     )
 
 
 def load_sentences(arguments: DataArguments) -> datasets.Dataset | datasets.IterableDataset:
     """
-    The training sentences as the only column, named `text_column`, without blank ones (their number is logged); with
-    `streaming` they are read when they are asked for.
+    Load the training sentences as a data set with the single column `text_column`. Blank sentences are dropped, and
+    their number is logged. With `streaming` the sentences are read on demand.
 
     Raises:
-        ValueError: the file is missing, empty, not UTF-8 (the line is named), or of an unknown kind; the data set
-            cannot be loaded; there is no such column, or a row of it is not text. The message says which; of a stream
-            only the beginning is looked at, and the rest raises `UnreadableDataError` when it is read.
+        ValueError: if the data cannot be loaded, or the column is missing or has a row that is not text. A file may be
+            missing, empty, not UTF-8, or of an unknown kind; the message names the line where there is one. Of a
+            stream only the beginning is checked: the rest raises `UnreadableDataError` when it is read.
     """
     if arguments.dataset_name is not None and arguments.train_file is not None:
         raise ValueError("give either --train_file or --dataset_name, not both.")
@@ -103,30 +101,30 @@ def without_blank(
     sentences: datasets.Dataset | datasets.IterableDataset, name: str
 ) -> datasets.Dataset | datasets.IterableDataset:
     """
-    Without the rows of the only column that are empty; in memory their number is logged.
+    Drop the blank rows of a data set's only column; for data in memory, log their number.
 
     Raises:
-        ValueError: no other row is there, of what is in memory; `name` stands for it.
+        ValueError: if the data are in memory and all rows are blank; the message has `name`.
     """
     if isinstance(sentences, datasets.IterableDataset):
         return sentences.filter(_has_text)
     (column,) = sentences.column_names
     kept = sentences.filter(_not_blank, input_columns=column, desc="Dropping blank lines")
     if len(kept) < len(sentences):
-        logger.warning(f"{name}: {len(sentences) - len(kept)} of {len(sentences)} lines are blank and skipped.")
+        logger.warning(f"{name}: {len(sentences) - len(kept)} of {len(sentences)} lines are blank, and are skipped.")
     if len(kept) == 0:
         raise ValueError(f"{name}: no sentence in it.")
     return kept
 
 
 def sentences_of_files(arguments: DataArguments) -> datasets.Dataset | datasets.IterableDataset:
-    """All rows of the files; in memory they are those of the cache, unless a file has changed since."""
+    """All rows of the files. In memory, they come from the cache of `datasets`, unless a file has changed."""
     name, column = name_of_sentences(arguments), arguments.text_column
     files = matching_files(name)
     features = datasets.Features({column: datasets.Value("string")})
     if arguments.streaming:
-        next(text_cells(files[:1], column), None)  # its column is there
-        # A list is what processes share out among them.
+        next(text_cells(files[:1], column), None)  # raises an error if the column is missing
+        # `datasets` distributes the items of a list over the processes.
         return datasets.IterableDataset.from_generator(
             text_cells, features=features, gen_kwargs={"files": files, "column": column}
         )
@@ -139,13 +137,13 @@ def sentences_of_files(arguments: DataArguments) -> datasets.Dataset | datasets.
 
 
 def text_cells(files: list[str], column: str, versions: list[str] | None = None) -> Iterator[dict[str, str | None]]:
-    """Rows of one column of text; `versions` tell the cache of `datasets` which content was read."""
+    """Rows of one column of text; `versions` make the cache of `datasets` depend on the files' content."""
     for place, row in read_rows(files, (column,)):
         yield {column: text_of(place, column, row[column])}
 
 
 def sentences_of_dataset(name: str, arguments: DataArguments) -> datasets.Dataset | datasets.IterableDataset:
-    """The column of a data set of the Hub. Its types are known or, of a stream of plain files, checked row by row."""
+    """The text column of a data set on the Hub. If a stream of plain files has no types, each row is checked."""
     column = arguments.text_column
     sentences = load_or_explain(name, name, arguments.dataset_config_name, streaming=arguments.streaming)
     features = sentences.features
@@ -169,8 +167,10 @@ def _checked(row: dict[str, Any], name: str, column: str) -> dict[str, str | Non
 
 def readable(name: str, stream: Iterable[Any]) -> Iterator[Any]:
     """
+    Yield the items of a stream.
+
     Raises:
-        UnreadableDataError: what the stream's reader raises, as one message that names the file or data set.
+        UnreadableDataError: if the stream's reader fails, in one message that names the file or data set.
     """
     try:
         yield from stream
@@ -178,21 +178,21 @@ def readable(name: str, stream: Iterable[Any]) -> Iterator[Any]:
         raise explained(name, error) from error
 
 
-# Sentences among which a stream's next one is drawn: enough to mix the articles of a corpus that was not shuffled.
+# A stream's next sentence is drawn from this many: enough to mix the articles of a corpus that was not shuffled.
 SHUFFLE_BUFFER_SIZE = 10_000
 
 
 class SentenceStream(torch.utils.data.IterableDataset):
     """
-    One process' share of a stream of sentences, without end: every pass is shuffled anew, the order of the files and
+    One process' share of a stream of sentences, repeated without end. Every pass shuffles the files, and the sentences
     within a buffer, and gives each sentence to one process. If the number of files is a multiple of the number of
-    processes, each process reads its own files; else each reads all of them and keeps every n-th sentence.
+    processes, each process reads its own files; otherwise each reads all files and keeps every n-th sentence.
 
     Args:
-        name (`str`): Of the file or data set, for messages.
+        name (`str`): Name of the file or data set, for messages.
         sentences (`datasets.IterableDataset`): From `load_sentences`.
-        seed (`int`): Of the shuffling, the same for all processes.
-        process_index, num_processes (`int`): Whose share it is, and of how many.
+        seed (`int`): Seed of the shuffling, the same for all processes.
+        process_index, num_processes (`int`): This process, and the number of processes.
     """
 
     def __init__(
@@ -211,18 +211,20 @@ class SentenceStream(torch.utils.data.IterableDataset):
                 return  # a worker without a file of its own
 
     def one_pass(self, number: int) -> datasets.IterableDataset:
+        """This process' share of pass `number`, shuffled."""
         shuffled = self.sentences.shuffle(seed=self.seed + number, buffer_size=SHUFFLE_BUFFER_SIZE)
         return split_dataset_by_node(shuffled, self.process_index, self.num_processes)
 
 
 def name_of_sentences(arguments: DataArguments) -> str:
+    """The data set's or the file's name, or the pattern, that the sentences come from."""
     return arguments.dataset_name or arguments.train_file or WIKI1M
 
 
 def source_of_sentences(arguments: DataArguments) -> dict[str, str | None]:
     """
-    For the card: `name` of the file (without its folder, if it is local) or data set, and its `hub_id`, if it comes
-    from the Hub.
+    The source of the sentences, for the card: the `name` of the file (without its folder, if it is local) or data set,
+    and its `hub_id`, which is None if it does not come from the Hub.
     """
     name = name_of_sentences(arguments)
     in_hub_file = re.match(r"hf://datasets/([^/@]+/[^/@]+)", name)
@@ -234,16 +236,21 @@ def source_of_sentences(arguments: DataArguments) -> dict[str, str | None]:
 
 
 def first_part(stream: datasets.IterableDataset, name: str, number: int) -> datasets.Dataset:
-    """The sentences at the beginning of a stream whose tokens are counted, no more than `number`."""
+    """
+    The first sentences of a stream, at most `number`, which token frequencies come from.
+
+    Raises:
+        ValueError: if the stream is empty.
+    """
     rows = list(tqdm(readable(name, stream.take(number)), desc="First part", total=number, leave=False, disable=None))
     if not rows:
         raise ValueError(f"{name}: no sentence in it.")
-    logger.warning(f"{name}: tokens are counted in the first {len(rows)} sentences.")
+    logger.warning(f"{name}: token frequencies come from the first {len(rows)} sentences.")
     return datasets.Dataset.from_list(rows)
 
 
 def fingerprint(rows: datasets.Dataset) -> str:
-    """SHA-256 of all cells, row by row, each followed by a newline."""
+    """The SHA-256 of all cells, row by row, each followed by a newline."""
     digest = hashlib.sha256()
     for batch in rows.iter(batch_size=10_000):
         digest.update("".join(f"{cell}\n" for row in zip(*batch.values()) for cell in row).encode())

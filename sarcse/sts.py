@@ -1,4 +1,4 @@
-"""Graded sentence pairs to score on, from files or the Hub."""
+"""Graded sentence pairs for scoring, from files or the Hub."""
 
 import logging
 import math
@@ -14,12 +14,15 @@ from sarcse.files import UnreadableDataError, load_or_explain, matching_files, r
 logger = logging.getLogger(__name__)
 
 
-# Every loader returns a data set with the columns sentence1, sentence2, score and maybe subset.
+# Every loader returns a data set with the columns sentence1, sentence2, score and sometimes subset.
 
 
 @dataclass(frozen=True)
 class StsTask:
-    """One task: its place in a SentEval folder, its data set on the Hub, its scored test pairs, and its subsets."""
+    """
+    One task: its place in a SentEval folder, its data set on the Hub, the number of its scored test pairs, and its
+    subsets.
+    """
 
     folder: str
     hub_id: str
@@ -27,7 +30,7 @@ class StsTask:
     subsets: tuple[str, ...] = ()
 
 
-# The subsets are those that SentEval evaluates on (senteval/sts.py); SMT of 2013 is not free.
+# The subsets that SentEval evaluates on (senteval/sts.py); the SMT subset of 2013 is not free.
 STS_TASKS = {
     "STS12": StsTask(
         "STS/STS12-en-test",
@@ -66,19 +69,19 @@ SICK_COLUMNS = {"score": 3, "sentence1": 1, "sentence2": 2}
 
 def load_sts(task_name: str, sts_dir: str | None = None, split: str = "test") -> datasets.Dataset:
     """
-    Scored sentence pairs of one STS task, all subsets concatenated. Missing subsets are named in a warning.
+    Load the scored sentence pairs of one STS task, all subsets concatenated. A warning names missing subsets.
 
     Args:
         task_name (`str`): A key of `STS_TASKS`.
-        sts_dir (`str`, *optional*): Folder in SentEval's layout. Without it the pairs come from the Hub.
+        sts_dir (`str`, *optional*): Folder in SentEval's layout. Default: the pairs come from the Hub.
         split (`str`): `"test"`, or `"dev"` for STSB.
 
     Returns:
         `datasets.Dataset` with the columns `sentence1`, `sentence2`, `score` and, from a folder, `subset` (for STSB
-        the genre). Pairs without a score are left out; runs of whitespace are one space, as SentEval reads them.
+        the genre). Pairs without a score are left out; runs of whitespace become one space, as in SentEval.
 
     Raises:
-        ValueError: a file is missing or cannot be read, or the Hub cannot be reached; the message says what to do.
+        ValueError: if a file is missing or cannot be read, or the Hub cannot be reached; the message says what to do.
     """
     task = STS_TASKS[task_name]
     if sts_dir is None:
@@ -92,7 +95,7 @@ def load_sts(task_name: str, sts_dir: str | None = None, split: str = "test") ->
     expected = task.pairs if split == "test" else STSB_DEV_PAIRS
     if len(pairs) != expected:
         logger.warning(
-            f"{task_name} {split} has {len(pairs)} scored pairs here, the published task has {expected}: "
+            f"{task_name} {split} has {len(pairs)} scored pairs here, but the published task has {expected}: "
             "the score is not comparable with published ones."
         )
     return with_two_scores(pairs, f"{task_name} {split}")
@@ -103,16 +106,16 @@ def _load_from_hub(task: StsTask, split: str) -> datasets.Dataset:
         return load_or_explain(task.hub_id, task.hub_id, split="validation" if split == "dev" else split)
     except ValueError as error:
         raise ValueError(
-            f"{error} Give a folder in SentEval's layout with --sts_dir, or try again with a connection."
+            f"{error} Set --sts_dir to a folder in SentEval's layout, or try again with a connection."
         ) from error
 
 
 def read_table(path: Path, columns: dict[str, int], has_header: bool) -> datasets.Dataset:
     """
-    The scored pairs of a tab-separated file, whose columns are given by their places.
+    Read the scored pairs of a tab-separated file, whose columns are given by their positions.
 
     Raises:
-        ValueError: the file is missing or not UTF-8, or a line has too few fields or a score that is not a number.
+        ValueError: if the file is missing or not UTF-8, or a line has too few fields or a score that is not a number.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file. Leave the task out with --tasks, or add the file.")
@@ -127,19 +130,19 @@ def read_table(path: Path, columns: dict[str, int], has_header: bool) -> dataset
 
 def _read_year(folder: Path, subsets: tuple[str, ...]) -> datasets.Dataset:
     """
-    Subsets of one year: `STS.input.NAME.txt` with two sentences a line, `STS.gs.NAME.txt` with the gold scores. Other
-    files (`STS.gs.ALL.txt` of 2012, `STS.gs.SMT.txt` of 2013) are not SentEval's business and not ours.
+    Read the subsets of one year: `STS.input.NAME.txt` with two sentences per line, and `STS.gs.NAME.txt` with the gold
+    scores. Other files (`STS.gs.ALL.txt` of 2012, `STS.gs.SMT.txt` of 2013) are ignored, as in SentEval.
     """
     rows, missing = [], []
     for subset in subsets:
-        # The archive of 2016 has names of its own, which SentEval's download script changes.
+        # The archive of 2016 has other names, which SentEval's download script changes.
         prefix = "STS2016" if (folder / f"STS2016.gs.{subset}.txt").is_file() else "STS"
         input_file, gold_file = (folder / f"{prefix}.{kind}.{subset}.txt" for kind in ("input", "gs"))
         found = [file.is_file() for file in (input_file, gold_file)]
         if all(found):
             rows += _read_subset(input_file, gold_file, subset)
         elif any(found):
-            raise ValueError(f"{gold_file if found[0] else input_file}: no such file, but its other half is there.")
+            raise ValueError(f"{gold_file if found[0] else input_file}: no such file, though its counterpart exists.")
         else:
             missing.append(subset)
     if len(missing) == len(subsets):
@@ -155,7 +158,10 @@ def _read_year(folder: Path, subsets: tuple[str, ...]) -> datasets.Dataset:
 def _read_subset(input_file: Path, gold_file: Path, subset: str) -> list[dict[str, Any]]:
     lines, golds = _read_lines(input_file), _read_lines(gold_file)
     if len(lines) != len(golds):
-        raise ValueError(f"{input_file} has {len(lines)} lines and {gold_file} {len(golds)}: they must be as many.")
+        raise ValueError(
+            f"{input_file} has {len(lines)} lines, but {gold_file} has {len(golds)}: both files need the same number "
+            "of lines."
+        )
     rows = []
     for number, (line, gold) in enumerate(zip(lines, golds), start=1):
         if gold.strip():  # most pairs of 2015 and 2016 were never scored
@@ -179,7 +185,7 @@ def _read_lines(path: Path) -> list[str]:
 def _split(path: Path, number: int, line: str, at_least: int) -> list[str]:
     cells = line.split("\t")
     if len(cells) < at_least:
-        raise ValueError(f"{path}, line {number}: {len(cells)} tab-separated fields, where a pair needs {at_least}.")
+        raise ValueError(f"{path}, line {number}: {len(cells)} tab-separated fields, but a pair needs {at_least}.")
     return [" ".join(cell.split()) for cell in cells]
 
 
@@ -201,8 +207,10 @@ def _dataset(rows: list[dict[str, Any]], path: Path) -> datasets.Dataset:
 
 def check_pairs(name: str, pairs: Any) -> None:
     """
+    Check that `pairs` are a data set of graded sentence pairs; `name` is for the message.
+
     Raises:
-        ValueError: `pairs`, which `name` stands for, are no data set of graded sentence pairs.
+        ValueError: if they are not.
     """
     columns = pairs.column_names if isinstance(pairs, datasets.Dataset) else type(pairs).__name__
     if isinstance(columns, str) or not {"sentence1", "sentence2", "score"} <= {*columns}:
@@ -213,12 +221,12 @@ def check_pairs(name: str, pairs: Any) -> None:
 
 def load_pairs(path: str) -> datasets.Dataset:
     """
-    Scored pairs of one's own: a .tsv, .csv, .jsonl or .parquet file with the columns sentence1, sentence2 and score,
-    and, for scores by subset, maybe subset. Pairs without a score are left out, their number is logged.
+    Load your own scored pairs from a .tsv, .csv, .jsonl or .parquet file with the columns sentence1, sentence2 and
+    score, and optionally subset, for scores by subset. Pairs without a score are left out, and their number is logged.
 
     Raises:
-        ValueError: the file is missing or cannot be read, lacks a column, has a score that is not a number, or not two
-            different ones.
+        ValueError: if the file is missing or cannot be read, lacks a column, has a score that is not a number, or does
+            not have two different scores.
     """
     rows, number = [], 0
     for place, pair in read_rows(matching_files(path), ("sentence1", "sentence2", "score"), optional=("subset",)):
@@ -230,14 +238,14 @@ def load_pairs(path: str) -> datasets.Dataset:
         if not math.isnan(row["score"]):
             rows.append(row)
     if number > len(rows):
-        logger.warning(f"{path}: {number - len(rows)} of {number} pairs have no score and are left out.")
+        logger.warning(f"{path}: {number - len(rows)} of {number} pairs have no score, and are left out.")
     if any("subset" in row for row in rows):
         rows = [{"subset": "", **row} for row in rows]
     return with_two_scores(_dataset(rows, Path(path)), path)
 
 
 def _own_score(place: str, value: Any) -> float:
-    """A cell of the column score; NaN for none."""
+    """A cell of the column score as a number; NaN if it is empty."""
     if value is None or isinstance(value, str) and not value.strip():
         return math.nan
     try:
@@ -251,22 +259,22 @@ def _own_score(place: str, value: Any) -> float:
 
 def with_two_scores(pairs: datasets.Dataset, name: str | Path) -> datasets.Dataset:
     """
-    The pairs, if there is a correlation to measure.
+    Return the pairs unchanged, after checking that a correlation can be measured on them.
 
     Raises:
-        ValueError: there is one pair, or all have the same score.
+        ValueError: if there is only one pair, or all have the same score.
     """
     scores = pairs["score"][:]
     if len(set(scores)) < 2:
         raise ValueError(
             f"{name}: a correlation needs two pairs with different scores; "
-            + ("there is one pair." if len(scores) == 1 else f"all {len(scores)} have the score {scores[0]:g}.")
+            + ("there is only one." if len(scores) == 1 else f"all {len(scores)} have the score {scores[0]:g}.")
         )
     return pairs
 
 
 def load_tasks(task_names: list[str], sts_dir: str | None, pairs: str | None) -> dict[str, datasets.Dataset]:
-    """The test pairs to score on, by task name; those of a file of one's own go by the file's name."""
+    """Load the test pairs to score on, by task name; the pairs of your own file get the file's name."""
     if pairs is not None:
         return {Path(pairs).name.split(".")[0]: load_pairs(pairs)}
     return {name: load_sts(name, sts_dir) for name in task_names}

@@ -1,5 +1,5 @@
 """
-From sentences to what the training reads: token ids, batches of like length, and the weights of tokens by frequency.
+Prepare sentences for training: token ids, batches of similar length, and frequency-based token weights.
 """
 
 import logging
@@ -16,13 +16,15 @@ logger = logging.getLogger(__name__)
 
 def check_length(tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> None:
     """
+    Check a maximum number of tokens per sentence.
+
     Raises:
-        ValueError: `max_seq_length` leaves no token beside the special ones, or is more than the encoder can take.
+        ValueError: if `max_seq_length` leaves no room beside the special tokens, or is above the encoder's limit.
     """
     shortest, longest = tokenizer.num_special_tokens_to_add() + 1, tokenizer.model_max_length
     if not shortest <= max_seq_length <= longest:
         raise ValueError(
-            f"--max_seq_length must be from {shortest} to {longest} for this encoder, got {max_seq_length}."
+            f"--max_seq_length must be between {shortest} and {longest} for this encoder, got {max_seq_length}."
         )
 
 
@@ -32,9 +34,9 @@ def tokenize(
     max_seq_length: int,
     num_proc: int | None = None,
 ) -> datasets.Dataset:
-    """`input_ids` of every sentence of the only column, cut and unpadded; cached by `datasets`."""
+    """Tokenise a data set's only column: `input_ids`, cut at `max_seq_length` and unpadded; cached by `datasets`."""
     (column,) = sentences.column_names
-    # The cache goes by these arguments alone, so that another run's other options do not miss it.
+    # The cache depends only on these arguments, so that runs with other options can use it.
     arguments = {"tokenizer": tokenizer, "text_column": column, "max_seq_length": max_seq_length}
     options = {"num_proc": num_proc, "desc": "Tokenising", "remove_columns": column}
     return sentences.map(_encode_batch, batched=True, fn_kwargs=arguments, **options)
@@ -49,14 +51,14 @@ def _encode_batch(
 def tokenize_batch(
     rows: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, max_seq_length: int
 ) -> dict[str, torch.Tensor]:
-    """A stream's collator: `input_ids` and `attention_mask`, `(B, L)`, the same as from `tokenize` and padding."""
+    """A stream's collator: `input_ids` and `attention_mask`, `(B, L)`, equal to those of `tokenize` and padding."""
     sentences = [sentence for row in rows for sentence in row.values()]
     batch = tokenizer(sentences, truncation=True, max_length=max_seq_length, padding=True, return_tensors="pt")
     return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
 def token_lengths(tokens: datasets.Dataset) -> torch.Tensor:
-    """Number of `input_ids` of each sentence, specials included: `(len(tokens),)`."""
+    """The number of tokens of each sentence, special tokens included: `(len(tokens),)`."""
     tables = tokens.with_format("arrow").iter(batch_size=10_000)
     lengths = [table["input_ids"].combine_chunks().value_lengths().to_numpy() for table in tables]
     return torch.from_numpy(np.concatenate(lengths))
@@ -73,39 +75,41 @@ def token_counts(tokens: datasets.Dataset, vocabulary_size: int, special_token_i
 
 def check_readable(counts: np.ndarray, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """
+    Check that a tokenizer can read a text, with a warning if more than a tenth of the tokens are unknown to it.
+
     Args:
         counts (`np.ndarray` of shape `(vocabulary_size,)`): From `token_counts`.
-        tokenizer (`PreTrainedTokenizerBase`): Whose tokens they are.
-        name (`str`): Of the sentences, for messages.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer they come from.
+        name (`str`): Name of the text, for messages.
 
     Raises:
-        ValueError: the tokenizer knows less than half of the tokens, or finds none: it cannot read this text.
+        ValueError: if more than half of the tokens are unknown to the tokenizer, or there are none.
     """
     unknown = 0 if tokenizer.unk_token_id is None else counts[tokenizer.unk_token_id]
     share = unknown / counts.sum() if counts.any() else 1.0
     if share > 0.5:
         raise ValueError(
-            f"{name}: the encoder's tokenizer cannot read it, {share:.0%} of the tokens are unknown to it. Is it the "
-            "encoder's own, and does the encoder know the language?"
+            f"{name}: {share:.0%} of the tokens are unknown to the encoder's tokenizer, so it cannot read the text. "
+            "Is it the encoder's own, and does the encoder know the language?"
         )
     if share > 0.1:
         logger.warning(f"{name}: {share:.0%} of the tokens are unknown to the encoder's tokenizer.")
 
 
 def unknown_share(token_ids: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> float:
-    """Share of the tokens that the tokenizer does not know, special ones left out; 1 if there are none at all."""
+    """The share of unknown tokens, without special tokens; 1 if there are no tokens at all."""
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     content = [token_id for ids in token_ids for token_id in ids if token_id not in special]
     return content.count(tokenizer.unk_token_id) / len(content) if content else 1.0
 
 
-# From the share of each token in the corpus, `(vocabulary_size,)`, the smoothing a, and the share of a token that
-# occurs once, to the weights. The paper says that frequent tokens weigh less; the formula is not stated in the parts
+# Token weights as functions of each token's share of the corpus, `(vocabulary_size,)`, the smoothing a, and the share
+# of a token that occurs once. The paper says that frequent tokens weigh less; the formula is not stated in the parts
 # that we had.
 FREQUENCY_WEIGHTINGS: dict[str, Callable[[torch.Tensor, float, float], torch.Tensor]] = {
     # The smooth inverse frequency of Arora, Liang and Ma (ICLR 2017).
     "smooth_inverse": lambda share, a, once: a / (a + share),
-    # In nats; a token that never occurs weighs as much as one that occurs once.
+    # In nats; a token that never occurs has the weight of one that occurs once.
     "self_information": lambda share, a, once: -share.clamp(min=once).log(),
     # The ablation without self-adaptive weights.
     "uniform": lambda share, a, once: torch.ones_like(share),
@@ -114,10 +118,10 @@ FREQUENCY_WEIGHTINGS: dict[str, Callable[[torch.Tensor, float, float], torch.Ten
 
 def token_weights(counts: np.ndarray, frequency_weighting: str, frequency_smoothing: float) -> torch.Tensor:
     """
-    Weight of each token's reconstruction error, `(vocabulary_size,)`, float32: the self-adaptive part of the loss.
+    The weight of each token's reconstruction error, `(vocabulary_size,)`, float32: the self-adaptive part of the loss.
 
     Raises:
-        ValueError: `frequency_weighting` is no key of `FREQUENCY_WEIGHTINGS`.
+        ValueError: if `frequency_weighting` is not a key of `FREQUENCY_WEIGHTINGS`.
     """
     if frequency_weighting not in FREQUENCY_WEIGHTINGS:
         raise ValueError(
@@ -127,20 +131,21 @@ def token_weights(counts: np.ndarray, frequency_weighting: str, frequency_smooth
     return FREQUENCY_WEIGHTINGS[frequency_weighting](share, frequency_smoothing, 1 / counts.sum()).float()
 
 
-# Batches among which sentences are sorted by length, as in transformers: more would leave less to chance.
+# Sentences are sorted by length within this many batches, as in transformers: more would make batches less random.
 MEGA_BATCH = 50
 
 
 class LengthGroupedSampler(torch.utils.data.Sampler[int]):
     """
-    Batches of sentences of like length in random order, so that little padding is computed. transformers' sampler of
-    this name would give each process another order, and the longest sentences of each mega-batch first.
+    Samples batches of sentences of similar length in random order, so that there is little padding. transformers'
+    sampler of this name would use another order in each process. It would also put the longest sentences of each
+    mega-batch first.
 
     Args:
-        lengths (`torch.Tensor` of shape `(number of sentences,)`): In tokens.
-        batch_size (`int`): Sentences of one step of the optimizer, of all processes.
+        lengths (`torch.Tensor` of shape `(number of sentences,)`): Lengths in tokens.
+        batch_size (`int`): Sentences per step of the optimizer, over all processes.
         seed (`int`): The same for all processes.
-        epoch (`Callable`): Returns the number of the pass that begins; each has an order of its own.
+        epoch (`Callable`): Returns the number of the pass that begins; each pass has its own order.
     """
 
     def __init__(self, lengths: torch.Tensor, batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
@@ -153,7 +158,7 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed + self.epoch())
         order = torch.randperm(len(self.lengths), generator=generator)
         number = len(order) // self.batch_size
-        # What fills no batch is left out before the sorting, or it would always be the longest sentences.
+        # The incomplete last batch is split off before sorting; otherwise it would always have the longest sentences.
         in_batches, rest = order.tensor_split([number * self.batch_size])
         mega_batch = self.batch_size * min(MEGA_BATCH, max(1, number // 4))
         parts = [part[self.lengths[part].argsort(stable=True)] for part in in_batches.split(mega_batch)]

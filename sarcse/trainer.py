@@ -1,5 +1,5 @@
 """
-The Trainer that minimises SARCSE's losses, on one process or many, with batches that fit into memory or not.
+The Trainer that minimises SARCSE's losses, on one or more processes, also with batches that do not fit into memory.
 
 Shapes: B sentences of one process, L positions, d dimensions.
 """
@@ -87,28 +87,30 @@ class SarcseTrainer(ReleasingTrainer):
 
     Args:
         model (`SarcseModel`), model_init (`Callable`):
-            As in `Trainer`. The model may have adapters (PEFT), which are merged into what is released.
-        args (`TrainingArguments`, *optional*): transformers' own or SARCSE's, see `SarcseTrainingArguments.of`.
+            As in `Trainer`. The model may have PEFT adapters, which a release merges into its weights.
+        args (`TrainingArguments`, *optional*):
+            `SarcseTrainingArguments`, or transformers' own, which `SarcseTrainingArguments.of` converts.
+        data_collator (`Callable`, *optional*): As in `Trainer`. Default: one that pads token ids or tokenises streams.
         train_dataset (`datasets.Dataset`, `datasets.IterableDataset` or `list[str]`):
-            Sentences in `text` or the only column, or `input_ids`. A stream is shuffled, shared out among the
-            processes and begun anew at its end: set `max_steps`.
+            Sentences in `text` or the only column, or `input_ids`. A stream is shuffled, distributed over the
+            processes and restarted at its end: set `max_steps`.
         eval_dataset (`datasets.Dataset`, *optional*):
-            Columns sentence1, sentence2 and score. Default: evaluations look at the health alone, which then picks the
-            best checkpoint.
+            Graded pairs: columns sentence1, sentence2 and score (from 0 to 5). Default: evaluations only check the
+            health, which then picks the best checkpoint.
         processing_class (`PreTrainedTokenizerBase`, *optional*): Default: the tokenizer beside the model.
         token_weights (`torch.Tensor` of shape `(vocabulary_size,)`, *optional*):
-            Weights of the reconstruction errors by token id. Default: by the tokens' frequency in the training data,
-            of a stream in its first `token_count_samples` sentences.
-        eval_name (`str`): What the pairs are called in the metrics: `eval_{eval_name}_spearman`.
+            Weights of the reconstruction errors by token id. Default: computed from the tokens' frequency in the
+            training data, or in a stream's first `token_count_samples` sentences.
+        eval_name (`str`): Name of the pairs in the metrics, as in `eval_{eval_name}_spearman`.
         tasks (`dict[str, datasets.Dataset]`, *optional*):
-            Graded pairs that are scored before and after the training, for the card. Default: the `eval_dataset`.
+            Graded pairs that are scored before and after training, for the card. Default: the `eval_dataset`.
         train_source (`dict`, *optional*): `name` and `hub_id` of the training data, for the card.
-        model_revision (`str`): Branch, tag or commit of the Hub that the model was loaded from, for the card.
+        model_revision (`str`): Branch, tag or commit that the model was loaded from, for the card.
 
     Raises:
-        ValueError: no evaluation has the metric that picks the best model, the model's pooler cannot be trained, the
-            tokenizer is another model's, a released model's decoder is missing, or the training data have too few
-            sentences.
+        ValueError: if the model, the tokenizer, the data and the arguments do not fit together; the message says why.
+            For example: no evaluation has the metric that picks the best model, the pooler cannot be trained, the
+            tokenizer is another model's, the decoder is missing, or there are too few sentences.
     """
 
     control: TrainerControl
@@ -140,13 +142,13 @@ class SarcseTrainer(ReleasingTrainer):
         check_metric(own_args.metric_for_best_model, eval_name)
         for unused in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
             if kwargs.get(unused) is not None:
-                raise ValueError(f"{unused} has no effect: the losses are SARCSE's, and graded pairs are scored.")
+                raise ValueError(f"{unused} has no effect: the losses and the metrics are SARCSE's own.")
         for pairs_name, pairs in {"eval_dataset": eval_dataset, **(tasks or {})}.items():
             if pairs is not None:
                 check_pairs(pairs_name, pairs)
         if model is None and model_init is None:
             raise ValueError("SarcseTrainer needs a `model` or a `model_init`.")
-        # Without pairs evaluations look at the health alone; transformers would ask for a data set.
+        # Without pairs, evaluations only check the health; transformers would require a data set.
         evaluated = {} if eval_dataset is None else eval_dataset
         super().__init__(
             model, own_args, data_collator, train_dataset, evaluated, processing_class, model_init, **kwargs
@@ -182,10 +184,10 @@ class SarcseTrainer(ReleasingTrainer):
 
     def health_check(self, aside: list[list[int]]) -> HealthCheck | None:
         """
-        None where no sentences are kept aside, or these are too short.
+        The health check on held-out sentences; None if there are none, or they are too short.
 
         Raises:
-            ValueError: they are, and the health is to pick the best checkpoint.
+            ValueError: if they are too short and the health is to pick the best checkpoint.
         """
         if not aside:
             return None
@@ -200,8 +202,8 @@ class SarcseTrainer(ReleasingTrainer):
         return health
 
     def without_evaluations(self) -> None:
-        """There is nothing to evaluate by: neither graded pairs nor sentences that are kept aside."""
-        logger.warning("There is no eval_dataset: nothing is scored during the training, and its end is kept.")
+        """Turn evaluations off, if there are neither graded pairs nor held-out sentences."""
+        logger.warning("There is no eval_dataset: nothing is scored during training, and the last model is kept.")
         self.args.eval_strategy, self.args.load_best_model_at_end = IntervalStrategy.NO, False
         self.args.metric_for_best_model = None
 
@@ -212,11 +214,11 @@ class SarcseTrainer(ReleasingTrainer):
 
     @property
     def view_dropout(self) -> float | None:
-        """What a view of one pass goes without, or None for two passes; a search may change it."""
+        """The share of dimensions that a view of one pass drops, or None for two passes; a search may change it."""
         return self.args.view_dropout_of(self.model.config.pooler)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the outcome of the run, for its checkpoints."""
+        """Everything that affects the result of the run, to be saved in its checkpoints."""
         pairs = self.eval_dataset
         return run_settings(
             self.args,
@@ -230,7 +232,7 @@ class SarcseTrainer(ReleasingTrainer):
     # --- Training ---
 
     def prepare_to_train(self, corpus: Corpus) -> None:
-        """What the model needs before its first step, as the arguments have it now."""
+        """Prepare the model for its first step, with the current arguments."""
         model, args = self.model, self.args
         check_trainable(model)
         check_reconstruction(model.config.pooler, args.reconstruction_weight)
@@ -248,11 +250,12 @@ class SarcseTrainer(ReleasingTrainer):
 
     def rehearse(self) -> None:
         """
-        Try once what a training needs, before the time that it takes could be lost; `train` does it by itself.
+        Try out the optimizer, the scheduler and saving, so that a long training does not fail on them later. `train`
+        calls this by itself.
 
         Raises:
-            ValueError: there can be no such optimizer, with what is installed, or no such scheduler; or the model
-                cannot be saved, or not loaded again as it was.
+            ValueError: if the optimizer or the scheduler cannot be created, or the model cannot be saved, or does not
+                load as it was saved.
         """
         args, given = self.args, self.lr_scheduler
         try:
@@ -268,12 +271,12 @@ class SarcseTrainer(ReleasingTrainer):
         self.rehearsed = True
 
     def _hp_search_setup(self, trial: Any) -> None:
-        """Here a training has its model and, of a search, its arguments; a checkpoint is not loaded yet."""
+        """Prepare the model: it and, in a search, the arguments are known here, and no checkpoint is loaded yet."""
         super()._hp_search_setup(trial)
         if self.model_init is not None and self.corpus is not None:
             self.prepare_to_train(self.corpus)
-        # Each process has a seed of its own, so that no two draw the same dropout masks. And a run trains the same
-        # model whether it is scored before or not.
+        # Each process has its own seed, so that no two draw the same dropout masks. It is set here, so that a run
+        # trains the same model whether it was scored before or not.
         set_seed(self.args.seed, device_specific=True)
 
     def train(
@@ -283,18 +286,20 @@ class SarcseTrainer(ReleasingTrainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """
-        `Trainer.train`, with the `tasks` scored before and after; `True` goes on from the last checkpoint that is
-        whole.
+        `Trainer.train`, with the `tasks` scored before and after. `resume_from_checkpoint=True` resumes from the last
+        complete checkpoint.
 
         Raises:
-            ValueError: the checkpoint is of a run with other settings, or cannot be gone on from.
+            ValueError: if the checkpoint belongs to a run with other settings, or has a flaw.
+            FloatingPointError: if a loss is not finite.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is saved.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(checkpoint_to_resume("last", self.args.output_dir))
         if not self.rehearsed:
             self.rehearse()
         self.commit = code_commit()
-        scored = self.tasks and trial is None  # a search looks at its evaluations only
+        scored = self.tasks and trial is None  # a search only uses its evaluations
         if scored and not self.measurements:
             model = self.call_model_init() if self.model is None else self.model  # after a search there is none
             self.measurements = measure_before(
@@ -313,7 +318,7 @@ class SarcseTrainer(ReleasingTrainer):
         return output
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Not behind the last step: transformers would make one more of a finished run that ended amid an epoch."""
+        """Skip an epoch after the last step: a resumed run that had ended within an epoch would make one more step."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
@@ -326,14 +331,14 @@ class SarcseTrainer(ReleasingTrainer):
         **kwargs: Any,
     ) -> BestRun | list[BestRun]:
         """
-        `Trainer.hyperparameter_search`, whose default objective is `metric_for_best_model`, or Spearman's correlation,
-        in its better direction. (transformers adds up all metrics, of which some are better when lower.)
+        `Trainer.hyperparameter_search`, whose default objective is `metric_for_best_model` in its better direction, or
+        else Spearman's correlation. (transformers adds up all metrics, though some are better when lower.)
 
         Raises:
-            ValueError: there is no eval_dataset.
+            ValueError: if there are neither graded pairs nor held-out sentences.
         """
         if self.eval_dataset is None and self.health is None:
-            raise ValueError("hyperparameter_search needs an eval_dataset: graded pairs, by which runs are compared.")
+            raise ValueError("hyperparameter_search needs an eval_dataset: graded pairs to compare the runs on.")
         default = HEALTH if self.eval_dataset is None else f"{self.eval_name}_spearman"
         metric = metric_name(self.args.metric_for_best_model or default)
         if direction is None:
@@ -354,7 +359,7 @@ class SarcseTrainer(ReleasingTrainer):
         )
 
     def get_train_dataloader(self) -> DataLoader:
-        """Of a stream each process reads its own share; accelerate would let one process read for all."""
+        """From a stream each process reads its own share; accelerate would let one process read for all."""
         if not isinstance(self.train_dataset, SentenceStream):
             return super().get_train_dataloader()
         return DataLoader(
@@ -376,9 +381,9 @@ class SarcseTrainer(ReleasingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, SarcseModelOutput]:
         """
-        InfoNCE + reconstruction_weight * weighted reconstruction: two views in one forward pass of B rows, or of 2B
-        where the encoder's own dropout makes them. The first B views are reconstructed. (Both cost more and were no
-        better.)
+        InfoNCE + reconstruction_weight * weighted reconstruction, from one forward pass of B rows, or of 2B if the
+        encoder's own dropout makes the two views. Only the first views are reconstructed: reconstructing both cost
+        more and was no better.
         """
         views = self.encoder_inputs(inputs)
         options = {"output_reconstruction": self.reconstruct, "reconstructed_rows": len(inputs["input_ids"])}
@@ -392,7 +397,7 @@ class SarcseTrainer(ReleasingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def encoder_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Each sentence twice, `(2B, L)`, or once where `view_dropout` makes the views of its vectors, `(B, L)`."""
+        """Each sentence twice, `(2B, L)`, or once, `(B, L)`, if `view_dropout` makes the views from its vectors."""
         return two_views(inputs) if self.view_dropout is None else inputs
 
     def contrastive_loss(self, embeddings: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -411,15 +416,15 @@ class SarcseTrainer(ReleasingTrainer):
         Forward and backward of one batch.
 
         Raises:
-            FloatingPointError: the loss is not finite; before the optimizer's step, so the weights are still those
-                that gave this loss.
+            FloatingPointError: if the loss is not finite. The optimizer has not stepped, so the weights are still
+                those that gave this loss.
         """
         inputs = self._prepare_inputs(inputs)
         if (size := self.args.gradient_cache_mini_batch_size) is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
             loss = self.cached_training_step(model, inputs, size)
-        # All processes stop for what one of them found: a loss that is not finite, or a signal.
+        # All processes stop if one of them has a loss that is not finite, or received a signal.
         found = torch.stack([~loss.isfinite(), torch.tensor(self.save_on_signal.received is not None).to(loss.device)])
         not_finite, signalled = self.accelerator.reduce(found.float(), "sum").tolist()
         self.save_on_signal.agreed = signalled > 0
@@ -428,7 +433,7 @@ class SarcseTrainer(ReleasingTrainer):
         return loss
 
     def cached_training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], size: int) -> torch.Tensor:
-        """The same gradients, while the activations of no more than `size` rows are alive."""
+        """A training step with the same gradients, but the activations of at most `size` rows in memory."""
         model.train()
         rows = len(inputs["input_ids"]) if self.reconstruct else 0
         cache = GradientCache(model, self.encoder_inputs(inputs), size, rows, self.view_dropout)
@@ -455,10 +460,10 @@ class SarcseTrainer(ReleasingTrainer):
         return loss.detach() / self.current_gradient_accumulation_steps
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Puts both losses, as means since the last line, beside the total."""
+        """Add both losses, averaged since the last line of the log, beside the total."""
         if "loss" in logs:
             logs.update(self.losses.means())
-        if "loss" in logs or "train_loss" in logs:  # which is at the end
+        if "loss" in logs or "train_loss" in logs:  # `train_loss` comes at the end
             self.losses.check_contrast(last="train_loss" in logs)
         super().log(logs, start_time)
 
@@ -471,8 +476,8 @@ class SarcseTrainer(ReleasingTrainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """
-        Spearman x 100, alignment and uniformity of the pairs, if there are any, and the health; every process returns
-        the same numbers. The log has no missing values: what does not exist is not a number.
+        Spearman x 100, alignment and uniformity on the graded pairs, if there are any, and the health, if sentences
+        are held out. Every process returns the same numbers; one that does not exist is NaN.
         """
         pairs = self.eval_dataset if eval_dataset is None else eval_dataset
         metrics: dict[str, float] = {}
@@ -490,7 +495,13 @@ class SarcseTrainer(ReleasingTrainer):
     def predict(
         self, test_dataset: datasets.Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """Cosine similarities of graded pairs, `(P,)`, their scores, and what `evaluate` measures of them."""
+        """
+        Cosine similarities of graded pairs, `(P,)`, with their gold scores and the metrics of `evaluate` without the
+        health.
+
+        Raises:
+            ValueError: if `test_dataset` lacks a column of graded pairs.
+        """
         check_pairs("eval_dataset", test_dataset)
         embedded = embed_pairs(partial(encode, self.unwrapped, self.processing_class), test_dataset)
         measured = pair_metrics(embedded, self.eval_name)
@@ -498,7 +509,7 @@ class SarcseTrainer(ReleasingTrainer):
         return PredictionOutput(embedded.similarities(), embedded.scores, metrics)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The settings first: the state, by which a checkpoint is known to be whole, is written last."""
+        """Save the run's settings first: the state, which marks a checkpoint as complete, is written last."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SETTINGS_NAME).write_text(json.dumps(self.settings(), indent=2) + "\n", encoding="utf-8")
@@ -513,8 +524,9 @@ class SarcseTrainer(ReleasingTrainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """
-        By its health the last healthy model is the best one: while a training goes well the health may fall a little,
-        and within the budget the one with the highest lost 0.6 to the best of a training of the study, this one 0.03.
+        If the health picks the checkpoint, it is the last healthy one, because the health may fall a little during a
+        good training. Within the budget, the checkpoint with the highest health lost 0.6 to the best checkpoint of its
+        training in the study, and the last healthy one 0.03.
         """
         if not self.args.picked_by_health:
             return super()._determine_best_metric(metrics, trial)
@@ -532,7 +544,7 @@ class SarcseTrainer(ReleasingTrainer):
             load_weights(self.unwrapped, self.state.best_model_checkpoint)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """The Trainer's optimizer, with the new layers' parameters in groups of their own learning rate."""
+        """The Trainer's optimizer, with the new layers' parameters in separate groups with their own learning rate."""
         optimizer, rate = self.optimizer, self.args.new_layers_learning_rate
         if optimizer is None:
             optimizer = super().create_optimizer(model)
@@ -541,16 +553,16 @@ class SarcseTrainer(ReleasingTrainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """The Trainer's schedule, within the budget of learning rates. One of the caller's own is left as it is."""
+        """The Trainer's schedule, scaled down to the learning-rate budget. A schedule given to it is not changed."""
         given = self.lr_scheduler is not None
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if not given and not has_adapters(self.model):  # which are no pretrained weights
+        if not given and not has_adapters(self.model):  # adapters are not pretrained weights
             keep_to_budget(self, scheduler, num_training_steps)
         return scheduler
 
 
 def split_groups(optimizer: torch.optim.Optimizer, encoder: set[torch.nn.Parameter], learning_rate: float) -> None:
-    """Those parameters of each group that are not the encoder's go to a group with a learning rate of its own."""
+    """Move the parameters of each group that are not the encoder's to a new group with its own learning rate."""
     for group in list(optimizer.param_groups):
         new = [parameter for parameter in group["params"] if parameter not in encoder]
         if new:
@@ -560,18 +572,20 @@ def split_groups(optimizer: torch.optim.Optimizer, encoder: set[torch.nn.Paramet
 
 def check_trainable(model: SarcseModel) -> None:
     """
+    Check that the model's pooler can be trained.
+
     Raises:
-        ValueError: the pooler is a baseline of evaluations.
+        ValueError: if the pooler is only a baseline in evaluations.
     """
     if not model.sentence_encoder.trainable:
         able = ", ".join(TRAINABLE_POOLERS)
-        raise ValueError(f"pooler={model.config.pooler!r} is for evaluations only; to be trained: {able}.")
+        raise ValueError(f"pooler={model.config.pooler!r} is for evaluations only; these can be trained: {able}.")
 
 
 def idle_parameters(model: SarcseModel, reconstruct: bool) -> list[str]:
     """
-    Names of the parameters that get no gradient from three sentences, though they would be trained: XLNet's for masked
-    tokens and for segments. DistributedDataParallel would wait for them, and not average the others.
+    Names of the trainable parameters that get no gradient from three sentences, such as XLNet's for masked tokens and
+    for segments. DistributedDataParallel would wait for them, and not average the others.
     """
     input_ids = model.dummy_inputs["input_ids"].to(model.device)
     outputs = model.train()(input_ids, torch.ones_like(input_ids), output_reconstruction=reconstruct)

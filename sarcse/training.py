@@ -1,4 +1,4 @@
-"""From arguments to a trainer: everything that can go wrong for a reason of the user's goes wrong here."""
+"""Build a trainer from arguments. All errors that the user can fix are raised here, before training."""
 
 from pathlib import Path
 
@@ -26,23 +26,25 @@ from sarcse.trainer import SarcseTrainer
 
 def check_together(model: ModelArguments, data: DataArguments, training: SarcseTrainingArguments) -> None:
     """
+    Check the arguments against each other, and resolve the checkpoint to resume from.
+
     Raises:
-        ValueError: arguments that are possible one by one and not together, or not on this machine.
+        ValueError: if arguments are possible one by one but not together, or not on this machine.
     """
     check_reconstruction(model.pooler or "", training.reconstruction_weight)
     if data.eval_pairs is not None and training.metric_for_best_model == "stsb_spearman":
         training.metric_for_best_model = "pairs_spearman"
     check_metric(training.metric_for_best_model, eval_name(data))
     if data.streaming:
-        training.train_sampling_strategy = "random"  # for the record: nothing can be sorted that was not read
+        training.train_sampling_strategy = "random"  # for the record: a stream cannot be sorted
     if data.streaming and training.max_steps <= 0:
-        raise ValueError("--streaming does not know where the corpus ends: say how long to train with --max_steps.")
+        raise ValueError("--streaming needs --max_steps, because the length of the corpus is unknown.")
     if data.dataset_config_name is not None and data.dataset_name is None:
         raise ValueError("--dataset_config_name has no effect without --dataset_name.")
     if not data.streaming and training.token_count_samples != SarcseTrainingArguments.token_count_samples:
         raise ValueError("--token_count_samples has no effect without --streaming: all tokens are counted.")
     if data.streaming and data.max_train_samples is not None:
-        raise ValueError("--max_train_samples is for a corpus in memory; --max_steps says how long to read a stream.")
+        raise ValueError("--max_train_samples is for a corpus in memory; --max_steps limits how much is streamed.")
     if data.streaming and training.token_count_samples < training.global_batch_size:
         raise ValueError(
             f"--token_count_samples must be at least one batch, {training.global_batch_size}, got "
@@ -53,20 +55,26 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
         training.resume_from_checkpoint = str(checkpoint)
     elif checkpoints(training.output_dir):
         raise ValueError(
-            f"{training.output_dir} holds checkpoints of an earlier run. Go on from the last one with "
-            "`--resume_from_checkpoint last`, or choose another --output_dir."
+            f"{training.output_dir} has checkpoints of an earlier run. Resume it with `--resume_from_checkpoint "
+            "last`, or choose another --output_dir."
         )
 
 
 def eval_name(data: DataArguments) -> str:
-    """What the pairs of the evaluations are called in the metrics."""
+    """The name of the evaluations' pairs in the metrics."""
     return "stsb" if data.eval_pairs is None else "pairs"
 
 
 def load_sts_data(
     data: DataArguments, training: SarcseTrainingArguments
 ) -> tuple[datasets.Dataset | None, dict[str, datasets.Dataset]]:
-    """Pairs for the evaluations during training, and the tasks for the table before and after: none, if not wanted."""
+    """
+    Load the pairs for evaluations during training, and the tasks to score before and after; None and `{}` if neither
+    is needed.
+
+    Raises:
+        ValueError: if they cannot be loaded, or alignment is to pick the checkpoint and no pair has a high score.
+    """
     needed = training.eval_strategy != "no" and training.metric_for_best_model != HEALTH
     if not needed and data.sts_dir is None and data.eval_pairs is None:
         return None, {}
@@ -80,24 +88,24 @@ def load_sts_data(
         raise ValueError(f"{error}\nTo train without pairs: --metric_for_best_model {HEALTH}.") from error
     if metric_name(training.metric_for_best_model or "") == "alignment" and max(pairs["score"]) < POSITIVE_SCORE:
         raise ValueError(
-            f"--metric_for_best_model alignment: no pair has a score of at least {POSITIVE_SCORE}, which alignment is "
-            "measured on."
+            f"--metric_for_best_model alignment: it is measured on pairs with a score of at least {POSITIVE_SCORE}, "
+            "and there is none."
         )
     return pairs, tasks
 
 
 def build_model(arguments: ModelArguments) -> tuple[SarcseModel, PreTrainedTokenizerBase]:
     """
-    New layers on a pretrained encoder, or a SARCSE model to train further, with its tokenizer.
+    Load the model to train and its tokenizer: fresh layers on a pretrained encoder, or a saved SARCSE model.
 
     Raises:
-        ValueError: nothing can be loaded there, or a given field is impossible or not the saved SARCSE model's.
+        ValueError: if nothing can be loaded, or a given field is impossible or differs from the saved SARCSE model's.
     """
     return load_model(
         arguments.model_name_or_path,
         arguments.model_revision,
         arguments.trust_remote_code,
-        dtype=torch.float32,  # not the checkpoint's: half precision weights lose AdamW's small steps
+        dtype=torch.float32,  # not the checkpoint's: weights in half precision would lose AdamW's small steps
         attn_implementation=arguments.attn_implementation,
         **arguments.sarcse_fields(),
     )
@@ -107,10 +115,10 @@ def build_trainer(
     model_arguments: ModelArguments, data: DataArguments, training: SarcseTrainingArguments
 ) -> SarcseTrainer:
     """
-    Everything that can go wrong for a reason of the user's, in the order of its cost: arguments, data, model.
+    Build the trainer, checking what the user can fix in order of cost: arguments, data, model.
 
     Raises:
-        ValueError: with a message that says what was found and what to do.
+        ValueError: if something does not fit; the message says what was found and what to do.
     """
     check_together(model_arguments, data, training)
     set_seed(training.seed)
@@ -130,7 +138,7 @@ def build_trainer(
             train_source=source_of_sentences(data),
             model_revision=model_arguments.model_revision,
         )
-    except (ImportError, RuntimeError) as error:  # what transformers' reports need is not installed
+    except (ImportError, RuntimeError) as error:  # a package for transformers' reports is not installed
         raise ValueError(f"--report_to {' '.join(training.report_to)}: {error}") from error
     if training.resume_from_checkpoint:
         check_settings(Path(training.resume_from_checkpoint), trainer.settings())

@@ -64,12 +64,12 @@ STREAM = ["--streaming", "true", "--max_steps", "3"]
         (["--reconstructed_views", "2"], "--reconstructed_views no longer exists. One view is reconstructed"),
         (["--pooler", "first_last_average"], "--pooler: invalid choice: 'first_last_average'"),
         (["--pooler", "cls"], "--pooler cls has no reconstruction: add --reconstruction_weight 0"),
-        (["--channels", "0"], "`channels` must be .* at least 1, got 0"),
+        (["--channels", "0"], "`channels` takes .* at least 1, got 0"),
         (["--resume_from_checkpoint", "last"], "no checkpoint in"),
         (["none.yaml"], "none.yaml: no such recipe"),
         (["{tmp}/typo.yaml"], "typo.yaml: unknown field chanels. Did you mean channels?"),
         (["{tmp}/type.yaml"], "invalid int value: 'many'"),
-        (["{tmp}/list.yaml"], "list.yaml: a recipe is made of lines"),
+        (["{tmp}/list.yaml"], "list.yaml: a recipe consists of lines"),
         (["{tmp}/broken.yaml"], "broken.yaml: not a YAML file"),
         (["--train_file", "none.txt"], "none.txt: no such file"),
         (["--eval_pairs", "none.tsv"], "none.tsv: no such file"),
@@ -79,22 +79,22 @@ STREAM = ["--streaming", "true", "--max_steps", "3"]
             "no/such-model: neither a model folder nor a model on a reachable",
         ),
         (["--model_name_or_path", str(DEMO)], "demo: neither a model folder nor a model on a reachable Hub"),
-        (["--max_seq_length", "2"], "--max_seq_length must be from 3 to 128 for this encoder, got 2"),
-        (["--max_seq_length", "129"], "--max_seq_length must be from 3 to 128"),
+        (["--max_seq_length", "2"], "--max_seq_length must be between 3 and 128 for this encoder, got 2"),
+        (["--max_seq_length", "129"], "--max_seq_length must be between 3 and 128"),
         (["--max_train_samples", "5"], "5 sentences do not fill one batch of 8"),
         ([*STREAM, "--train_file", "{tmp}/short.txt"], "5 sentences do not fill one batch of 8"),
-        ([*STREAM, "--max_steps", "0"], "does not know where the corpus ends: .* --max_steps"),
+        ([*STREAM, "--max_steps", "0"], "--streaming needs --max_steps, because the length"),
         ([*STREAM, "--max_train_samples", "3"], "--max_train_samples is for a corpus in memory"),
         ([*STREAM, "--token_count_samples", "7"], "--token_count_samples must be at least one batch, 8, got 7"),
-        (["--view_dropout", "-0.1"], "--view_dropout must be from 0 to below 1, got -0.1"),
-        (["--view_dropout", "1"], "--view_dropout must be from 0 to below 1, got 1.0"),
+        (["--view_dropout", "-0.1"], "--view_dropout must be at least 0 and below 1, got -0.1"),
+        (["--view_dropout", "1"], "--view_dropout must be at least 0 and below 1, got 1.0"),
         (
             ["--metric_for_best_model", "health", "--health_sentences", "0"],
-            "health needs sentences that are kept aside",
+            "health needs held-out sentences: raise --health_sentences",
         ),
         (["--learning_rate_budget", "-1"], "--learning_rate_budget must not be negative, got -1.0"),
         (["--gradient_cache_mini_batch_size", "0"], "--gradient_cache_mini_batch_size must be at least 1, got 0"),
-        (["--fp16", "true", "--use_cpu", "true"], "fp16 needs a GPU. On a CPU train in bfloat16"),
+        (["--fp16", "true", "--use_cpu", "true"], "fp16 needs a GPU. On a CPU, train in bfloat16"),
         (["--deepspeed", "zero2.json"], "DeepSpeed is not supported: .* --gradient_cache_mini_batch_size"),
         (["--fsdp", "true"], "FSDP is not supported: .*`accelerate launch --multi_gpu`"),
     ],
@@ -129,8 +129,8 @@ def test_user_errors_are_one_message(tmp_path, capsys, arguments, message):
         ({"ACCELERATE_USE_FSDP": "true"}, "FSDP is not supported"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 needs a GPU"),
-        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "through MPI only: add --mpirun_hostfile FILE"),
-        ({"ACCELERATE_USE_CPU": "False", "MASTER_ADDR": "127.0.0.1"}, "through MPI only"),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "only through MPI: add --mpirun_hostfile FILE"),
+        ({"ACCELERATE_USE_CPU": "False", "MASTER_ADDR": "127.0.0.1"}, "only through MPI"),
     ],
 )
 def test_what_accelerate_was_asked_for_is_refused_if_it_would_not_be_done(monkeypatch, environment, message):
@@ -152,7 +152,7 @@ def test_weights_that_are_cut_short_are_named(tmp_path, saved_model):
         with (folder / "model.safetensors").open("r+b") as weights:
             weights.truncate(100_000)
         for load in (load_model, lambda source: build_model(ModelArguments(source))):
-            with pytest.raises(ValueError, match=f"{folder.name}: the weights cannot be read, copy them anew"):
+            with pytest.raises(ValueError, match=f"{folder.name}: the weights cannot be read; copy them again"):
                 load(str(folder))
 
 

@@ -152,7 +152,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path):
     for line in process.stdout:
         if "slow step" in line:
             process.send_signal(signal.SIGINT)
-        if "SIGINT: saving a checkpoint after this step. Once more ends it at once." in line:
+        if "SIGINT: saving a checkpoint after this step. A second signal stops at once." in line:
             process.send_signal(signal.SIGINT)
             break
     output, _ = process.communicate()
@@ -200,7 +200,7 @@ def test_a_broken_checkpoint_is_recognised_and_the_one_before_it_used(uninterrup
         with pytest.raises(ValueError, match=re.escape(f"--resume_from_checkpoint {run}/checkpoint-4: {problem}")):
             checkpoint_to_resume(str(run / "checkpoint-4"), str(run))
         shutil.rmtree(run / "checkpoint-2")
-        with pytest.raises(ValueError, match="no checkpoint is whole"):
+        with pytest.raises(ValueError, match="no checkpoint is complete"):
             checkpoint_to_resume("last", str(run))
 
 
@@ -231,10 +231,13 @@ def test_a_full_disk_ends_in_a_message_and_the_run_resumes_from_the_checkpoint_b
     full = train(run, resume_from_checkpoint="last", largest_file=9_000_000)
     assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
     last_line = full.stderr.splitlines()[-1]
-    assert "train.py: error: could not write" in last_line and "`--resume_from_checkpoint last`" in last_line
+    assert (
+        "train.py: error: could not read or write a file" in last_line
+        and "`--resume_from_checkpoint last`" in last_line
+    )
     resumed = train(run, resume_from_checkpoint="last")
     assert resumed.returncode == 0, resumed.stderr
-    assert "checkpoint-16 is left aside: trainer_state.json is missing" in resumed.stderr
+    assert "checkpoint-16 is skipped: trainer_state.json is missing" in resumed.stderr
     assert equal(run, uninterrupted)
 
 
@@ -246,7 +249,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     process = train(tmp_path / "model", **fields)
     assert process.returncode == 1 and "Traceback" not in process.stderr
     message = process.stderr.splitlines()[-1]
-    assert message.startswith("train.py: error: step 2: the loss is not finite. Its 8 sentences, from '")
+    assert message.startswith(
+        "train.py: error: step 2: the loss is not finite. The batch of 8 sentences, beginning with '"
+    )
     assert "There is no good checkpoint yet." in message and "it was 1e+39 (--learning_rate)" in message
     batch = (tmp_path / "model" / "non_finite_batch.txt").read_text().splitlines()
     sentences = (DEMO / "sentences.txt").read_text().splitlines()

@@ -166,5 +166,7 @@ def test_each_trial_of_a_search_has_the_whole_budget(tmp_path, tokenizer):
 
 
 def test_a_schedule_that_raises_its_own_rate_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="greedy raises the learning rate by itself.*--learning_rate_budget 0"):
+    with pytest.raises(
+        ValueError, match="greedy can raise the learning rate beyond any budget.*--learning_rate_budget 0"
+    ):
         SarcseTrainingArguments(str(tmp_path), lr_scheduler_type="greedy")

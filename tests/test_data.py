@@ -45,7 +45,7 @@ def test_every_kind_of_file_gives_the_same_sentences(tmp_path, kind, caplog):
     sentences = load_sentences(DataArguments(train_file=str(path)))
     assert sentences.column_names == ["text"]
     assert sentences["text"][:] == EXPECTED
-    assert f"{path}: 2 of 5 lines are blank and skipped." in caplog.text
+    assert f"{path}: 2 of 5 lines are blank, and are skipped." in caplog.text
 
 
 def test_a_changed_file_is_read_anew(tmp_path):
@@ -68,7 +68,7 @@ def test_a_changed_file_is_read_anew(tmp_path):
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', {}, "a.jsonl, line 2: not UTF-8"),
         ("a.csv", b"title,body\na,b\n", {}, "a.csv: no column text; it has title, body. --text_column"),
         ("a.txt", b"a\n", {"text_column": "body"}, "no column body; it has text. --text_column"),
-        ("a.doc", b"a\n", {}, "a.doc: the name of a data file ends in .txt"),
+        ("a.doc", b"a\n", {}, "a.doc: the name of a data file must end in .txt"),
         ("a.jsonl", b"no json\n", {}, "a.jsonl, line 1: not JSON"),
         ("a.txt.gz", b"no gzip\n", {}, "a.txt.gz"),
         ("a.txt", b"a\n", {"dataset_name": "you/sentences"}, "either --train_file or --dataset_name"),
@@ -301,7 +301,7 @@ def test_lone_surrogates_are_named(tmp_path, streaming):
     (tmp_path / "escaped.jsonl").write_text('{"text": "A."}\n{"text": "lone \\ud83d"}\n')
     for name, message in (
         ("bytes.txt", "line 3: not UTF-8"),
-        ("escaped.jsonl", "line 2: 'text' is no Unicode text"),
+        ("escaped.jsonl", "line 2: 'text' is not valid Unicode"),
     ):
         arguments = DataArguments(train_file=str(tmp_path / name), streaming=streaming)
         with pytest.raises(ValueError, match=f"{name}, {message}"):

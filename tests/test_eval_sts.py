@@ -333,7 +333,9 @@ def test_explain_writes_a_page_and_pictures(saved_model, tokenizer, tmp_path):
 
 def test_without_sentence_transformers_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ValueError, match="here is a sentence-transformers model: `pip install sentence-transformers`"):
+    with pytest.raises(
+        ValueError, match="here is a sentence-transformers model. To score it: `pip install sentence-transformers`"
+    ):
         load_sentence_transformer("here", "main", torch.device("cpu"), 32)
 
 
@@ -353,7 +355,7 @@ def test_without_sentence_transformers_the_message_says_what_to_install(monkeypa
         (["{model}", "--pairs", DEMO_PAIRS, "--device", "cuda", "--int8"], "--int8 runs on the CPU, not on cuda"),
         (["{model}", "--pairs", DEMO_PAIRS, "--output_dir", DEMO_PAIRS], f"--output_dir {DEMO_PAIRS}: File exists"),
         (["{nan}", "--pairs", DEMO_PAIRS], "some embeddings are not finite numbers"),
-        ([str(ENCODER), "--explain", "a", "b"], "cannot reconstruct tokens from a sentence"),
+        ([str(ENCODER), "--explain", "a", "b"], "cannot reconstruct tokens from an embedding"),
         (["{broken}", "--pairs", DEMO_PAIRS], "sentence-transformers cannot load it"),
     ],
 )

@@ -29,14 +29,14 @@ def sentences_of(path: Path, streaming: bool = False, text_column: str = "text")
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text,source\nA cat sat.,web,\nA dog ran.,book,\n", "line 2: 3 cells, where the header has 2"),
-        ("a.csv", "text\nA bird.\nhello, world\n", "line 3: 2 cells, where the header has 1"),
-        ("a.csv", "text,source\nA cat sat.,web\nA dog ran.\n", "line 3: 1 cells, where the header has 2"),
+        ("a.csv", "text,source\nA cat sat.,web,\nA dog ran.,book,\n", "line 2: 3 cells, but the header has 2"),
+        ("a.csv", "text\nA bird.\nhello, world\n", "line 3: 2 cells, but the header has 1"),
+        ("a.csv", "text,source\nA cat sat.,web\nA dog ran.\n", "line 3: 1 cells, but the header has 2"),
         ("a.csv", 'text,source\n"Two\nlines.",web\nA cat, sat.,web\n', "line 4: 3 cells"),
         ("a.csv", 'text\n"An open quotation mark.\nA dog.\n', "line 3: not CSV"),
         ("a.csv", 'text\n"A "quoted" word."\n', "line 2: not CSV"),
-        ("a.csv", "text,text\nA cat.,A dog.\n", "the column text is there 2 times"),
-        ("a.tsv", "text\tsource\nA cat sat.\tweb\t\n", "line 2: 3 cells, where the header has 2"),
+        ("a.csv", "text,text\nA cat.,A dog.\n", "the column text occurs 2 times"),
+        ("a.tsv", "text\tsource\nA cat sat.\tweb\t\n", "line 2: 3 cells, but the header has 2"),
         ("a.jsonl", '{"text": "A cat."}\n["A dog."]\n', "line 2: not a JSON object"),
         ("a.jsonl", '{"text": "A cat."}\n{"text": 7}\n', "line 2: 'text' is 7, not text"),
         ("a.jsonl", '{"text": "A cat."}\n{"text": ["A"]}\n', r"line 2: 'text' is \['A'\], not text"),
@@ -51,8 +51,8 @@ def test_a_row_that_does_not_fit_is_named_and_never_trained_on(tmp_path, name, c
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("sentence1,sentence2,score\nA dog, small,A cat,3\nc,d,1\n", "line 2: 4 cells, where the header has 3"),
-        ("sentence1,sentence2,score\na,b,4.5,\nc,d,1,\n", "line 2: 4 cells, where the header has 3"),
+        ("sentence1,sentence2,score\nA dog, small,A cat,3\nc,d,1\n", "line 2: 4 cells, but the header has 3"),
+        ("sentence1,sentence2,score\na,b,4.5,\nc,d,1,\n", "line 2: 4 cells, but the header has 3"),
     ],
 )
 def test_pairs_with_an_unquoted_comma_are_named(tmp_path, content, message):

@@ -101,7 +101,7 @@ def test_sentences_too_short_for_halves_are_told_and_trained_on(tmp_path, caplog
     assert "do not check the model's health: fewer than two" in caplog.text
     arguments = SarcseTrainingArguments(str(tmp_path), metric_for_best_model="health", **QUIET)
     pairs = load_pairs(str(DEMO / "sts.tsv")).select(range(8))
-    with pytest.raises(ValueError, match="--metric_for_best_model health: fewer than two of the sentences"):
+    with pytest.raises(ValueError, match="--metric_for_best_model health: fewer than two of the held-out sentences"):
         SarcseTrainer(fresh_model(), arguments, train_dataset=rows, eval_dataset=pairs)
 
 
@@ -131,7 +131,7 @@ def test_a_ruinous_training_is_warned_of_by_its_health_and_the_budget_prevents_i
         assert process.returncode == 0, process.stderr
         assert ("the health has fallen" in process.stderr) == (budget == 0)
         if budget == 0:
-            assert "kept as it was before the training" in process.stderr
+            assert "kept as it was before training" in process.stderr
         log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         health[budget] = [line["eval_health"] for line in log if "eval_health" in line]
     assert health[0][-1] < HEALTHY_SHARE * health[0][0] < health[0.003][-1]

@@ -231,7 +231,7 @@ def test_a_licence_that_the_hub_does_not_know_is_told_before_the_work(hub, finis
 
 
 def test_a_token_on_the_command_line_is_refused_and_not_repeated(capsys):
-    with pytest.raises(ValueError, match="--hub_token is seen by every user of this machine") as error:
+    with pytest.raises(ValueError, match="--hub_token is visible to every user of this machine") as error:
         parse_arguments(["--hub_token", MINE])
     assert MINE not in str(error.value) + "".join(capsys.readouterr())
 

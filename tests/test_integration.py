@@ -74,7 +74,9 @@ def test_embeddings_of_the_inputs_stand_for_the_inputs(saved, tokenizer):
         given = model(**batch, inputs_embeds=vectors).pooler_output
         np.testing.assert_allclose(given, expected, rtol=0, atol=1e-6)
         if model.config.pooler == "autoencoder":
-            with pytest.raises(ValueError, match="`input_ids` are needed beside `inputs_embeds`, to tell the special"):
+            with pytest.raises(
+                ValueError, match="`input_ids` are needed beside `inputs_embeds`, to identify the special"
+            ):
                 model(inputs_embeds=vectors, attention_mask=batch["attention_mask"])
         else:
             alone = model(inputs_embeds=vectors, attention_mask=batch["attention_mask"]).pooler_output

@@ -418,7 +418,7 @@ def test_missing_weights_are_reported_and_a_language_model_head_is_not(tmp_path,
     caplog.clear()
     capsys.readouterr()
     SarcseModel.from_encoder_pretrained(str(tmp_path), tokenizer=tokenizer)
-    assert "lacks weights of the encoder, which are now random: encoder.layer.1.output.dense.bias." in caplog.text
+    assert "lacks some weights of the encoder, which are now random: encoder.layer.1.output.dense.bias." in caplog.text
     caplog.clear()
     SarcseModel.from_encoder_pretrained(str(ENCODER), tokenizer=tokenizer)  # saved with its masked-LM head
     assert caplog.text == "" and "UNEXPECTED" not in capsys.readouterr().err
@@ -445,7 +445,7 @@ def test_a_loaded_encoder_is_taken_as_it_is():
 
 def test_a_loaded_encoder_of_another_size_is_refused():
     encoder = AutoModel.from_pretrained(ENCODER)
-    with pytest.raises(ValueError, match="vectors of size 128, and the configuration says 768"):
+    with pytest.raises(ValueError, match="vectors of size 128, but the configuration says 768"):
         SarcseModel(SarcseConfig(), encoder=encoder)
 
 
@@ -467,7 +467,7 @@ def test_a_model_that_was_saved_before_loads_if_it_gives_the_same_embeddings(poo
     before = {**config, "pooling": "mean", "decoder_initialization": "copy"}
     (tmp_path / "config.json").write_text(json.dumps(before))
     if pooler == "autoencoder":
-        with pytest.raises(ValueError, match="saved before version 0.2.0.* trust_remote_code=True, or train it again"):
+        with pytest.raises(ValueError, match=r"saved before version 0.2.0.* trust_remote_code=True\), or train"):
             SarcseModel.from_pretrained(tmp_path)
         (tmp_path / "config.json").write_text(json.dumps(config))
     loaded, info = SarcseModel.from_pretrained(tmp_path, output_loading_info=True)

@@ -175,7 +175,7 @@ def test_what_has_no_plain_form_says_why(tokenizer):
 
 
 def test_a_training_knows_before_it_begins_that_there_is_no_plain_release(tmp_path):
-    assert "--plain: its embedding is the mean of the token vectors and what a TextCNN adds" in refusal(
+    assert "--plain: its embedding is the mean of the token vectors plus the integrated" in refusal(
         tmp_path, plain="true"
     )
 

@@ -172,8 +172,7 @@ def test_a_release_that_needs_the_project_is_stopped(release_folder, tmp_path):
         (["{model}", "--release_dir", "{tmp}/out", "--tag", "main"], "--tag main: .* is no branch's name"),
         (
             ["{model}", "--release_dir", "{tmp}/out", "--plain"],
-            "--plain: its embedding is the mean of the token vectors and what a TextCNN .* takes code of ours .*"
-            "Leave --plain out",
+            "--plain: its embedding is the mean of the token vectors plus .* takes code of ours .*Leave --plain out",
         ),
         (["{model}", "--release_dir", "{tmp}/out", "--plain", "--with_code"], "--plain and --with_code exclude"),
         (["{model}", "--release_dir", "{tmp}/out", "--plain", "--with_decoder"], "--plain and --with_decoder exclude"),
@@ -255,7 +254,7 @@ except ValueError as error:
 def test_a_release_has_no_decoder_misses_none_and_says_so_when_asked_for_a_reconstruction(release_folder, tmp_path):
     process = run_python("-c", WITHOUT_DECODER, release_folder, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    told = "has no decoder, which a release leaves out: nothing can be reconstructed. Take the folder that"
+    told = "has no decoder, which a release leaves out, so nothing can be reconstructed. Use the folder that"
     assert told in process.stdout
     assert not re.search(r"MISSING|UNEXPECTED|newly initialized", process.stdout + process.stderr)
     explain = [PROJECT / "eval_sts.py", release_folder, "--explain", "Why?", "How?", "--output_dir", tmp_path / "out"]
@@ -316,17 +315,17 @@ def test_the_card_says_what_was_recorded(release_folder, finished_run):
         (
             "autoencoder",
             1.0,
-            "{mean} and what a TextCNN adds to it, {scales}. {trained} with the losses of SARCSE",
+            "{mean} plus {scales}. {trained} with the losses of SARCSE",
             "sarcse",
         ),
-        ("autoencoder", 0.0, "{mean} and what a TextCNN adds to it, {scales}. {trained} by InfoNCE", "sarcse"),
+        ("autoencoder", 0.0, "{mean} plus {scales}. {trained} by InfoNCE", "sarcse"),
         ("mean", 1.0, "{mean}. {trained} with the losses of SARCSE", "sarcse"),
         ("mean", 0.0, "{mean}. {trained} by InfoNCE", "simcse"),
         ("cls", 0.0, "the first token's vector. {trained} by InfoNCE", "simcse"),
     ],
 )
 def test_the_card_names_the_method_that_was_trained(facts, tmp_path, pooler, weight, sentence, tag):
-    parts = {"mean": "the mean of the token vectors", "scales": "its scales integrated and averaged"}
+    parts = {"mean": "the mean of the token vectors", "scales": "the integrated and averaged scales of a TextCNN"}
     sentence = "The embedding is " + sentence.format(**parts, trained="Trained without labels")
     facts.model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler)
     facts.record["hyperparameters"]["reconstruction_weight"] = weight
@@ -543,4 +542,4 @@ def test_the_card_says_nothing_of_a_training_that_nobody_recorded(facts, tmp_pat
     facts.record = {}
     write_card(tmp_path / "README.md", facts, "you/model", "v1", None, ["en"])
     text = " ".join(ModelCard.load(tmp_path / "README.md").content.split())
-    assert "The embedding is the mean of the token vectors and what a TextCNN adds" in text and "Trained" not in text
+    assert "The embedding is the mean of the token vectors plus the integrated" in text and "Trained" not in text

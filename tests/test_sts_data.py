@@ -79,7 +79,7 @@ def test_missing_subsets_are_named_in_a_warning(year13, tmp_path, caplog):
         (year13 / f"STS.gs.{name}.txt").unlink()
     assert set(load_sts("STS13", str(tmp_path))["subset"]) == {"OnWN"}
     assert f"{year13} lacks the subsets FNWN, headlines." in caplog.text
-    assert "STS13 test has 2 scored pairs here, the published task has 1500" in caplog.text
+    assert "STS13 test has 2 scored pairs here, but the published task has 1500" in caplog.text
 
 
 def test_duplicated_pairs_stay(year13, tmp_path):
@@ -142,13 +142,17 @@ def test_a_missing_task_is_named_with_what_to_do(tmp_path, task):
     ("file", "content", "message"),
     [
         ("STS.input.FNWN.txt", b"a\tb\nno tab\nc\td\n", "STS.input.FNWN.txt, line 2: 1 tab-separated fields"),
-        ("STS.input.FNWN.txt", b"a\tb\n", r"STS.input.FNWN.txt has 1 lines and .*STS.gs.FNWN.txt 3: they must be"),
-        ("STS.gs.FNWN.txt", b"1\n\n", r"STS.input.FNWN.txt has 3 lines and .*STS.gs.FNWN.txt 2: they must be"),
+        (
+            "STS.input.FNWN.txt",
+            b"a\tb\n",
+            r"STS.input.FNWN.txt has 1 lines, but .*STS.gs.FNWN.txt has 3: both files need",
+        ),
+        ("STS.gs.FNWN.txt", b"1\n\n", r"STS.input.FNWN.txt has 3 lines, but .*STS.gs.FNWN.txt has 2: both files need"),
         ("STS.gs.FNWN.txt", b"1\n2\ntwo\n", "STS.gs.FNWN.txt, line 3: 'two' is not a number"),
         ("STS.gs.FNWN.txt", b"1\ninf\n3\n", "STS.gs.FNWN.txt, line 2: 'inf' is not a number"),
         ("STS.input.FNWN.txt", b"a\tb\nc\t\xe9\nc\td\n", "STS.input.FNWN.txt, line 2: not UTF-8"),
-        ("STS.input.FNWN.txt", None, "STS.input.FNWN.txt: no such file, but its other half is there"),
-        ("STS.gs.FNWN.txt", None, "STS.gs.FNWN.txt: no such file, but its other half is there"),
+        ("STS.input.FNWN.txt", None, "STS.input.FNWN.txt: no such file, though its counterpart exists"),
+        ("STS.gs.FNWN.txt", None, "STS.gs.FNWN.txt: no such file, though its counterpart exists"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(year13, tmp_path, file, content, message):
@@ -193,7 +197,7 @@ def test_sentences_that_are_numbers_are_sentences_and_subsets_are_kept(tmp_path)
 def test_unscored_pairs_of_ones_own_are_left_out_and_counted(tmp_path, caplog):
     (tmp_path / "some.csv").write_text("sentence1,sentence2,score\na,b,\nc,d,2\ne,f,nan\ng,h,1\n")
     assert load_pairs(str(tmp_path / "some.csv"))["sentence1"][:] == ["c", "g"]
-    assert "some.csv: 2 of 4 pairs have no score and are left out." in caplog.text
+    assert "some.csv: 2 of 4 pairs have no score, and are left out." in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -201,7 +205,7 @@ def test_unscored_pairs_of_ones_own_are_left_out_and_counted(tmp_path, caplog):
     [
         ("none.tsv", None, "none.tsv: no such file"),
         ("empty.tsv", b"", "empty.tsv: the file is empty"),
-        ("pairs.xlsx", b"x", "pairs.xlsx: the name of a data file ends in .txt, .jsonl, .csv, .tsv, .parquet"),
+        ("pairs.xlsx", b"x", "pairs.xlsx: the name of a data file must end in .txt, .jsonl, .csv, .tsv, .parquet"),
         ("other.csv", b"a,score\nx,1\n", "other.csv: no column sentence1, sentence2; it has a, score"),
         (
             "bad.csv",

@@ -95,14 +95,14 @@ def test_data_that_cannot_be_trained_on_end_in_a_message(tmp_path, message):
 
 def test_data_of_another_kind_end_in_a_message(tmp_path):
     splits = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": TEXTS})})
-    with pytest.raises(ValueError, match=r"a list of sentences, or a data set or stream .* not DatasetDict"):
+    with pytest.raises(ValueError, match=r"a list of sentences, or one split of .* not DatasetDict"):
         SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=splits)
 
 
 def test_a_tokenizer_of_another_model_ends_in_a_message(tmp_path, tokenizer):
     model = fresh_model()
     model.resize_token_embeddings(100)
-    with pytest.raises(ValueError, match="the tokenizer has 8192 tokens and the encoder 100"):
+    with pytest.raises(ValueError, match="the tokenizer has 8192 tokens, but the encoder has only 100"):
         SarcseTrainer(model, SarcseTrainingArguments(str(tmp_path), **SMALL), None, TEXTS, None, tokenizer)
 
 
@@ -130,7 +130,7 @@ def test_arguments_of_transformers_mean_the_defaults_of_sarcse(tmp_path, caplog)
     assert (args.output_dir, args.weight_decay, args.seed, args.max_steps) == (str(tmp_path), 0.25, 5, 1)
     assert args.per_device_train_batch_size == 16 and args.save_strategy == "no"
     assert (args.learning_rate, args.contrastive_temperature, args.dataloader_drop_last) == (1e-5, 0.05, True)
-    assert "at SARCSE's: " in caplog.text and "learning_rate 1e-05" in caplog.text
+    assert "have those of SarcseTrainingArguments: " in caplog.text and "learning_rate 1e-05" in caplog.text
     assert trainer.train().global_step == 1
 
 
@@ -193,7 +193,7 @@ def test_the_card_is_the_releases_without_a_pinned_revision(tmp_path, pairs, cap
     assert scores[f"after: {tmp_path}"]["average"] == pytest.approx(evaluated)
     assert re.search(rf"\| this model, autoencoder +\| +(\*\*)?{evaluated:.2f}", card.text)
     assert list(scores) == [f"before: {ENCODER}, mean", f"before: {ENCODER}, cls", f"after: {tmp_path}"]
-    assert "tasks, finetuned_from: the card is made of the training's own record; not taken." in caplog.text
+    assert "tasks, finetuned_from: ignored, since the card is made from the training's own record." in caplog.text
 
 
 def test_callbacks_stop_early_by_the_pairs(tmp_path, pairs):
@@ -298,7 +298,7 @@ def test_sentences_without_a_tokenizer_end_in_a_message(tmp_path):
     model = fresh_model()
     model.name_or_path = ""
     arguments = SarcseTrainingArguments(str(tmp_path), **SMALL)
-    with pytest.raises(ValueError, match="train_dataset has sentences: give the tokenizer as `processing_class`"):
+    with pytest.raises(ValueError, match="train_dataset has sentences: pass the tokenizer as `processing_class`"):
         SarcseTrainer(model, arguments, train_dataset=TEXTS)
     ids = datasets.Dataset.from_dict({"input_ids": [[0, 5, 2]] * 8})
     trainer = SarcseTrainer(model, arguments, train_dataset=ids)
@@ -306,7 +306,7 @@ def test_sentences_without_a_tokenizer_end_in_a_message(tmp_path):
     ragged = datasets.Dataset.from_dict({"input_ids": [[0, 5, 2], [0, 5, 5, 2]] * 4})
     with pytest.raises(ValueError, match="token ids of different lengths need padding"):
         SarcseTrainer(model, arguments, train_dataset=ragged).train()
-    with pytest.raises(ValueError, match="needs the tokenizer: give it as `processing_class`"):
+    with pytest.raises(ValueError, match="needs the tokenizer: pass it as `processing_class`"):
         trainer.create_model_card()
 
 

@@ -110,9 +110,7 @@ def test_a_finished_run_is_not_trained_over(finished_run):
     folder, _ = finished_run
     process = run_command(PROJECT / "train.py", *flags(folder), cwd=folder.parent)
     assert process.returncode == 2
-    assert (
-        "holds checkpoints of an earlier run" in process.stderr and "--resume_from_checkpoint last" in process.stderr
-    )
+    assert "has checkpoints of an earlier run" in process.stderr and "--resume_from_checkpoint last" in process.stderr
 
 
 def test_a_sarcse_model_can_be_trained_further(finished_run, tmp_path):
@@ -275,7 +273,7 @@ def test_a_baseline_of_evaluations_is_not_trained(tmp_path, tokenizer):
     tokenizer.save_pretrained(folder)
     options = {"model_name_or_path": folder, "channels": None, "reconstruction_weight": 0}
     assert refusal(tmp_path, **options) == (
-        "pooler='first_last_average' is for evaluations only; to be trained: autoencoder, cls, mean."
+        "pooler='first_last_average' is for evaluations only; these can be trained: autoencoder, cls, mean."
     )
 
 
@@ -414,7 +412,7 @@ def word_tokenizer(**special_tokens) -> PreTrainedTokenizerFast:
 
 def test_a_tokenizer_that_does_not_fit_the_encoder_is_refused(tmp_path, tokenizer):
     small = encoder_with(tmp_path / "small", tokenizer, vocab_size=100)
-    message = f"the tokenizer has {len(tokenizer)} tokens and the encoder 100. Give the encoder its own"
+    message = f"the tokenizer has {len(tokenizer)} tokens, but the encoder has only 100. Use the encoder's own"
     for load in (load_model, lambda source: build_model(ModelArguments(source))):
         with pytest.raises(ValueError, match=message):
             load(small)
