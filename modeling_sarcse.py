@@ -787,7 +787,7 @@ def pack_left(sequence: torch.Tensor, content_mask: torch.Tensor) -> tuple[torch
 
 # A dropped dimension is replaced by this share of the mean of all vectors. With 0 the views of some encoders are too
 # far apart: those whose mean is long compared with the differences between sentences. With 1 the views are closer, and
-# teach less (study/results/details.md).
+# teach less (docs/choices.md).
 TOWARDS_MEAN = 0.75
 
 

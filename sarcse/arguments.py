@@ -176,10 +176,10 @@ class ReleaseArguments:
 
 
 # The share of dimensions that a view of one pass drops, where that is the default: no worse than two passes in ten
-# seeds on either encoder (study/results/details.md). Under mean pooling two passes were 0.2 better.
+# seeds on either encoder (docs/choices.md). Under mean pooling two passes were 0.2 better.
 VIEW_DROPOUT = 0.1
 # The limit on the sum of the learning rates of all steps: less than what ruined an encoder of the study (which ended
-# worse than before training), and enough for the best scores (study/results/details.md). SimCSE, which has no
+# worse than before training), and enough for the best scores (docs/choices.md). SimCSE, which has no
 # reconstruction, follows its own paper.
 LEARNING_RATE_BUDGET = 0.003
 
@@ -238,14 +238,14 @@ class SarcseArguments(ReleaseArguments):
         default=1e-4,
         metadata={
             "help": "The a of smooth_inverse (Arora, Liang and Ma, ICLR 2017). The default was chosen in "
-            "study/results/details.md."
+            "docs/choices.md."
         },
     )
     autoencoder_learning_rate: float | None = field(
         default=None,
         metadata={
             "help": "Learning rate of the new layers. Default: three times learning_rate with a reconstruction "
-            "(study/results/details.md), else learning_rate."
+            "(docs/choices.md), else learning_rate."
         },
     )
     gradient_cache_mini_batch_size: int | None = field(

@@ -4,7 +4,7 @@ ruining the encoder: from making its embeddings worse than before training.
 
 A step of Adam moves a weight by about the learning rate at most, so their sum bounds how far any weight moves from its
 pretrained value. In the study this sum decides whether embeddings get better or are ruined; neither the learning rate
-nor the number of steps does by itself (study/results/details.md).
+nor the number of steps does by itself (docs/choices.md).
 """
 
 from collections.abc import Iterable

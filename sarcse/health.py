@@ -1,7 +1,7 @@
 """
 A health check that needs no labels: how well a model matches the two halves of a sentence. Of all candidates
 (study/candidates.py), this kind of number is best at detecting ruined models: those with worse embeddings than before
-training (study/results/details.md).
+training (docs/choices.md).
 
 Shapes: S sentences, d dimensions.
 """

@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 COLLAPSED_UNIFORMITY = -0.01
 
 # A health below this share of the best so far gives a warning, and its checkpoint is not kept: hardly any good
-# checkpoint of the study was so low (study/results/details.md).
+# checkpoint of the study was so low (docs/choices.md).
 HEALTHY_SHARE = 0.85
 
 
