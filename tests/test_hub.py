@@ -411,8 +411,8 @@ def test_the_lines_of_the_readme_train_a_model_and_push_a_release(tmp_path):
     assert card.data.base_model == "org/encoder" and f"`org/encoder` at commit `{commit}`" in card.text
     text = " ".join(card.text.split())  # on one line
     digest = hashlib.sha256("".join(f"{sentence}\n" for sentence in sentences).encode()).hexdigest()
-    assert f"32 sentences without labels. SHA-256 of them, each followed by a newline: `{digest}`" in text
-    assert "This model has no measured scores." in text and f'revision="{tag}"' in text
+    assert f"32 unlabelled sentences. SHA-256 of the sentences, each followed by a newline: `{digest}`" in text
+    assert "This model has not been evaluated." in text and f'revision="{tag}"' in text
 
 
 def test_what_a_push_may_say_reaches_the_hub(hub, tmp_path, monkeypatch, capsys):
@@ -436,7 +436,7 @@ def test_what_a_push_may_say_reaches_the_hub(hub, tmp_path, monkeypatch, capsys)
     card = ModelCard(files["README.md"].decode())
     assert (card.data.language, card.data.license) == (["en"], "mit")
     assert not [name for name in files if name.endswith(".py")], "a mean needs no code"
-    assert re.search(r"- Time: \d+ seconds, with evaluations", card.text)
+    assert re.search(r"- Time: \d+ seconds, including evaluation", card.text)
     assert MINE not in "".join(capsys.readouterr())
 
 

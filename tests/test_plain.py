@@ -51,7 +51,7 @@ def test_a_plain_release_holds_no_code_and_says_so_nowhere(plain):
         *("golden_embeddings.json", "onnx/model.onnx"),
     }
     card = ModelCard.load(folder / "README.md").text
-    assert "trust_remote_code" not in card and "no code of this repository runs" in card
+    assert "trust_remote_code" not in card and "no code from this repository runs" in card
     assert "auto_map" not in json.loads((folder / "config.json").read_text())
 
 
@@ -79,9 +79,9 @@ def test_strangers_load_it_without_a_question_or_a_report(plain, tmp_path):
 
 
 def test_the_lines_of_its_card_run(plain, tmp_path):
-    """On the folder, as the card says of a repository that is none."""
+    """On the folder, as the card says where the model has not been pushed."""
     card = (plain[0] / "README.md").read_text()
-    assert "`you/sarcse-plain` stands for a repository that this has not been pushed to" in card
+    assert "`you/sarcse-plain` is a placeholder: this model has not been pushed to the Hub" in card
     blocks = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[:2]
     code = "\n".join(blocks).replace("you/sarcse-plain", str(plain[0]))
     code += "\nimport numpy; numpy.testing.assert_allclose(embeddings, vectors, atol=1e-5)"

@@ -186,7 +186,7 @@ def test_the_card_is_the_releases_without_a_pinned_revision(tmp_path, pairs, cap
     assert (card.data.language, card.data.license, card.data.library_name) == (["en"], "mit", "sentence-transformers")
     text = " ".join(card.text.split())  # on one line
     assert "Started from `encoder`." in text and 'from_pretrained("me/mine", trust_remote_code=True)' in card.text
-    assert f"32 sentences without labels. SHA-256 of them, each followed by a newline: `{sha256(TEXTS)}`" in text
+    assert f"32 unlabelled sentences. SHA-256 of the sentences, each followed by a newline: `{sha256(TEXTS)}`" in text
     assert "revision" not in card.text and "golden" not in card.text
     scores = json.loads((tmp_path / "sts_results.json").read_text())["models"]
     evaluated = trainer.evaluate()["eval_stsb_spearman"]
