@@ -362,4 +362,4 @@ def test_code_of_an_encoder_runs_only_if_it_is_trusted(custom_encoder, tmp_path)
     assert f"{after['average']:.2f}" in scored.stdout
     release = ["-m", "model_card", tmp_path / "model", "--release_dir", tmp_path / "release"]
     refused = run_command(*release, cwd=PROJECT)
-    assert refused.returncode == 2 and "Its encoder runs code of its own" in refused.stderr
+    assert refused.returncode == 2 and "Its encoder needs its own code" in refused.stderr

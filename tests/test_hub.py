@@ -220,7 +220,7 @@ def test_a_token_that_cannot_write_is_known_before_the_training(hub, tmp_path):
 
 def test_a_licence_that_the_hub_does_not_know_is_told_before_the_work(hub, finished_run, tmp_path):
     """Of a training and of a release: the Hub would refuse the commit at the end of it."""
-    told = "the Hub does not take the licence or the language: .*apache"
+    told = "the Hub does not accept the licence or the language: .*apache"
     args = SarcseTrainingArguments(str(tmp_path / "x"), hub_license="apache", eval_strategy="no", report_to="none")
     with pytest.raises(ValueError, match=told):
         hub_module.repository_of_training(args)
@@ -318,7 +318,7 @@ def test_a_tag_is_not_moved_and_a_release_replaces_the_last_one(hub, push, relea
     repository.commit({**repository.commits[repository.branches["next"]], "stale.bin": b"old"}, branch="next")
     other = shutil.copytree(release_folder, tmp_path / "other")
     (other / "training_curve.png").unlink()
-    with pytest.raises(ValueError, match="me/x has a tag v1 already, of another release: choose another --tag"):
+    with pytest.raises(ValueError, match="me/x already has a tag v1 for another release: choose another --tag"):
         push(other, revision="next")
     push(other, revision="next", tag="v2")
     latest = repository.commits[repository.branches["next"]]
@@ -343,7 +343,7 @@ def test_an_encoder_with_code_of_its_own_comes_from_the_hub_with_it(custom_encod
         arguments = flags(tmp_path / "model", model_name_or_path="org/custom", trust_remote_code="true")
         push = ["--push_to_hub", "true", "--hub_model_id", "me/custom"]
         refused = run_python(PROJECT / "train.py", *arguments, *push, cwd=tmp_path, **environment)
-        assert refused.returncode == 2 and "org/custom: no release can be made of it" in refused.stderr
+        assert refused.returncode == 2 and "org/custom: cannot be released" in refused.stderr
         trained = run_python(PROJECT / "train.py", *arguments, cwd=tmp_path, **environment)
         assert trained.returncode == 0 and "code of the encoder runs" in trained.stdout, trained.stderr
         config = json.loads((tmp_path / "model" / "config.json").read_text())

@@ -187,5 +187,5 @@ def test_weights_past_a_protobufs_limit_go_to_a_second_file(plain, tmp_path, mon
     assert np.array_equal(one, other)
     assert re.search(r"`onnx/model.onnx` +\| 5.9 MB", (folder / "README.md").read_text())
     options = ReleaseOptions(model_dir, str(tmp_path / "none"), onnx_int8=True, pairs=str(DEMO / "sts.tsv"))
-    with pytest.raises(ValueError, match="--onnx_int8: the weights have more than 1,000,000 bytes"):
+    with pytest.raises(ValueError, match="--onnx_int8: the weights exceed 1,000,000 bytes"):
         build(options)

@@ -165,7 +165,9 @@ def small_model(model_type: str, pooler: str) -> SarcseModel:
 def test_what_has_no_plain_form_says_why(tokenizer):
     left = AutoTokenizer.from_pretrained(ENCODER, padding_side="left")
     assert any(config.model_type == "t5" for config in MODEL_MAPPING)
-    assert "AutoModel loads more of 't5' than the encoder" in str(why_not_plain(small_model("t5", "mean"), tokenizer))
+    assert "AutoModel expects more than the encoder for 't5'" in str(
+        why_not_plain(small_model("t5", "mean"), tokenizer)
+    )
     assert "pads on the left" in str(why_not_plain(small_model("bert", "cls"), left))
     assert why_not_plain(small_model("bert", "mean"), left) is None
     for pooler in POOLERS.keys() - PLAIN:
@@ -186,7 +188,9 @@ def test_a_plain_release_that_pools_otherwise_is_stopped(plain, tmp_path):
     for name in ("pooling_mode_cls_token", "pooling_mode_mean_tokens"):
         pooling[name] = not pooling[name]
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    with pytest.raises(ValueError, match="does not give the model's embeddings in a new process: .*transformers: "):
+    with pytest.raises(
+        ValueError, match="does not reproduce the model's embeddings in a new process: .*transformers: "
+    ):
         verify(folder)
 
 

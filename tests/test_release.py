@@ -112,10 +112,10 @@ def test_a_full_disk_leaves_the_model_and_no_half_release(finished_run, tmp_path
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("training_args.bin", "a pickle", "training_args.bin would be in the release, and does not belong there"),
+        ("training_args.bin", "a pickle", "training_args.bin would be in the release, but does not belong there"),
         ("optimizer.pt", "a pickle", "optimizer.pt would be in the release"),
         ("helper.py", "import os", "helper.py would be in the release"),
-        ("notes.json", '"hf_' + "a1" * 17 + '"', "notes.json would be in the release, and has an access token in it"),
+        ("notes.json", '"hf_' + "a1" * 17 + '"', "notes.json would be in the release, but contains an access token"),
     ],
 )
 def test_what_must_not_leave_the_machine_stops_a_release(release_folder, tmp_path, name, content, message):
@@ -131,7 +131,7 @@ def test_a_release_with_other_embeddings_is_stopped(release_folder, tmp_path):
     golden["embeddings"][0][0] += 0.01
     (folder / "golden_embeddings.json").write_text(json.dumps(golden))
     with pytest.raises(
-        ValueError, match="does not give the model's embeddings in a new process: .*difference, transf"
+        ValueError, match="does not reproduce the model's embeddings in a new process: .*difference, transf"
     ):
         verify(folder)
 
@@ -151,7 +151,7 @@ def test_a_release_that_needs_the_project_is_stopped(release_folder, tmp_path):
         (["{tmp}/nowhere", "--release_dir", "{tmp}/out"], "nowhere: no such folder"),
         (
             [str(DEMO / "encoder"), "--release_dir", "{tmp}/out"],
-            "no SARCSE model in it. MODEL_DIR is what the training",
+            "no SARCSE model in it. Give the output folder of a training",
         ),
         (["{model}", "--release_dir", "{model}"], "would overwrite the model in"),
         (["{model}", "--release_dir", "{model}/.."], "would overwrite the model in"),
@@ -165,22 +165,25 @@ def test_a_release_that_needs_the_project_is_stopped(release_folder, tmp_path):
             "differs .* seed: architecture.channels",
         ),
         (["{model}", "--release_dir", "{tmp}/out", "--push", "no/such/name"], "no/such/name"),
-        (["{model}", "--release_dir", "{tmp}/out", "--push", "name"], "--push name: with its owner, you/name"),
+        (["{model}", "--release_dir", "{tmp}/out", "--push", "name"], "--push name: add the owner, you/name"),
         (
             ["{model}", "--release_dir", "{tmp}/out", "--tag", "first one"],
-            "--tag first one: a tag has letters, digits",
+            "--tag first one: use letters, digits",
         ),
-        (["{model}", "--release_dir", "{tmp}/out", "--tag", "main"], "--tag main: .* is no branch's name"),
+        (
+            ["{model}", "--release_dir", "{tmp}/out", "--tag", "main"],
+            "--tag main: .* not the name of the branch to push to",
+        ),
         (
             ["{model}", "--release_dir", "{tmp}/out", "--plain"],
-            "--plain: its embedding is the mean of the token vectors and what a TextCNN .* takes code of ours .*"
+            "--plain: its embedding is the mean of the token vectors and what a TextCNN .* needs this project's code .*"
             "Leave --plain out",
         ),
         (["{model}", "--release_dir", "{tmp}/out", "--plain", "--with_code"], "--plain and --with_code exclude"),
         (["{model}", "--release_dir", "{tmp}/out", "--plain", "--with_decoder"], "--plain and --with_decoder exclude"),
         (
             ["{model}", "--release_dir", "{tmp}/out", "--onnx_int8", "--sts_dir", "{tmp}/full"],
-            "--onnx_int8 scores int8 on STS-B: give it by --sts_dir, or --pairs FILE. {tmp}/full",
+            "--onnx_int8 scores int8 on STS-B: give its folder with --sts_dir, or --pairs FILE. {tmp}/full",
         ),
     ],
 )

@@ -51,7 +51,8 @@ def space(release_folder, finished_run) -> Path:
     command = ["-m", "model_card", release_folder, "--space", folder, "--beside", finished_run[0]]
     process = run_command(*command, cwd=PROJECT)
     assert process.returncode == 0, process.stderr
-    assert f"`python {folder}/app.py` shows it" in process.stdout
+    assert f"To run it on this machine: `pip install -r {folder}/requirements.txt`" in process.stdout
+    assert f"`python {folder}/app.py`" in process.stdout
     return folder
 
 
@@ -115,27 +116,30 @@ def test_a_space_is_written_over_an_earlier_one_and_leaves_what_else_is_there(sp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{release}"], "give --release_dir OUT for a release, --space DIR for the Space of one, or both"),
-        (["{model}", "--space", "{tmp}/out"], "{model}: not a release. Give --release_dir OUT as well"),
-        (["{tmp}/none", "--space", "{tmp}/out"], "{tmp}/none: no such folder, and not the name of a model at the Hub"),
+        (["{release}"], "give --release_dir OUT to build a release, --space DIR to write a Space, or both"),
+        (["{model}", "--space", "{tmp}/out"], "{model}: not a release. Add --release_dir OUT"),
+        (["{tmp}/none", "--space", "{tmp}/out"], "{tmp}/none: no such folder, and not the name of a model on the Hub"),
         (["no/where", "--space", "{tmp}/out"], "no/where: no such folder, and HF_HUB_OFFLINE is set"),
         (["{release}", "--space", "{tmp}/full"], "--space {tmp}/full: holds something that is not a Space"),
         (["{release}", "--space", "{tmp}/full/note.txt"], "note.txt: is a file"),
         (["{release}", "--space", "{release}"], "holds something that is not a Space"),
-        (["{release}", "--space", "{release}/space"], "would be in {release}, where the model is"),
-        (["{model}", "--release_dir", "{tmp}/out", "--space", "{tmp}/out/space"], "would be in {tmp}/out, where"),
+        (["{release}", "--space", "{release}/space"], "would be inside the model's folder {release}"),
+        (
+            ["{model}", "--release_dir", "{tmp}/out", "--space", "{tmp}/out/space"],
+            "inside the model's folder {tmp}/out;",
+        ),
         (["{release}", "--push_space", "me/x"], "--push_space needs --space DIR"),
         (["{release}", "--beside", "{model}"], "--beside needs --space DIR"),
-        (["{release}", "--space", "{tmp}/out", "--push_space", "x"], "--push_space x: with its owner, you/x"),
+        (["{release}", "--space", "{tmp}/out", "--push_space", "x"], "--push_space x: add the owner, you/x"),
         (["{release}", "--space", "{tmp}/out", "--push_space", "a/b/c"], "a/b/c"),
-        (["{release}", "--space", "{tmp}/out", "--push_space", "me/x"], "its model is on this machine only. Push the"),
+        (["{release}", "--space", "{tmp}/out", "--push_space", "me/x"], "its model is only on this machine. Push the"),
         (
             ["{model}", "--release_dir", "{tmp}/out", "--space", "{tmp}/space", "--push_space", "me/x"],
-            "--push_space me/x: its model is on this machine only",
+            "--push_space me/x: its model is only on this machine",
         ),
         (
             ["me/model", "--space", "{tmp}/out", "--push_space", "me/x", "--beside", "{model}"],
-            "--beside {model}: is on this machine only. A Space on the Hub needs a model that is there",
+            "--beside {model}: is only on this machine. A Space on the Hub needs a model that is there",
         ),
         (["{release}", "--space", "{tmp}/out", "--beside", "{tmp}/full"], "{tmp}/full: no model in it"),
         (["{release}", "--space", "{tmp}/out", "--beside", "{tmp}/broken"], "{tmp}/broken: the model cannot be"),
@@ -145,10 +149,10 @@ def test_a_space_is_written_over_an_earlier_one_and_leaves_what_else_is_there(sp
         ),
         (
             ["{release}", "--space", "{tmp}/out", "--push", "me/x"],
-            "--push is of a new release: give --release_dir OUT",
+            "--push applies to a new release: add --release_dir OUT",
         ),
-        (["{release}", "--space", "{tmp}/out", "--seeds", "{model}"], "--seeds is of a new release"),
-        (["{release}", "--space", "{tmp}/out", "--plain"], "--plain is of a new release"),
+        (["{release}", "--space", "{tmp}/out", "--seeds", "{model}"], "--seeds applies to a new release"),
+        (["{release}", "--space", "{tmp}/out", "--plain"], "--plain applies to a new release"),
     ],
 )
 def test_user_errors_end_in_one_line(release_folder, finished_run, tmp_path, monkeypatch, capsys, arguments, message):
@@ -278,16 +282,16 @@ def app(space) -> SimpleNamespace:
     [
         ("", "Type at least one sentence"),
         (" \n\t\n\u2028", "Type at least one sentence"),
-        ("Why?", "A second sentence, in a line of its own, gives a similarity."),
+        ("Why?", "Add a second sentence on a new line to see a similarity."),
         (
             "word " * 2000,
-            "Sentence 1 is longer than the 128 tokens that this model reads: only its beginning counts.",
+            "Sentence 1 is longer than the 128 tokens that this model reads; the rest is ignored.",
         ),
         ("x" * 10_000, "Sentence 1 is longer than the 128 tokens"),
-        ("Why?\n" * 50, "These are 50 lines: the first 20 are compared."),
+        ("Why?\n" * 50, "There are 50 lines; only the first 20 are compared."),
         ("🙂 👩‍👩‍👧\n東京は雨だった。", "🙂"),
         ("שלום עולם\nمرحبا", "שלום"),
-        ("a\0b \ud83d\x1b[31m", "A second sentence"),
+        ("a\0b \ud83d\x1b[31m", "Add a second sentence"),
         ("<script>alert(1)</script>\n<b title='\">", "&lt;"),
         ("</s><s><pad>\n<mask>", "1.000"),
     ],
@@ -297,7 +301,7 @@ def test_whatever_is_typed_has_an_answer(app, text, answer):
     assert answer in page and "nan" not in page
     assert "<script" not in page and "<b " not in page
     found = app.search(text, "Why?\n" + text, None)
-    assert "Why?" in found or "ready: type what to look for" in found
+    assert "Why?" in found or "ready: type a query" in found
 
 
 def test_a_file_is_read_as_text_or_refused_in_one_sentence(app, tmp_path):
@@ -310,9 +314,9 @@ def test_a_file_is_read_as_text_or_refused_in_one_sentence(app, tmp_path):
     }.items():
         (tmp_path / name).write_bytes(content)
         found = app.search("Why?", "", str(tmp_path / name))
-        assert found == app.note(f"{name} is not a text file in UTF-8: upload one with a sentence in each line.")
+        assert found == app.note(f"{name} is not a UTF-8 text file: upload one with one sentence per line.")
     (tmp_path / "empty.txt").write_text("\n")
-    assert "Paste sentences to search in" in app.search("Why?", "", str(tmp_path / "empty.txt"))
+    assert "Paste the sentences to search" in app.search("Why?", "", str(tmp_path / "empty.txt"))
 
 
 def test_ten_thousand_sentences_are_searched_and_none_is_embedded_twice(app, monkeypatch):
@@ -321,7 +325,7 @@ def test_ten_thousand_sentences_are_searched_and_none_is_embedded_twice(app, mon
     monkeypatch.setattr(model, "vectors", lambda ids: rows.extend(ids) or vectors(ids))
     pasted = "\n".join(f"Number {number}." for number in range(10_001))
     first = app.search("Number 7.", pasted, None)
-    assert "These are 10,001 sentences: the first 10,000 are searched." in first
+    assert "There are 10,001 sentences; only the first 10,000 are searched." in first
     assert "The nearest 10 of 10,000 sentences" in first and len(rows) == 10_000
     assert "1.000</span> <bdi>Number 7.</bdi>" in first
     assert "one new sentence" not in first and app.search("Number 7.", pasted + "\nNew.", None).count("<li>") == 10
@@ -356,7 +360,9 @@ def test_a_plain_release_is_pooled_as_it_says(app, space, tokenizer, tmp_path):
 def test_a_model_that_only_sentence_transformers_can_pool_is_refused(tmp_path):
     folder = shutil.copytree(ENCODER, tmp_path / "pooled")
     (folder / "modules.json").write_text("[]")
-    with pytest.raises(ValueError, match="pooled: only sentence-transformers, which a Space does not have, makes"):
+    with pytest.raises(
+        ValueError, match="pooled: its embeddings need sentence-transformers, which a Space does not have"
+    ):
         find(str(folder), "main", tmp_path)
 
 
@@ -387,7 +393,7 @@ def test_a_second_model_that_cannot_be_loaded_is_left_out_and_a_first_one_ends_i
         (folder / "space.json").write_text(json.dumps(settings))
     page = SimpleNamespace(**runpy.run_path(str(tmp_path / "space1" / "app.py")))
     assert len(page.MODELS) == 1
-    assert "There is no second model here: nowhere could not be loaded." in page.compare("Why?")
+    assert "No second model is shown: nowhere could not be loaded." in page.compare("Why?")
     with pytest.raises(SystemExit, match="app.py: nowhere, which space.json names, could not be loaded"):
         runpy.run_path(str(tmp_path / "space0" / "app.py"))
 
@@ -434,14 +440,14 @@ def open_page(browser, address) -> Iterator[Callable[..., Page]]:
 
 
 def compare(page: Page, sentences: list[str]) -> None:
-    page.get_by_label("Sentences, one in each line; Shift").fill("\n".join(sentences))
+    page.get_by_label("Sentences, one per line (Shift").fill("\n".join(sentences))
     page.get_by_role("button", name="Compare").click()
     expect(page.locator(".panel").nth(1).locator(".sentences li")).to_have_count(len(sentences), timeout=PATIENCE)
     expect(page.locator(".matrix th bdi").first).to_have_text(sentences[0], timeout=PATIENCE)
 
 
 def search(page: Page, wanted: str) -> list[tuple[str, str]]:
-    page.get_by_label("What to look for").fill(wanted)
+    page.get_by_label("Query").fill(wanted)
     page.keyboard.press("Enter")
     expect(page.locator(".found")).to_be_visible(timeout=PATIENCE)
     return [
@@ -495,7 +501,7 @@ def test_what_is_typed_is_text_to_the_page(open_page):
     read = ["".join(row.split()) for row in panel.locator(".sentences li").all_inner_texts()]
     assert read == ["".join(text.split()) for text in texts]
     assert panel.locator("b, img").count() == 0
-    page.get_by_label("Sentences, one in each line; Shift").fill(" ")
+    page.get_by_label("Sentences, one per line (Shift").fill(" ")
     page.get_by_role("button", name="Compare").click()
     expect(page.locator(".note")).to_have_text(re.compile("Type at least one sentence"), timeout=PATIENCE)
     assert page.locator(".error, .toast-body").count() == 0
@@ -505,7 +511,7 @@ def test_a_search_finds_what_the_model_holds_for_nearest(open_page, release_fold
     """Among pasted sentences and those of a file; a file that is no text is one sentence."""
     page = open_page()
     page.get_by_role("tab", name="Search").click()
-    page.get_by_label("Sentences to search in").fill("\n".join(SENTENCES))
+    page.get_by_label("Sentences to search, one").fill("\n".join(SENTENCES))
     more = [f"{sentence.rstrip('.')}, and {other.lower()}" for sentence in SENTENCES for other in SENTENCES[:3]]
     (tmp_path / "more.txt").write_text("\n".join(more))
     page.locator("input[type=file]").set_input_files(tmp_path / "more.txt")
@@ -520,7 +526,7 @@ def test_a_search_finds_what_the_model_holds_for_nearest(open_page, release_fold
     page.locator("input[type=file]").set_input_files(PROJECT / "docs" / "token_importance.png")
     expect(page.get_by_role("cell").first).to_contain_text("token_importance", timeout=PATIENCE)
     page.get_by_role("button", name="Search").click()
-    expect(page.locator(".note")).to_contain_text("token_importance.png is not a text file", timeout=PATIENCE)
+    expect(page.locator(".note")).to_contain_text("token_importance.png is not a UTF-8 text file", timeout=PATIENCE)
 
 
 def test_the_model_is_shown_with_its_scores_and_figures(open_page, finished_run):
@@ -599,7 +605,7 @@ def test_the_keyboard_is_enough(open_page, release_folder):
             page.keyboard.press("Tab")
         raise AssertionError(f"no way to {name}")
 
-    go_to("textbox", "Sentences, one in each line; Shift+Enter compares")
+    go_to("textbox", "Sentences, one per line (Shift+Enter to compare)")
     page.keyboard.press("Control+A")
     page.keyboard.type("Why?\nHow so?")
     page.keyboard.press("Shift+Enter")
@@ -608,7 +614,7 @@ def test_the_keyboard_is_enough(open_page, release_folder):
     )
     go_to("tab", "Search")
     page.keyboard.press("Enter")
-    go_to("textbox", "What to look for")
+    go_to("textbox", "Query")
     page.keyboard.type("birds")
     go_to("button", "Search")
     page.keyboard.press("Enter")
