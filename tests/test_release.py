@@ -176,7 +176,7 @@ def test_a_release_that_needs_the_project_is_stopped(release_folder, tmp_path):
         ),
         (
             ["{model}", "--release_dir", "{tmp}/out", "--plain"],
-            "--plain: its embedding is the mean of the token vectors and what a TextCNN .* needs this project's code .*"
+            "--plain: its embedding is the mean of the token vectors and what a TextCNN .* needs this project's code.*"
             "Leave --plain out",
         ),
         (["{model}", "--release_dir", "{tmp}/out", "--plain", "--with_code"], "--plain and --with_code exclude"),
