@@ -1,4 +1,4 @@
-"""Plain releases: models that need no code of ours, for every program that reads an encoder with its pooling."""
+"""Plain releases: models without this project's code, for every program that reads an encoder with its pooling."""
 
 import json
 import re
@@ -31,7 +31,7 @@ PLAIN = [name for name, pooler in POOLERS.items() if pooler.pooling_mode is not 
 
 @pytest.fixture(scope="module", params=PLAIN)
 def plain(request, tmp_path_factory, tokenizer) -> tuple[Path, SarcseModel]:
-    """A plain release, made by the command's function, and the model that it is of."""
+    """A plain release, made by the command's function, and its model."""
     folder = tmp_path_factory.mktemp(request.param)
     model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=request.param)
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_both_forms_have_the_same_scores_to_the_last_digit(plain, tmp_path):
 
 
 def test_this_project_loads_it_as_what_it_was(plain, tokenizer):
-    """With its pooler, for scores and further training, and no trace of the release in what is saved next."""
+    """With its pooler, for scoring and further training. Nothing of the release is left in what is saved next."""
     folder, model = plain
     loaded, _ = load_model(str(folder))
     assert kind_of_model(str(folder)) == "sarcse" and loaded.config.pooler == model.config.pooler
@@ -116,7 +116,7 @@ def test_this_project_loads_it_as_what_it_was(plain, tokenizer):
 
 
 def test_weights_in_half_precision_are_released_as_they_are(tokenizer, tmp_path):
-    """And verified in single precision, in which a reader may compute with them."""
+    """They are verified in single precision, which a reader may use."""
     model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean").to(torch.bfloat16)
     write_model(model, tokenizer, tmp_path, plain=True, with_decoder=False)
     write_card(tmp_path / "README.md", read_facts(tmp_path, model, tokenizer), "you/model", None, None, [])
@@ -126,7 +126,7 @@ def test_weights_in_half_precision_are_released_as_they_are(tokenizer, tmp_path)
 
 
 def test_its_own_pooler_is_seen_to_be_no_embedding(plain):
-    """Of the class, behind the first token: zero, not random and so another one each time."""
+    """The class's own pooler output is zero, not random values that differ each time."""
     ids = torch.arange(3, 9).view(1, 6)
     assert AutoModel.from_pretrained(plain[0])(ids).pooler_output.abs().max() == 0
 
@@ -206,8 +206,8 @@ def test_training_goes_on_from_a_plain_release_with_its_pooler(plain, tmp_path):
 
 def test_text_embeddings_inference_finds_every_field_that_it_reads(plain, release_folder):
     """
-    Version 1.9.3 cannot be run here; these are the files and fields that its source reads, and their types. A field
-    of another type, or one that is missing where it is required, stops it as it starts.
+    Version 1.9.3 cannot be run here; these are the files and fields that its source reads, and their types. It refuses
+    to start if a field has another type, or if a required field is missing.
     """
     for folder in (plain[0], release_folder):
         read = {
@@ -221,8 +221,8 @@ def test_text_embeddings_inference_finds_every_field_that_it_reads(plain, releas
         assert all(isinstance(value, str) for value in config.get("auto_map", {}).values())
         # router/src/lib.rs, STConfig: one `max_seq_length`, which is required where the file is there.
         length = read["sentence_bert_config.json"]["max_seq_length"]
-        assert type(length) is int and length <= config["max_position_embeddings"] - 2  # of RoBERTa's kind
-        # router/src/lib.rs, PoolConfig: the long form, two of whose fields are required. Without the file it would
+        assert type(length) is int and length <= config["max_position_embeddings"] - 2  # for RoBERTa-like encoders
+        # router/src/lib.rs, PoolConfig: the long form, with two required fields. Without the file it would
         # need `--pooling`.
         pooling = read["1_Pooling/config.json"]
         chosen = [name for name, value in pooling.items() if name.startswith("pooling_mode_") and value is True]
@@ -232,7 +232,7 @@ def test_text_embeddings_inference_finds_every_field_that_it_reads(plain, releas
         assert read["tokenizer.json"]["post_processor"] is not None
         assert read["tokenizer_config.json"].get("padding_side", "right") in ("left", "right")
     config = json.loads((plain[0] / "config.json").read_text())
-    # backends/candle/src/models/bert.rs, BertConfig; of the others defaults are taken.
+    # backends/candle/src/models/bert.rs, BertConfig; other fields have defaults.
     for name in ("vocab_size", "num_attention_heads", "intermediate_size", "type_vocab_size"):
         assert type(config[name]) is int, name
     for name in ("hidden_dropout_prob", "initializer_range", "layer_norm_eps"):

@@ -1,4 +1,4 @@
-"""The release folder: what is in it, what its card says, that it loads everywhere, and what stops it."""
+"""The release folder: its content, its card, every way to load it, and what stops a release."""
 
 import ast
 import hashlib
@@ -77,7 +77,7 @@ def test_golden_embeddings_are_those_of_the_trained_model(release_folder, finish
 
 
 def test_the_same_model_gives_the_same_release_byte_by_byte(release_folder, finished_run, tmp_path):
-    """So that a second push finds everything there; over an earlier release, which is replaced."""
+    """So a second push has nothing to send. An earlier release in the folder is replaced."""
     again = tmp_path / "again" / "sarcse-tiny"
     shutil.copytree(release_folder, again)
     (again / "left_over.txt").write_text("of an earlier release")
@@ -89,7 +89,7 @@ def test_the_same_model_gives_the_same_release_byte_by_byte(release_folder, fini
 
 def test_large_weights_are_sharded(finished_run, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_module, "MAX_SHARD_SIZE", "1MB")
-    # Which loads it in a new process.
+    # This also loads it in a new process.
     folder, _ = build(ReleaseOptions(str(finished_run[0]), str(tmp_path / "sharded")))
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
     assert (folder / "model.safetensors.index.json").is_file() and not (folder / "model.safetensors").exists()
@@ -137,7 +137,7 @@ def test_a_release_with_other_embeddings_is_stopped(release_folder, tmp_path):
 
 
 def test_a_release_that_needs_the_project_is_stopped(release_folder, tmp_path):
-    """The verification has neither the project nor its environment on the path."""
+    """The verification runs without the project on its path."""
     folder = shutil.copytree(release_folder, tmp_path / "release")
     code = (folder / "modeling_sarcse.py").read_text()
     (folder / "modeling_sarcse.py").write_text(code + "\nimport importlib\nimportlib.import_module('comparison')\n")
@@ -212,15 +212,15 @@ def test_user_errors_end_in_one_message(finished_run, tmp_path, monkeypatch, cap
 
 @pytest.fixture(scope="module")
 def differences(release_folder, tmp_path_factory) -> dict[str, float | str]:
-    """From the golden embeddings, by way to load, in a process outside the project."""
+    """Differences from the golden embeddings for each way to load, in a process outside the project."""
     script = shutil.copy(PROJECT / "tests" / "ways_to_load.py", tmp_path_factory.mktemp("stranger"))
     process = run_python(script, release_folder, *here(EXACT + LOWER_PRECISION), cwd=Path(script).parent)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
 
 
-# langchain-huggingface and optimum do not go with the newest huggingface_hub and transformers, and Transformers.js is
-# no Python: compat.py has them in environments of their own. The release here has no int8 file.
+# langchain-huggingface and optimum do not work with the newest huggingface_hub and transformers, and Transformers.js
+# is not Python: compat.py tests them in separate environments. The release here has no int8 file.
 ELSEWHERE = ("langchain", "optimum", "sentence_transformer_onnx", "fastembed", "transformers_js", "onnx_int8")
 
 
@@ -235,12 +235,12 @@ def test_every_way_to_load_gives_the_same_vectors(differences, way):
 
 @pytest.mark.parametrize("way", here(LOWER_PRECISION))
 def test_lower_precision_stays_near(differences, way):
-    """As 1 - cosine, on a model of random channels."""
+    """As 1 - cosine, on a model with random channels."""
     assert differences[way] <= {"bfloat16": 1e-3, "int8": 1e-2}[way], differences[way]
 
 
 def test_the_lines_of_the_readme_run(finished_run, tmp_path):
-    """Those under "Use a model", one after the other, on the tiny run's folder in place of the demo's."""
+    """Those under "Use a model", in order, on the tiny run's folder instead of the demo's."""
     section = (PROJECT / "README.md").read_text().split("## Use a model")[1].split("\n## ")[0]
     blocks = [textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", section, re.DOTALL | re.M)]
     assert len(blocks) == 3
@@ -397,7 +397,7 @@ def test_published_tasks_are_in_the_metadata(facts, tmp_path):
 
 
 def test_the_hub_takes_the_metadata_of_every_card(facts, tmp_path):
-    """With all that it can have, and with nothing; by the rules of hub_rules.py, of which each refuses something."""
+    """With all possible fields, and with none, by the rules of hub_rules.py. Each rule rejects a bad example."""
     write_card(tmp_path / "least.md", replace(facts, record={}, models={}, row=None), "you/model", None, None, [])
     facts.models, facts.row = {"m": scored({task: 61.2 for task in STS_TASKS})}, "m"
     facts.record["base_model"] = {"name": "FacebookAI/roberta-base", "revision": "0" * 40}
@@ -419,7 +419,7 @@ def test_the_hub_takes_the_metadata_of_every_card(facts, tmp_path):
 
 
 def test_no_line_of_a_card_is_long_for_those_who_read_it_as_it_is(facts, tmp_path):
-    """But rows of tables, which say so by their first character."""
+    """Except for rows of tables, which start with a bar."""
     facts.onnx = Onnx({"onnx/model.onnx": 10**9}, task="STSB", pairs=9, scores={"onnx/model.onnx": 50.0})
     facts.record["base_model"] = {"name": "somebody/an-encoder-with-a-rather-long-name", "revision": "0" * 40}
     for plain in (False, True):
@@ -505,8 +505,8 @@ def test_seeds_give_mean_and_deviation():
 @pytest.mark.parametrize("name", ["configuration_sarcse.py", "modeling_sarcse.py"])
 def test_the_shipped_code_is_the_projects_and_only_computes(release_folder, name):
     """
-    It imports torch, transformers, each other and harmless modules; no socket, no text that is run; and no file but
-    those that the configuration's `save_pretrained` leaves beside config.json.
+    It imports only torch, transformers, each other and harmless modules. It opens no socket, executes no text, and
+    touches only the files that the configuration's `save_pretrained` writes beside config.json.
     """
     code = (release_folder / name).read_text()
     assert code == (PROJECT / name).read_text()
@@ -549,7 +549,7 @@ def test_the_shipped_code_is_the_projects_and_only_computes(release_folder, name
                 text
             )
         elif isinstance(node, ast.Call) and text.startswith("importlib."):
-            # The second when sentence-transformers itself loads the model.
+            # The second is used when sentence-transformers loads the model.
             modules_by_name = ("configuration_sarcse", "sentence_transformers.base.modules")
             assert text in {f"importlib.import_module({module!r})" for module in modules_by_name}
 

@@ -1,6 +1,6 @@
 """
-The Space of a release: what is written, what is refused, how it gets to the Hub; and the page itself, in a browser,
-whose numbers must be those of the model.
+The Space of a release: what is written, what is refused, and how it is pushed to the Hub. In a browser, the page's
+numbers must be those of the model.
 """
 
 import ast
@@ -46,7 +46,7 @@ PATIENCE = 600_000  # milliseconds; a machine may be busy
 
 @pytest.fixture(scope="module")
 def space(release_folder, finished_run) -> Path:
-    """Of the tiny release, which has no decoder, beside the model that its training left, which has one."""
+    """The Space of the tiny release, which has no decoder, beside the training's output, which has one."""
     folder = release_folder.parent / "space"
     command = ["-m", "model_card", release_folder, "--space", folder, "--beside", finished_run[0]]
     process = run_command(*command, cwd=PROJECT)
@@ -84,7 +84,7 @@ def test_the_hub_takes_the_metadata_of_a_space(space):
 
 
 def test_what_a_space_needs_is_what_the_tests_have():
-    """The ranges of the project's own files, and a version of Gradio that is in its range."""
+    """The same ranges as in the project's own files, and a version of Gradio within its range."""
     own = (PROJECT / "requirements.txt").read_text().splitlines()
     extra = re.search(r'^space = \["(gradio[^"]+)"\]', (PROJECT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     assert extra in REQUIREMENTS and set(REQUIREMENTS) <= {*own, extra}
@@ -101,7 +101,7 @@ def test_the_page_imports_what_a_space_installs_and_nothing_else():
 
 
 def test_a_space_is_written_over_an_earlier_one_and_leaves_what_else_is_there(space, release_folder, tmp_path):
-    """A clone of its repository, for example. Without a second model at hand it says why there is none."""
+    """For example over a clone of its repository. Without a second model it says why there is none."""
     folder = shutil.copytree(space, tmp_path / "space")
     (folder / ".git").mkdir()
     (folder / "app.py").write_text("of an earlier version")
@@ -174,7 +174,7 @@ def test_user_errors_end_in_one_line(release_folder, finished_run, tmp_path, mon
 
 
 def started(app: Path, **environment: str) -> tuple[subprocess.Popen, str]:
-    """`python app.py`, from outside the project, and its address."""
+    """Starts `python app.py` outside the project; returns the process and its URL."""
     process = start_python(app, cwd=app.parent, **environment)
     lines = []
     for line in process.stdout:
@@ -184,7 +184,7 @@ def started(app: Path, **environment: str) -> tuple[subprocess.Popen, str]:
     raise AssertionError("".join(lines))
 
 
-# The command, but for the building of the release, which is there already, and without patience.
+# The command with an existing release instead of building one, and without retries.
 PUSH_BOTH = """
 from pathlib import Path
 from model_card import __main__, hub, release
@@ -196,8 +196,8 @@ __main__.main()
 
 def test_a_release_is_pushed_with_its_space_which_keeps_to_the_commit(finished_run, release_folder, tmp_path):
     """
-    In one command and, as the Hub fails in the middle, the one that this ends with. Then the model's repository moves
-    on, and the Space, as anyone would clone it, shows what it showed.
+    One command pushes both. The Hub fails in the middle, and the command named in the error message finishes. A later
+    commit to the model's repository does not change what a clone of the Space shows.
     """
     with LoopbackHub({MINE: ("me", "write")}) as hub:
         options = ["--push", "me/model", "--space", tmp_path / "space", "--push_space", "me/page", "--private"]
@@ -250,7 +250,7 @@ def test_a_space_of_somebody_elses_is_left_alone(space, monkeypatch):
     "line", ["Started from `org/encoder` at commit `{}`.", "Started from\n  `a/b`\n  at commit `{}`."]
 )
 def test_the_second_model_is_the_encoder_that_the_card_names(tmp_path, line):
-    """With its commit, also while the Hub is out of reach."""
+    """With its commit, even if the Hub cannot be reached."""
     card = ModelCard(f"---\nlicense: mit\n---\n- {line.format('c' * 40)}\n")
     second = second_model(None, card, tmp_path)
     assert second.settings() == {"name": re.search("`(.+?)`", line)[1], "revision": "c" * 40, "pooling": "mean"}
@@ -261,7 +261,7 @@ def test_the_second_model_is_the_encoder_that_the_card_names(tmp_path, line):
 
 
 def similarities(folder: Path, sentences: list[str]) -> list[list[str]]:
-    """As the page writes them, from the model's own `encode`."""
+    """Formatted as on the page, from the model's own `encode`."""
     embeddings = SarcseModel.from_pretrained(folder).encode(sentences, normalize=True)
     return [[f"{value:.3f}" for value in row] for row in embeddings @ embeddings.T]
 
@@ -336,7 +336,7 @@ def test_ten_thousand_sentences_are_searched_and_none_is_embedded_twice(app, mon
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_an_encoder_is_pooled_as_it_should_be(app, space, pooling):
-    """The second model by default, and a plain release; padding does not count."""
+    """As for the default second model and a plain release; padding is ignored."""
     embeddings = app.Model(os.path.relpath(ENCODER, space), None, pooling).embed(SENTENCES)
     encoder, tokenizer = AutoModel.from_pretrained(ENCODER).eval(), AutoTokenizer.from_pretrained(ENCODER)
     for sentence, embedding in zip(SENTENCES, embeddings, strict=True):
@@ -367,7 +367,7 @@ def test_a_model_that_only_sentence_transformers_can_pool_is_refused(tmp_path):
 
 
 def test_of_an_encoder_and_decoder_the_encoder_is_shown(app, tokenizer, tmp_path):
-    """T5, whose whole model would want a second input; and its tokenizer knows no limit."""
+    """T5: the full model would need a second input, and its tokenizer has no limit."""
     config = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
     folder = random_encoder(tmp_path / "t5", T5Model(config), None)
     AutoTokenizer.from_pretrained(ENCODER, model_max_length=10**30).save_pretrained(folder)
@@ -376,7 +376,7 @@ def test_of_an_encoder_and_decoder_the_encoder_is_shown(app, tokenizer, tmp_path
 
 
 def test_tokens_are_spaced_as_in_the_sentence(app):
-    """Whatever their tokenizer marks: words, the rest of words, or nothing."""
+    """Whether the tokenizer marks the start of words, continuations, or nothing."""
     spaced = [(" ", "Kick"), ("", "ing"), (" ", "a"), (" ", "ball"), ("", ".")]
     for texts in (["Kick", "ing", " a", " ball", "."], ["kick", "##ing", "a", "ball", "."]):
         found = app.spaced("Kicking a ball.", texts)
@@ -421,7 +421,7 @@ def address(space) -> Iterator[str]:
 
 @pytest.fixture()
 def open_page(browser, address) -> Iterator[Callable[..., Page]]:
-    """Opens the page, with what a context of playwright can have; then nothing may have left this machine."""
+    """Opens the page with options of playwright's context; afterwards checks that no request left this machine."""
     contexts, requested = [], []
 
     def open_page(**options) -> Page:
@@ -457,7 +457,7 @@ def search(page: Page, wanted: str) -> list[tuple[str, str]]:
 
 
 def test_what_is_compared_has_the_numbers_of_the_models(open_page, release_folder, finished_run, tokenizer):
-    """Similarities of both; how far the embedding moves without each token; and the errors of the reconstruction."""
+    """Similarities of both models, how far the embedding moves without each token, and the reconstruction errors."""
     page = open_page()
     compare(page, SENTENCES)
     numbers = []
@@ -483,7 +483,7 @@ def test_what_is_compared_has_the_numbers_of_the_models(open_page, release_folde
 
 @torch.no_grad()
 def movements(folder: Path, sentence: str, tokenizer) -> list[float]:
-    """1 - cosine without each token, one pass each."""
+    """1 - cosine without each token, with one forward pass each."""
     model = SarcseModel.from_pretrained(folder).eval()
     ids = tokenizer(sentence)["input_ids"]
     whole = model(torch.tensor([ids])).pooler_output
@@ -492,7 +492,7 @@ def movements(folder: Path, sentence: str, tokenizer) -> list[float]:
 
 
 def test_what_is_typed_is_text_to_the_page(open_page):
-    """No markup, no template of Gradio's, in any direction; and what a model cannot compare is one sentence."""
+    """Not as markup and not as a Gradio template, in any writing direction. Empty input gives a one-sentence note."""
     page = open_page()
     texts = ["<b>bold</b> & <img src=x onerror=alert(1)>", "${1 + 1} {{value}} @children", "שלום 🙂"]
     compare(page, texts)
@@ -508,7 +508,7 @@ def test_what_is_typed_is_text_to_the_page(open_page):
 
 
 def test_a_search_finds_what_the_model_holds_for_nearest(open_page, release_folder, tmp_path):
-    """Among pasted sentences and those of a file; a file that is no text is one sentence."""
+    """Among pasted sentences and those of a file. A file that is not text gives a one-sentence note."""
     page = open_page()
     page.get_by_role("tab", name="Search").click()
     page.get_by_label("Sentences to search, one").fill("\n".join(SENTENCES))
@@ -540,7 +540,7 @@ def test_the_model_is_shown_with_its_scores_and_figures(open_page, finished_run)
     assert pictures == [[text, True] for text in FIGURES.values()]
 
 
-# Of all elements with a text of their own and a shade: the least contrast of the two, as WCAG 2 has it.
+# The lowest contrast between text and background over all the elements, as defined by WCAG 2.
 LEAST_CONTRAST = """
 elements => {
     const parts = color => {
@@ -571,7 +571,7 @@ elements => {
     ids=["light", "dark", "narrow"],
 )
 def test_everything_is_readable_in_light_dark_and_on_a_telephone(open_page, options):
-    """Shaded text has the contrast that WCAG asks for; no page is wider than the window, whatever is pointed at."""
+    """Shaded text has the contrast that WCAG requires, and no page is wider than the window, even on hover."""
     page = open_page(**options)
     assert page.locator("body.dark").count() == (options.get("color_scheme") == "dark")
     compare(page, [*SENTENCES, "Antidisestablishmentarianism" * 9])
