@@ -276,9 +276,9 @@ def selected_on(facts: Facts) -> str | None:
         return None
     metric = values["metric_for_best_model"]
     if metric_name(metric) == HEALTH:
-        return f"No labels were used: the health check, which needs none, picked the checkpoint (`{metric}`)."
+        return f"The training used no labels: the health check, which needs none, picked the checkpoint (`{metric}`)."
     pairs = "STS-B dev" if metric == "stsb_spearman" else "graded pairs"
-    return f"Labels were used for one thing only: {pairs} picked the checkpoint (`{metric}`)."
+    return f"The training used labels for one thing only: {pairs} picked the checkpoint (`{metric}`)."
 
 
 def write_card(

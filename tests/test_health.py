@@ -87,7 +87,7 @@ def test_without_pairs_the_health_picks_the_checkpoint(tmp_path, tokenizer):
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
     assert trainer.health(trainer.model) == pytest.approx(found[best], abs=1e-4)
     trainer.create_model_card()
-    assert "No labels were used: the health check" in " ".join((tmp_path / "README.md").read_text().split())
+    assert "The training used no labels: the health check" in " ".join((tmp_path / "README.md").read_text().split())
     again = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, processing_class=tokenizer)
     again.train(resume_from_checkpoint=True)
     assert [line["step"] for line in again.state.log_history if "eval_health" in line] == [0, 2, 4, 6]
