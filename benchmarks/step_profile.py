@@ -1,5 +1,6 @@
 """
-Where a training step spends its time: data, encoder, autoencoder, loss (each forward and backward), optimizer, rest.
+Where a training step spends its time: data, optimizer, and the forward and backward passes of encoder, autoencoder and
+loss.
 
     python -m benchmarks.step_profile [--bf16] [--batch_size 64] [--output FILE] [train.py's flags]
 
