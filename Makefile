@@ -1,14 +1,14 @@
-# Two commands do all set-up on a fresh machine: `make demo` and `make test`.
+# On a fresh machine, `make demo` and `make test` set up everything they need.
 PYTHON ?= python3
 BIN := .venv/bin
 
-# The demo and the tests are offline; only the package index is needed, once.
+# The demo and the tests run offline; only the installation needs the package index.
 export HF_HUB_OFFLINE := 1
 
 .PHONY: demo test compat benchmarks lint docs clean
 
-# Trains SARCSE, and SimCSE with the same data, steps and batch, on demo/; scores both beside the encoder that they
-# start from; loads the result in a new process. SimCSE gets the learning rate that is better for it.
+# Trains SARCSE and SimCSE on demo/ with the same data, steps and batch size, scores both and the encoder that they
+# start from, and loads the result in a new process. SimCSE gets the learning rate that suits it better.
 SIMCSE := --pooler cls --reconstruction_weight 0 --view_dropout 0 --learning_rate 1e-4
 demo: .venv/installed
 	$(BIN)/python train.py
@@ -17,11 +17,11 @@ demo: .venv/installed
 	$(BIN)/python demo/load.py output/demo
 
 test: .venv/installed-dev .venv/fastembed/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # fixtures of a file are made once
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # so that the fixtures of a file are built once
 
-# A release of the demo's model, and a plain one, under older and newer versions of their libraries and in the programs
-# that read ONNX files, each in an environment of its own: the tables of the README; and the first one's score by mteb.
-# Gigabytes of downloads, and node for Transformers.js; no part of the tests.
+# The compatibility tables of docs/usage.md: a release of the demo's model and a plain one, with older and newer versions of
+# their libraries and in programs that read ONNX files, each in a separate environment. Also scores the first with mteb.
+# Downloads gigabytes and needs node for Transformers.js, so it is not part of the tests.
 PLAIN := recipes/demo.yaml --pooler mean --frequency_smoothing 1e-5 --view_dropout 0 --output_dir output/demo-mean
 compat: .venv/installed-dev
 	test -f output/demo/config.json || $(BIN)/python train.py
@@ -31,16 +31,16 @@ compat: .venv/installed-dev
 	$(BIN)/python tests/compat.py output/demo-release output/demo-plain
 	$(BIN)/python -m tests.compat_mteb output/demo-release $(if $(SARCSE_DATA),--sts_dir $(SARCSE_DATA)/data/senteval)
 
-# Every figure of benchmarks/results that has no GPU: some hours, on a machine that does nothing else, with the real data
-# beside the project (SARCSE_DATA).
+# All CPU figures in benchmarks/results. Takes some hours on an otherwise idle machine, and needs the real data (found
+# through SARCSE_DATA).
 RESULTS := benchmarks/results
 THREE := sarcse simcse sentence_transformers
 benchmarks: .venv/installed-dev
 	$(BIN)/python -m benchmarks.train_speed --encoders mini --batch_sizes 64 --output $(RESULTS)/train_speed.json
 	$(BIN)/python -m benchmarks.train_speed --encoders mini --batch_sizes 512 --sentences 2048 --repeats 2 \
-		--programs $(THREE) --output $(RESULTS)/train_speed_512.json  # with one batch a turn, turns differ by half
+		--programs $(THREE) --output $(RESULTS)/train_speed_512.json  # with one batch per turn, turns would differ by half
 	$(BIN)/python -m benchmarks.train_speed --encoders base --batch_sizes 64 --sentences 128 --repeats 2 \
-		--programs $(THREE) --output $(RESULTS)/train_speed_base.json  # five do not fit
+		--programs $(THREE) --output $(RESULTS)/train_speed_base.json  # all five do not fit into memory
 	$(BIN)/python -m benchmarks.step_profile --bf16 --output $(RESULTS)/step_profile.json
 	$(BIN)/python -m benchmarks.encode_speed --output $(RESULTS)/encode_speed.json
 	$(BIN)/python -m benchmarks.growth --bf16 --output $(RESULTS)/growth.json
@@ -58,7 +58,7 @@ docs: .venv/installed-dev
 clean:
 	rm -rf .venv output
 
-# Which needs huggingface_hub before 2, where the others have the newest.
+# A separate environment: fastembed needs huggingface_hub before 2, the other packages use the newest.
 .venv/fastembed/installed:
 	$(PYTHON) -m venv .venv/fastembed
 	.venv/fastembed/bin/python -m pip install --quiet --disable-pip-version-check "fastembed>=0.9,<1"

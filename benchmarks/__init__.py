@@ -1,1 +1,1 @@
-"""What SARCSE costs and what its choices are worth: each module is a command, `python -m benchmarks.NAME`."""
+"""Benchmarks of speed and memory. Each module is a command, `python -m benchmarks.NAME`."""

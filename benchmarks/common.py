@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, a trainer that does nothing but train, how they time, and what they write."""
+"""What the benchmarks share: options, a trainer that only trains, timing, and output."""
 
 import argparse
 import json
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("SARCSE_DATA") or PROJECT.parent / "shared")
-SENTENCES, MAX_SEQ_LENGTH = 20_000, 32  # of a training
+SENTENCES, MAX_SEQ_LENGTH = 20_000, 32  # for each training
 MEBIBYTE = 2**20
-# RoBERTa's, of its -base, its -large and one for tests.
+# Shapes of RoBERTa-base, RoBERTa-large and a tiny one for tests.
 SHAPES = {
     "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
     "large": {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096},
     "tiny": {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
 }
-# Fields of a training that does nothing but train.
+# Fields of a training without evaluation, checkpoints or logs.
 QUIET = {"eval_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
 
 
 def parser_for(docstring: str) -> argparse.ArgumentParser:
-    """A parser whose --help begins as the benchmark's file does."""
+    """A parser whose --help starts with the first paragraph of the benchmark's docstring."""
     return argparse.ArgumentParser(description=docstring.split("\n\n")[0], allow_abbrev=False)
 
 
 def arguments_for(docstring: str) -> argparse.ArgumentParser:
-    """The options of every benchmark of real sentences on the CPU."""
+    """The options that all benchmarks with real sentences on the CPU share."""
     parser = parser_for(docstring)
     parser.add_argument("--model", default=str(SHARED / "encoders" / "roberta-mini-wiki"), help="The encoder.")
     parser.add_argument("--train_file", default=str(SHARED / "data" / "wiki500k.txt.xz"), help="The sentences.")
@@ -58,8 +58,8 @@ def roberta_config(shape: str) -> RobertaConfig:
 
 def random_encoder(shape: str, tokenizer_of: str, folder: str) -> str:
     """
-    The folder, now with an encoder of this shape that has random weights, and another one's tokenizer, which gets
-    tokens that no sentence has, up to the size of the encoder's vocabulary.
+    Write an encoder of this shape with random weights to the folder, and return the folder. The tokenizer is another
+    encoder's; unused tokens fill it up to the size of this encoder's vocabulary.
     """
     config, tokenizer = roberta_config(shape), AutoTokenizer.from_pretrained(tokenizer_of)
     RobertaModel(config).save_pretrained(folder)
@@ -70,7 +70,7 @@ def random_encoder(shape: str, tokenizer_of: str, folder: str) -> str:
 
 @contextmanager
 def trainer_for(arguments: argparse.Namespace, flags: list[str], **fields: object) -> Iterator["SarcseTrainer"]:
-    """train.py's trainer for these fields and flags, with the `model`, `train_file` and `bf16` of the arguments."""
+    """train.py's trainer for these fields and flags, with `model`, `train_file` and `bf16` from the arguments."""
     from sarcse.parsing import parse_arguments
     from sarcse.training import build_trainer
 
@@ -86,15 +86,15 @@ def trainer_for(arguments: argparse.Namespace, flags: list[str], **fields: objec
 
 def in_new_processes(function: Callable, *calls: tuple) -> Any:
     """
-    What the function returns for the first of these calls. All are made at the same time, each in a process of its
-    own, so that nothing that ran before counts.
+    Make all calls at the same time, each in a new process, so that nothing that ran before matters. Returns the result
+    of the first call.
     """
     with ProcessPoolExecutor(len(calls), multiprocessing.get_context("spawn")) as pool:
         return [pool.submit(function, *call) for call in calls][0].result()
 
 
 class StepTimes(TrainerCallback):
-    """Times a Trainer's steps, each from the end of the one before, with all that is between them."""
+    """Times a Trainer's steps, from the end of one to the end of the next, including everything in between."""
 
     def __init__(self, warm_up: int) -> None:
         self.warm_up, self.ends = warm_up, []
@@ -105,15 +105,15 @@ class StepTimes(TrainerCallback):
         self.ends.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
-        """Of every step after the first `warm_up` ones."""
+        """Of every step after the first `warm_up` steps."""
         ends = self.ends[self.warm_up - 1 :]
         return [after - before for before, after in zip(ends, ends[1:])]
 
 
 def speeds_in_turns(programs: dict[str, Callable[[], object]], sentences: int, repeats: int) -> dict[str, Any]:
     """
-    Sentences a second of programs, each of which goes through so many sentences when it is called. They take turns, so
-    that whatever slows the machine down slows all of them. The first turn warms up and does not count.
+    Sentences per second of programs that each process `sentences` sentences per call. They take turns, so that
+    whatever slows the machine down affects all of them. The first turn is a warm-up and does not count.
     """
     speeds: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(repeats + 1):
@@ -129,11 +129,11 @@ def speeds_in_turns(programs: dict[str, Callable[[], object]], sentences: int, r
 
 
 def peak_mebibytes() -> float:
-    """The largest resident memory that this process has had, in MiB."""
+    """The peak resident memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-# --- What they write -------------------------------------------------------------------------------------------------
+# --- Output ----------------------------------------------------------------------------------------------------------
 
 
 def speed_rows(speeds: dict[str, Any]) -> list[list[str]]:
@@ -146,7 +146,7 @@ def speed_rows(speeds: dict[str, Any]) -> list[list[str]]:
 
 def print_table(title: str, rows: list[list[str]]) -> None:
     """A Markdown table; the first row is its header."""
-    from sarcse.comparison import markdown_table  # here, since it needs libraries that no measurement needs
+    from sarcse.comparison import markdown_table  # imported here: it loads libraries that no measurement needs
 
     print(f"\n{title}:\n\n{markdown_table(rows)}", flush=True)
 

@@ -1,13 +1,13 @@
 """
-How fast sentences are encoded: sentences a second of one SARCSE folder in this project's loop, in `encode` of
-sentence-transformers and in ONNX Runtime, in float32 and in int8, beside the plain encoder under mean pooling, which
-is the ceiling of the first two.
+Encoding speed in sentences per second: this project's loop, `encode` of sentence-transformers, and ONNX Runtime in
+float32 and int8. All use the same SARCSE folder. The plain encoder with mean pooling is the upper limit for the first
+two.
 
     python -m benchmarks.encode_speed [--output FILE]
 
-Two kinds of sentences: those of wiki500k, and the distinct ones of the STS pairs, which are shorter. The same batch
-size and number of threads, one and `--threads`; all take turns. Speed does not depend on the weights, so the SARCSE
-folder has fresh ones.
+There are two kinds of sentences: wiki500k, and the distinct sentences of the STS pairs, which are shorter. Batch size
+and threads (one, then `--threads`) are the same for all programs, which take turns. Speed does not depend on the
+weights, so the SARCSE folder has freshly initialised ones.
 """
 
 import tempfile
@@ -36,7 +36,7 @@ def write_model(encoder: str, folder: str) -> None:
 
 
 def programs(encoder: str, batch_size: int, folder: str) -> dict[str, Embed]:
-    """On as many threads as torch has now."""
+    """The programs, with as many threads as torch has now."""
     model, tokenizer = load_model(folder)
     sessions = [
         onnx_files.open_session(Path(folder, name)) for name in (onnx_files.FLOAT_FILE, onnx_files.INT8_FILES[0])
@@ -56,7 +56,7 @@ def programs(encoder: str, batch_size: int, folder: str) -> dict[str, Embed]:
 
 def main() -> None:
     parser = arguments_for(__doc__)
-    parser.add_argument("--sentences", type=int, default=1000, help="Of each kind.")
+    parser.add_argument("--sentences", type=int, default=1000, help="Sentences of each kind.")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()

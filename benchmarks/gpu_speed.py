@@ -1,17 +1,18 @@
 """
-How well SARCSE uses a GPU: milliseconds a training step, utilisation of its arithmetic and peak memory, with one pass
-of the encoder and with two, by way of computing attention, with torch.compile and with the gradient cache.
+How well SARCSE uses a GPU: milliseconds per training step, FLOPs utilisation and peak memory. It compares one and two
+encoder passes, ways to compute attention, torch.compile and the gradient cache.
 
     python -m benchmarks.gpu_speed [--shapes base large] [--batch_size 512] [--output FILE]
 
-It needs torch and transformers, no network and no data: the encoders have RoBERTa's shapes and random weights, the
-batch is random tokens without padding. A step is a plain loop's in bf16 with `sarcse.losses`, clipping and a fused
-AdamW. `sentence_transformers`, if it is installed, is its model with its MultipleNegativesRankingLoss in that loop.
+It needs torch and transformers, but no network and no data: the encoders have RoBERTa's shapes with random weights,
+and the batches are random tokens without padding. The steps run in a plain bf16 loop with `sarcse.losses`, clipping
+and a fused AdamW. `sentence_transformers`, if installed, runs its model and MultipleNegativesRankingLoss in the same
+loop.
 
-Model FLOPs utilisation is the arithmetic that a step needs over what the GPU could do in its time (PaLM, arXiv
-2204.02311, appendix B). Needed are the matrix products and convolutions of the forward pass (`forward_flops`), and
+Model FLOPs utilisation is the arithmetic that a step needs, divided by what the GPU could do in that time (PaLM, arXiv
+2204.02311, appendix B). A step needs the matrix products and convolutions of the forward pass (`forward_flops`), and
 twice as many FLOPs in the backward pass. What the gradient cache computes twice counts once. What the GPU could do is
-measured, on a product of large square matrices.
+measured with a product of large square matrices.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from sarcse.gradient_cache import GradientCache
 from sarcse.losses import info_nce, share_of_total, two_views, weighted_reconstruction
 
 
-VIEW_DROPOUT, TEMPERATURE = 0.05, 0.05  # neither has an influence on the speed
+VIEW_DROPOUT, TEMPERATURE = 0.05, 0.05  # neither affects the speed
 PASSES = {"two passes": None, "one pass": VIEW_DROPOUT}
 WAYS = ["sdpa", "flash", "compile", "gradient_cache"]
 SENTENCE_TRANSFORMERS = "sentence_transformers"
@@ -57,11 +58,11 @@ def forward_flops(
     config: SarcseConfig, rows: int, length: int, reconstructed_rows: int, view_dropout: float | None = None
 ) -> int:
     """
-    FLOPs of the forward pass of so many rows of `length` tokens without padding, as torch counts them: two for each
-    multiplication of its matrix products and convolutions.
+    FLOPs of the forward pass for `rows` rows of `length` tokens without padding, as torch counts them: two for each
+    multiplication in matrix products and convolutions.
     """
-    # The tensors are shapes without numbers: a large model costs no memory. Eager attention is two matrix products;
-    # SDPA is one operation, which the counter does not know on every device.
+    # Fake tensors have shapes but no data, so a large model needs no memory. Eager attention is two matrix products;
+    # SDPA is one operation, which the counter does not support on every device.
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         model = SarcseModel._from_config(config, attn_implementation="eager")
         ids = torch.ones(rows, length, dtype=torch.long)
@@ -183,7 +184,7 @@ def train(model: torch.nn.Module, step: Step, vocabulary: int, arguments: argpar
 
 def measure(shape: str, way: str, passes: str, arguments: argparse.Namespace, peak: float) -> dict[str, Any]:
     """All figures of one shape computed in one way; `peak` is the GPU's, in FLOP/s."""
-    gc.collect()  # the model before
+    gc.collect()  # frees the previous model
     torch.compiler.reset()
     config, batch_size, view_dropout = sarcse_config(shape), arguments.batch_size, PASSES[passes]
     row = {"shape": shape, "way": way, "passes": passes, "batch_size": batch_size}
@@ -195,7 +196,7 @@ def measure(shape: str, way: str, passes: str, arguments: argparse.Namespace, pe
         row |= train(model, step, config.encoder_config.vocab_size, arguments)
     except torch.OutOfMemoryError:
         return {**row, "error": "out of memory"}
-    # One view of two is reconstructed, and a backward pass is twice the forward pass.
+    # Only one of the two views is reconstructed. A backward pass needs twice the FLOPs of the forward pass.
     rows, reconstructed = batch_size * (2 if view_dropout is None else 1), batch_size
     if way == SENTENCE_TRANSFORMERS:
         config, reconstructed = SarcseConfig(encoder_config=config.encoder_config, pooler="cls"), 0
@@ -219,7 +220,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def print_row(row: list[str]) -> None:
-    """Of a Markdown table, as soon as it is there: what comes next may take minutes."""
+    """Print a row of a Markdown table at once: the next one may take minutes."""
     print(f"| {' | '.join(row)} |", flush=True)
 
 
@@ -235,7 +236,7 @@ def main() -> None:
     parser.add_argument("--gradient_cache_mini_batch_size", type=int, default=256)
     parser.add_argument("--output", type=Path, help="Where to write all numbers, as JSON.")
     arguments = parser.parse_args()
-    torch.set_float32_matmul_precision("high")  # for what autocast leaves in float32
+    torch.set_float32_matmul_precision("high")  # for operations that autocast leaves in float32
     peak = measured_peak()
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
     print(f"{device}: {peak / 1e12:,.1f} TFLOP/s in bf16. Steps of {arguments.batch_size} sentences:\n")
@@ -244,10 +245,10 @@ def main() -> None:
     result = {"device": device, "peak_teraflops": peak / 1e12, "torch": torch.__version__, "rows": []}
     for shape, way, passes in itertools.product(arguments.shapes, arguments.ways, PASSES):
         if way == SENTENCE_TRANSFORMERS and PASSES[passes] is not None:
-            continue  # it has no such thing
+            continue  # it always makes two passes
         result["rows"].append(measure(shape, way, passes, arguments, peak))
         print_row(cells(result["rows"][-1]))
-        write_output(result, arguments.output)  # what is cut short is not lost
+        write_output(result, arguments.output)  # written after each row, so that an interrupted run is not lost
 
 
 if __name__ == "__main__":

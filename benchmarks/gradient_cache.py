@@ -1,10 +1,10 @@
 """
-What --gradient_cache_mini_batch_size saves and costs: one training step of the same batch with and without it.
+What --gradient_cache_mini_batch_size saves and costs: one training step on the same batch with and without it.
 
     python -m benchmarks.gradient_cache [--batch_size 512] [--mini_batch_sizes 128 32] [train.py's flags]
 
-Each step runs in a process of its own, without dropout, so that the gradients can be compared. Peak memory is what the
-step adds: on a GPU to what is allocated before it, on a CPU to the resident memory of the process.
+Each step runs in a new process, without dropout, so that the gradients can be compared. Peak memory is what the step
+adds: on a GPU to the allocated memory, on a CPU to the resident memory of the process.
 """
 
 import time
@@ -20,7 +20,7 @@ from train import DEMO_RECIPE
 
 
 def one_step(flags: list[str], gradients: str) -> tuple[float, float]:
-    """MiB that a training step adds at its peak, and its seconds; its gradients are written to a file."""
+    """Peak MiB that a training step adds, and its seconds; writes its gradients to a file."""
     trainer = build_trainer(*parse_arguments([str(DEMO_RECIPE), *flags]))
     for module in trainer.model.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -1,11 +1,11 @@
 """
-How time and memory grow with the corpus, the batch and the number of processes, and what a start costs.
+How time and memory grow with the corpus, the batch and the number of processes, and how long the start takes.
 
     python -m benchmarks.growth [--bf16] [--output growth.json]
 
-Beside the JSON file stands the figure (.png, .svg). Every number comes from a process of its own.
-A start is everything from the command to the first step but the imports: reading, tokenising, counting tokens, loading
-the encoder; cold with an empty cache, cached after another process has done the same. Peak memory is that of one
+The figure (.png, .svg) is written next to the JSON file. Every number comes from a new process. The start is
+everything from the command to the first step, except imports: reading, tokenising, counting tokens and loading the
+encoder. A cold start has an empty cache; a cached start follows an identical process. Peak memory is that of one
 process.
 """
 
@@ -36,10 +36,10 @@ WARM_UP = 2
 
 
 def job(arguments: argparse.Namespace, fields: dict[str, Any], steps: int, environment: dict[str, str]) -> dict:
-    """Seconds of the start and sentences a second of the training that follows, in this process."""
+    """Seconds of the start, sentences per second of the training after it, and peak memory, in this process."""
     os.environ.update(environment)
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", arguments.threads)))
-    import train  # noqa: F401  the imports do not count
+    import train  # noqa: F401  imports are not timed
 
     start, times = time.perf_counter(), StepTimes(WARM_UP)
     with trainer_for(arguments, [], max_steps=WARM_UP + steps, **fields) as trainer:
@@ -51,7 +51,7 @@ def job(arguments: argparse.Namespace, fields: dict[str, Any], steps: int, envir
 
 
 def together(number: int) -> list[dict[str, str]]:
-    """What a launcher tells each of `number` processes on this machine, with one thread each."""
+    """The environment that a launcher gives each of `number` processes on this machine, with one thread each."""
     if number == 1:
         return [{"OMP_NUM_THREADS": "1"}]
     with socket.socket() as free:
@@ -62,7 +62,7 @@ def together(number: int) -> list[dict[str, str]]:
 
 
 def row(first: dict[str, float], run: dict[str, float]) -> dict[str, float]:
-    """The first cells of a row, followed by the speed and memory of a training."""
+    """The given cells of a row, followed by the speed and memory of a training."""
     whole = {**first, **{name: run[name] for name in ("sentences_per_second", "peak_mebibytes")}}
     print(whole, flush=True)
     return whole

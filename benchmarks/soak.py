@@ -1,11 +1,12 @@
 """
-Does memory stay flat in a long training with many evaluations and checkpoints?
+Checks that memory stays flat in a long training with many evaluations and checkpoints.
 
     python -m benchmarks.soak [--minutes 30] [--output_dir output/soak] [train.py's flags]
 
-Starts train.py on the demo's data, with an evaluation and a checkpoint every 5 steps, reads its resident memory every
-few seconds, ends it with SIGTERM after the time, and writes `memory.json` and the figure `memory.png`. The number to
-look at is the growth from the second tenth of the run to the last: the first tenth holds the imports and the warm-up.
+Starts train.py on the demo's data, with an evaluation and a checkpoint every 5 steps. Its resident memory is read
+every few seconds, and SIGTERM stops it when the time is up. Writes `memory.json` and the figure `memory.png`. The
+number to look at is the growth from the second tenth of the run to the last; the first tenth contains imports and
+warm-up.
 """
 
 import json
@@ -23,7 +24,7 @@ from benchmarks.common import MEBIBYTE, PROJECT, parser_for, write_output
 
 
 def soak(minutes: float, output_dir: Path, flags: list[str]) -> list[tuple[float, float]]:
-    """Runs train.py for so many minutes; its resident memory as (seconds, MiB)."""
+    """Run train.py for this many minutes; returns its resident memory as (seconds, MiB)."""
     command = [
         *(sys.executable, PROJECT / "train.py", PROJECT / "recipes" / "demo.yaml", "--output_dir", output_dir / "run"),
         *("--max_steps", "10000000", "--eval_strategy", "steps", "--eval_steps", "5", "--save_strategy", "steps"),
@@ -41,7 +42,7 @@ def soak(minutes: float, output_dir: Path, flags: list[str]) -> list[tuple[float
             process.send_signal(signal.SIGTERM)
             process.wait()
     if process.returncode != 128 + signal.SIGTERM:
-        sys.exit(f"train.py ended by itself, with {process.returncode}: see {log}.")
+        sys.exit(f"train.py stopped early with exit code {process.returncode}: see {log}.")
     return samples
 
 

@@ -1,11 +1,12 @@
 """
-Where the time of a training step goes: data, encoder, autoencoder, loss, optimizer and the rest, forward and backward.
+Where a training step spends its time: data, optimizer, and the forward and backward passes of encoder, autoencoder and
+loss.
 
     python -m benchmarks.step_profile [--bf16] [--batch_size 64] [--output FILE] [train.py's flags]
 
-A clock gives every moment of the steps to one of these parts. It changes hands where a module's forward begins and
-ends and, in the backward pass, where the gradient of what lies between two parts is known. On a GPU it would measure
-when work is handed over, not when it is done: this is for a CPU.
+A clock assigns every moment of the steps to one of these parts. It switches when a module's forward pass begins or
+ends and, in the backward pass, when the gradient of the tensor between two parts is known. It is only for CPUs: on a
+GPU it would measure when work is submitted, not when it is done.
 """
 
 import time
@@ -25,7 +26,7 @@ WARM_UP, STEPS = 5, 40
 
 
 class Clock(TrainerCallback):
-    """Seconds by part, from the end of the warm-up to the end of the last step."""
+    """Seconds spent in each part, from the end of the warm-up to the end of the last step."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -48,7 +49,7 @@ class Clock(TrainerCallback):
         self.switch("rest")
 
     def during(self, part: str, function: Callable) -> Callable:
-        """The function, with the clock on `part` while it runs."""
+        """The function, timed as `part`."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             self.switch(part)

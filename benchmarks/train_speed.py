@@ -1,24 +1,25 @@
 """
-How fast SARCSE trains beside what people use today: sentences a second, utilisation of the processor and peak memory
-of one job in five programs.
+Training speed of SARCSE compared with common alternatives: sentences per second, utilisation of the processor and peak
+memory of the same job in five programs.
 
     python -m benchmarks.train_speed [--encoders mini base] [--batch_sizes 64 512] [--precisions bf16]
         [--programs sarcse simcse] [--output FILE]
 
-- `sarcse`: this project's default, one pass of the encoder for both views;
-- `sarcse_two_passes`: with `--view_dropout 0`;
+- `sarcse`: this project's default, one encoder pass for both views;
+- `sarcse_two_passes`: this project with `--view_dropout 0`;
 - `simcse`: this project with `--pooler cls --reconstruction_weight 0`;
 - `sentence_transformers`: its trainer with MultipleNegativesRankingLoss on pairs (s, s), cls pooling;
-- `simcse_repository_method`: a plain loop after the SimCSE repository, each view padded with the batch, two flattened.
+- `simcse_repository_method`: a plain loop like the SimCSE repository's, with both views in one padded batch.
 
-The same encoder, sentences, batch size, length, precision and number of threads. `mini` is `roberta-mini-wiki`, `base`
-has RoBERTa-base's shape with random weights: three programs of it fit into 24 GiB at a batch of 64, five do not. Every
-program trains in a process of its own and they take turns. A turn is an epoch over the same few sentences, so that no
-program has shorter ones; the first one warms up.
+Encoder, sentences, batch size, length, precision and number of threads are the same. `mini` is `roberta-mini-wiki`;
+`base` has RoBERTa-base's shape with random weights. At a batch of 64, three programs with `base` fit into 24 GiB of
+memory; five do not. Every program trains in a separate process, and they take turns. A turn is an epoch over the same
+few sentences, so that all programs see sentences of the same length. The first turn is a warm-up.
 
-Utilisation is the arithmetic of a turn (matrix products and convolutions that torch's FlopCounterMode saw in the first
-one, with all that is computed on padding) over what a matrix product of the encoder's own shape does in that time,
-which is measured in a turn of its own. Attention's products, below 1% here, count only where they are not one kernel.
+Utilisation is the arithmetic of a turn, divided by what a matrix product of the encoder's own shape does in the same
+time; that is measured in a separate turn. The arithmetic is the matrix products and convolutions that torch's
+FlopCounterMode counts in the first turn, including those on padding. Attention's products, below 1% here, are counted
+only where they are not fused into one kernel.
 """
 
 import argparse
@@ -54,8 +55,8 @@ SARCSE, PEAK = "sarcse", "peak"
 
 class Turns(TrainerCallback):
     """
-    Lets a training run an epoch at a time: waits for a message, takes its steps, answers with their FLOPs. Behind the
-    last one it waits too, for what a training does at its end would be in another one's time.
+    Makes a training run one epoch at a time: waits for a message, takes the steps, answers with their FLOPs. It also
+    waits after the last epoch, so that the end of one training does not slow down another.
     """
 
     def __init__(self, connection: Connection, settings: argparse.Namespace) -> None:
@@ -176,7 +177,7 @@ def simcse_repository_method(settings: argparse.Namespace, turns: Turns) -> None
 
 
 def peak(settings: argparse.Namespace, turns: Turns) -> None:
-    """No training: for a second a turn, the first product of the encoder's feed-forward layers, of both views."""
+    """Not a training: runs the feed-forward layers' first matrix product, on both views, for a second per turn."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(settings.model)
@@ -201,20 +202,20 @@ PROGRAMS: dict[str, Callable] = {
 
 
 def work(program: Callable, settings: argparse.Namespace, connection: Connection) -> None:
-    """A process of its own: trains in turns, then tells its peak memory in MiB."""
+    """Runs in a separate process: trains in turns, then sends its peak memory in MiB."""
     torch.set_num_threads(settings.threads)
     program(settings, Turns(connection, settings))
     connection.send(peak_mebibytes())
 
 
 def take_turn(connection: Connection, answers: list[float]) -> None:
-    """Returns when the process at the other end has had its turn, whose answer is kept."""
+    """Let the process at the other end take its turn; appends its answer to `answers`."""
     connection.send("go")
     answers.append(connection.recv())
 
 
 def measure(settings: argparse.Namespace) -> dict[str, Any]:
-    """Median sentences a second, utilisation and peak memory of every program."""
+    """Median sentences per second, utilisation and peak memory of every program."""
     context = multiprocessing.get_context("spawn")
     connections, processes = {}, []
     for name in (*settings.programs, PEAK):
@@ -232,7 +233,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
         process.join()
     for figures in (*speeds.values(), memory):
         del figures[PEAK]
-    highest = max(answers[PEAK])  # FLOP/s; whatever else ran on the machine only lowers it
+    highest = max(answers[PEAK])  # FLOP/s; other load on the machine can only lower it
     flops = {name: answers[name][0] / settings.sentences for name in memory}
     medians = speeds["median_sentences_per_second"]
     return {
@@ -272,8 +273,8 @@ def main() -> None:
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[64, 512])
     parser.add_argument("--precisions", nargs="+", choices=["float32", "bf16"], default=["float32", "bf16"])
     parser.add_argument("--programs", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
-    parser.add_argument("--repeats", type=int, default=5, help="Turns that count.")
-    parser.add_argument("--sentences", type=int, default=512, help="Of a turn; at least a batch.")
+    parser.add_argument("--repeats", type=int, default=5, help="Measured turns, after the warm-up.")
+    parser.add_argument("--sentences", type=int, default=512, help="Sentences per turn; at least one batch.")
     arguments = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
 """
-Releases: a trained model as one clean, verified folder with an honest card, and its way to the Hub.
+Releases: a trained model as one verified folder with its card, and the upload to the Hub.
 
-`release.py` builds the folder. What is in it says `folder.py`, with `plain.py` for models that need no code of ours
-and `onnx_files.py`; `check.py` is what its verification runs in a process of its own. `facts.py` reads what was
-recorded and measured, and `card.py` and `card.md` write its README.md from that. `hub.py` pushes it. `space.py`
-makes the Space of a release, whose page is `app.py`. `python -m model_card` is the command.
+`python -m model_card` is the command, and `release.py` builds the folder. Its content is written by `folder.py`,
+`plain.py` (models that need no code) and `onnx_files.py`. `check.py` verifies it in a separate process. `facts.py`
+reads what was recorded and measured; `card.py` and `card.md` make the README.md from it. `hub.py` pushes the release.
+`space.py` makes its Space, whose page is `app.py`.
 """
 
-import sarcse.trainer  # noqa: F401  # before the modules here, which it imports: so their order is always one
+import sarcse.trainer  # noqa: F401  # imports the modules here: loaded first, so that their order is always the same

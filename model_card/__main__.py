@@ -14,15 +14,15 @@ from sarcse.arguments import ReleaseArguments
 from sarcse.parsing import one_line_errors
 
 
-# Besides the Space's own options, what a Space without a new release goes by.
+# Options that apply to a Space without a new release, besides the Space's own.
 OF_SPACE = ("model_dir", "private", "revision")
 
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m model_card",
-        description="Build a release of a trained model, verify it, and push it in one commit. Make a Space, a page "
-        "that shows the model, of this release or of one that there is already.",
+        description="Build a release of a trained model, verify it, and push it in one commit. Make a Space (a demo "
+        "page) for this release or for an existing one.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -30,35 +30,41 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="MODEL",
         help="The output folder of train.py; for a Space alone, the folder of a release or its name on the Hub.",
     )
-    parser.add_argument("--release_dir", metavar="OUT", help="Where to build the release; made anew each time.")
+    parser.add_argument("--release_dir", metavar="OUT", help="Where to build the release; replaced each time.")
     parser.add_argument("--push", metavar="REPO", help="Push it to this repository, you/name. Default: build only.")
     parser.add_argument("--private", action="store_true", help="Make new repositories private.")
     parser.add_argument(
         "--revision",
         default="main",
         metavar="BRANCH",
-        help="Branch to push to (main); for a Space alone, also a tag or commit of the release on the Hub.",
+        help="Branch to push to. For a Space alone: branch, tag or commit of the release on the Hub. Default: main.",
     )
-    parser.add_argument("--tag", help="Name of this release, v1 for example. Default: release- and a content hash.")
-    parser.add_argument("--commit_message", help='Of the one commit. Default: "Release" and the tag.')
-    parser.add_argument("--license", help="Licence of the model, for example apache-2.0; else the card has none.")
-    parser.add_argument("--language", nargs="+", default=[], help="Of the training text, for example en.")
+    parser.add_argument("--tag", help="Name of this release, for example v1. Default: release- and a content hash.")
+    parser.add_argument("--commit_message", help='Commit message. Default: "Release" and the tag.')
+    parser.add_argument("--license", help="Licence of the model, for example apache-2.0. Default: none in the card.")
+    parser.add_argument(
+        "--language", nargs="+", default=[], help="Language or languages of the training text, for example en."
+    )
     parser.add_argument("--results", metavar="FILE", help="results.json of eval_sts.py. Default: train.py's scores.")
     parser.add_argument(
-        "--seeds", nargs="+", default=[], metavar="DIR", help="The same training with other seeds: mean and deviation."
+        "--seeds",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="Output folders of the same training with other seeds; adds mean and deviation to the card.",
     )
     for argument in fields(ReleaseArguments):
         parser.add_argument(f"--{argument.name}", action="store_true", help=argument.metadata["help"])
-    parser.add_argument("--sts_dir", metavar="DIR", help="--onnx_int8: where STS-B is, as in eval_sts.py.")
-    parser.add_argument("--pairs", metavar="FILE", help="--onnx_int8: graded pairs of your own, instead of STS-B.")
+    parser.add_argument("--sts_dir", metavar="DIR", help="For --onnx_int8: where STS-B is, as in eval_sts.py.")
+    parser.add_argument("--pairs", metavar="FILE", help="For --onnx_int8: your own graded pairs instead of STS-B.")
     parser.add_argument(
-        "--space", metavar="DIR", help="Write a Space of the release here. `python DIR/app.py` shows it."
+        "--space", metavar="DIR", help="Write a Space of the release to this folder. Run it with `python DIR/app.py`."
     )
-    parser.add_argument("--push_space", metavar="REPO", help="Push the Space to this repository, you/name, too.")
+    parser.add_argument("--push_space", metavar="REPO", help="Also push the Space to this repository, you/name.")
     parser.add_argument(
         "--beside",
         metavar="MODEL",
-        help="Second model of the Space: a release, or an encoder under mean pooling. Default: the encoder that the "
+        help="Second model in the Space: a release, or an encoder (with mean pooling). Default: the encoder that the "
         "training started from, if it is on the Hub.",
     )
     return parser
@@ -67,23 +73,23 @@ def argument_parser() -> argparse.ArgumentParser:
 def run(arguments: list[str] | None = None) -> None:
     """
     Raises:
-        ValueError: the options do not go together, or what `release` and `make_space` raise.
+        ValueError: the options do not go together, or whatever `release` and `make_space` raise.
     """
     parser = argument_parser()
     given = vars(parser.parse_args(arguments))
     changed = [name for name, value in given.items() if value != parser.get_default(name)]
     of_space = {f.name: given.pop(f.name) for f in fields(SpaceOptions)}
     if of_space["space"] is None and (needing := set(changed) & of_space.keys()):
-        raise ValueError(f"--{min(needing)} needs --space DIR, where the Space is written.")
+        raise ValueError(f"--{min(needing)} needs --space DIR, the folder that the Space is written to.")
     space = SpaceOptions(**of_space) if of_space["space"] is not None else None
     if space is not None:
         check_space(space, given["model_dir"], given["release_dir"], given["push"])
     if given["release_dir"] is not None:
         release(ReleaseOptions(**given, space=space))
     elif space is None:
-        raise ValueError("give --release_dir OUT for a release, --space DIR for the Space of one, or both.")
+        raise ValueError("give --release_dir OUT to build a release, --space DIR to write a Space, or both.")
     elif of_release := [name for name in changed if name not in (*OF_SPACE, *of_space)]:
-        raise ValueError(f"--{of_release[0]} is of a new release: give --release_dir OUT as well, or leave it out.")
+        raise ValueError(f"--{of_release[0]} applies to a new release: add --release_dir OUT, or leave it out.")
     else:
         make_space(given["model_dir"], given["revision"], space, given["private"])
 

@@ -1,10 +1,10 @@
 """
-A page that shows a model of sentence embeddings: sentences compared and searched, and the model's own scores.
+A demo page of a sentence embedding model: compare and search sentences, and read the model's scores.
 
     pip install -r requirements.txt
     python app.py
 
-`space.json`, beside this file, names the model and, if there is one, a second model to stand beside it.
+`space.json`, beside this file, names the model and optionally a second one to compare it with.
 
 Shapes: N sentences, L tokens, d dimensions.
 """
@@ -33,17 +33,17 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 
-logging.set_verbosity_error()  # an encoder without the head that it was pretrained with is nothing to report
+logging.set_verbosity_error()  # it would report that the encoder's pretraining head is missing, which is expected
 
 HERE = Path(__file__).parent
 SPACE: dict[str, Any] = json.loads((HERE / "space.json").read_text(encoding="utf-8"))
 
-COMPARED = 20  # sentences at a time: a matrix that still can be read
+COMPARED = 20  # sentences at a time, so that the matrix stays readable
 SEARCHED = 10_000  # sentences at a time
-NEAREST = 10
-SHADED = 32  # tokens of a sentence, where each takes a pass of the model; what the decoder reads by default
-BATCH = 32  # sentences in a pass
-REMEMBERED = 50_000  # embeddings: 150 MB if they have 768 dimensions
+NEAREST = 10  # results of a search
+SHADED = 32  # tokens of a sentence if there is no decoder, as each needs a forward pass; the decoder's default too
+BATCH = 32  # sentences per forward pass
+REMEMBERED = 50_000  # cached embeddings: 150 MB with 768 dimensions
 
 
 # --- Models ----------------------------------------------------------------------------------------------------------
@@ -54,28 +54,28 @@ class Model:
     A model and the embeddings that it has made.
 
     Args:
-        name (`str`): Its id at the Hub or, without a revision, its folder as seen from this file.
-        revision (`str`, *optional*): Commit at the Hub.
+        name (`str`): Its id on the Hub or, without a revision, its folder relative to this file.
+        revision (`str`, *optional*): Commit on the Hub.
         pooling (`str`, *optional*): "mean" or "cls". Default: the model's own code makes the embedding.
 
     Raises:
-        Exception: whatever transformers raises where it cannot be loaded.
+        Exception: whatever transformers raises if it cannot be loaded.
     """
 
     def __init__(self, name: str, revision: str | None, pooling: str | None) -> None:
         self.source = name if revision else str((HERE / name).resolve())
         self.revision, self.pooling = revision, pooling
         self.label = Path(self.source).name + (f", {pooling} pooling" if pooling else "")
-        # Code runs only where nothing else makes the embedding, and from the Hub only that of the commit.
+        # The model's code runs only if the embedding needs it, and from the Hub only at the pinned commit.
         options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": pooling is None}
         config = AutoConfig.from_pretrained(self.source, **options)
-        of_encoder = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING  # of T5 and its like the encoder alone
+        of_encoder = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING  # T5 and the like: the encoder alone
         auto_class: Any = AutoModelForTextEncoding if of_encoder else AutoModel
         self.network = auto_class.from_pretrained(self.source, dtype=torch.float32, **options).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(self.source, **options)
         positions = getattr(config, "max_position_embeddings", None) or -1
-        if 0 < positions < self.tokenizer.model_max_length:  # a tokenizer that was saved without a limit
-            self.tokenizer.model_max_length = positions - 2  # of RoBERTa's positions two cannot be used
+        if 0 < positions < self.tokenizer.model_max_length:  # the tokenizer was saved without a limit
+            self.tokenizer.model_max_length = positions - 2  # RoBERTa cannot use two of its positions
         self.pad = DataCollatorWithPadding(self.tokenizer)
         self.has_decoder = getattr(self.network, "sentence_decoder", None) is not None
         self.shaded = self.network.config.decoder_length if self.has_decoder else SHADED
@@ -90,22 +90,22 @@ class Model:
 
     @torch.no_grad()
     def vectors(self, token_ids: list[list[int]]) -> torch.Tensor:
-        """One pass: the token ids of N sentences to their embeddings, of length 1, `(N, d)`."""
+        """One forward pass: from the token ids of N sentences to embeddings of length 1, `(N, d)`."""
         batch = self.pad([{"input_ids": ids} for ids in token_ids])
         output = self.network(**batch)
         if self.pooling is None:
             embeddings = output.pooler_output
         elif self.pooling == "cls":
             embeddings = output.last_hidden_state[:, 0]  # (N, L, d) -> (N, d)
-        else:  # the sum, which has the direction of the mean
+        else:  # the sum: after normalisation it equals the mean
             embeddings = (output.last_hidden_state * batch["attention_mask"].unsqueeze(-1)).sum(dim=1)
         return F.normalize(embeddings, dim=1)
 
     def embed(self, sentences: list[str], track: Callable[[Iterable[int]], Iterable[int]] = iter) -> torch.Tensor:
-        """Embeddings of length 1, `(N, d)`. Only new sentences are computed, in steps that `track` sees."""
+        """Embeddings of length 1, `(N, d)`. Only new sentences are computed; `track` iterates over the batches."""
         new = [sentence for sentence in dict.fromkeys(sentences) if sentence not in self.known]
         token_ids = self.tokenizer(new, truncation=True)["input_ids"] if new else []
-        by_length = sorted(range(len(new)), key=lambda row: -len(token_ids[row]))  # hardly any padding
+        by_length = sorted(range(len(new)), key=lambda row: -len(token_ids[row]))  # for little padding
         for start in track(range(0, len(new), BATCH)):
             rows = by_length[start : start + BATCH]
             self.known.update(zip((new[row] for row in rows), self.vectors([token_ids[row] for row in rows])))
@@ -120,15 +120,15 @@ class Model:
 
     def importance(self, sentences: list[str]) -> list[list[tuple[str, float]]]:
         """
-        The tokens of each sentence with a number each: the error of the decoder's reconstruction, which is small for
-        an important token; or, without a decoder, how far the embedding moves without the token.
+        The tokens of each sentence, each with a number. With a decoder: the reconstruction error, which is small for
+        an important token. Without: how far the embedding moves when the token is removed.
         """
         if self.has_decoder:
             return self.network.token_importance(sentences, self.tokenizer)
         return [self.movements(sentence) for sentence in sentences]
 
     def movements(self, sentence: str) -> list[tuple[str, float]]:
-        """1 - cosine of the embedding with and the one without each of the first tokens."""
+        """For each of the first tokens: 1 - cosine between the embeddings with and without it."""
         encoded = self.tokenizer(sentence, truncation=True, return_special_tokens_mask=True)
         ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
         characters = self.characters(ids, [place for place in range(len(ids)) if not special[place]])[:SHADED]
@@ -137,11 +137,11 @@ class Model:
         return [(text, max(1 - float(whole @ other), 0.0)) for (text, _), other in zip(characters, others)]
 
     def characters(self, ids: list[int], places: list[int]) -> list[tuple[str, list[int]]]:
-        """Text and places of each token; tokens that are bytes of one character are one."""
+        """Text and positions of each token; tokens that are bytes of one character are merged."""
         found, start = [], 0
         for end in range(1, len(places) + 1):
             text = self.tokenizer.decode([ids[place] for place in places[start:end]])
-            # A replacement character stands for a character whose bytes are not all there yet.
+            # A replacement character marks a character whose bytes are still incomplete.
             if end == len(places) or not text.endswith("\N{REPLACEMENT CHARACTER}"):
                 found.append((text, places[start:end]))
                 start = end
@@ -149,7 +149,7 @@ class Model:
 
 
 def load_models() -> tuple[list[Model], str | None]:
-    """The model and, if it can be had, the second one; if it cannot, the reason."""
+    """The model, the second one if it can be loaded, and otherwise the reason."""
     (first, *second), reason = SPACE["models"], SPACE["no_second_model"]
     try:
         models = [Model(**first)]
@@ -157,9 +157,9 @@ def load_models() -> tuple[list[Model], str | None]:
         sys.exit(f"app.py: {first['name']}, which space.json names, could not be loaded. {str(error).splitlines()[0]}")
     try:
         models += [Model(**fields) for fields in second]
-    except Exception as error:  # transformers has a dozen exceptions for what cannot be loaded
+    except Exception as error:  # transformers raises a dozen different exceptions here
         print(f"{second[0]['name']}: {error}", file=sys.stderr)
-        reason = f"There is no second model here: {second[0]['name']} could not be loaded."
+        reason = f"No second model is shown: {second[0]['name']} could not be loaded."
     return models, reason
 
 
@@ -167,7 +167,7 @@ def load_models() -> tuple[list[Model], str | None]:
 
 
 def lines(text: str) -> list[str]:
-    """The lines that hold something, with single spaces; what UTF-8 cannot hold, half of an emoji, is a `?`."""
+    """The non-empty lines, with single spaces. What UTF-8 cannot encode (half an emoji) becomes `?`."""
     valid = text.encode("utf-8", "replace").decode("utf-8")
     return [" ".join(line.split()) for line in valid.splitlines() if line.strip()]
 
@@ -177,20 +177,20 @@ def note(text: str) -> str:
 
 
 def shade(share: float) -> str:
-    """For the style sheet, which mixes a colour with the page's by it, from 0 to 1."""
+    """A share from 0 to 1 for the style sheet, which mixes a colour with the background accordingly."""
     return f'style="--shade: {100 * min(max(share, 0), 1):.0f}%"'
 
 
 def compare(text: str) -> str:
-    """Every model's similarities and tokens, beside each other."""
+    """Every model's similarities and tokens, side by side."""
     sentences = lines(text)
     if not sentences:
-        return note("Type at least one sentence, better two: one in each line.")
+        return note("Type at least one sentence, preferably two, one per line.")
     notes = []
     if len(sentences) == 1:
-        notes.append(note("A second sentence, in a line of its own, gives a similarity."))
+        notes.append(note("Add a second sentence on a new line to see a similarity."))
     if len(sentences) > COMPARED:
-        notes.append(note(f"These are {len(sentences):,} lines: the first {COMPARED} are compared."))
+        notes.append(note(f"There are {len(sentences):,} lines; only the first {COMPARED} are compared."))
     panels = [panel(model, sentences[:COMPARED]) for model in MODELS]
     if NO_SECOND_MODEL:
         notes.append(note(NO_SECOND_MODEL))
@@ -209,7 +209,7 @@ def panel(model: Model, sentences: list[str]) -> str:
 
 def cut_note(what: str, model: Model) -> str:
     limit = model.tokenizer.model_max_length
-    return f"{what} is longer than the {limit} tokens that this model reads: only its beginning counts."
+    return f"{what} is longer than the {limit} tokens that this model reads; the rest is ignored."
 
 
 def matrix(sentences: list[str], similarities: list[list[float]]) -> str:
@@ -226,13 +226,13 @@ def matrix(sentences: list[str], similarities: list[list[float]]) -> str:
 
 
 LEGENDS = {
-    True: "The stronger a token's colour, the smaller its reconstruction error: the more of it the embedding keeps.",
-    False: "The stronger a token's colour, the further the embedding moves without it, as 1 - cosine.",
+    True: "A stronger colour means a smaller reconstruction error: the embedding preserves more of that token.",
+    False: "A stronger colour means that the embedding moves further (1 - cosine) when that token is removed.",
 }
 
 
 def tokens(model: Model, sentences: list[str]) -> str:
-    """The sentences, each token shaded by its importance, with its number where one points at it; and all numbers."""
+    """The sentences with tokens shaded by importance; the number shows on hover, and all numbers are listed below."""
     importance = model.importance(sentences)
     numbers = [number for pairs in importance for _, number in pairs] or [0.0]
     least, most = (max(numbers), min(numbers)) if model.has_decoder else (min(numbers), max(numbers))
@@ -244,17 +244,17 @@ def tokens(model: Model, sentences: list[str]) -> str:
             about = f'class="token" tabindex="-1" data-number="{number:.4f}" {shade(share)}'
             spans.append(f"{space}<span {about}>{html.escape(text)}</span>")
             entries.append(f"<bdi>{html.escape(text)}</bdi> {number:.4f}")
-        shaded.append(f"<li><bdi>{''.join(spans) or 'There is no token in it.'}</bdi></li>")
+        shaded.append(f"<li><bdi>{''.join(spans) or 'No tokens.'}</bdi></li>")
         listed.append(f"<li>{', '.join(entries)}</li>")
     return (
-        f'<ol class="sentences">{"".join(shaded)}</ol><p class="small">{LEGENDS[model.has_decoder]} Point at one for '
-        f"its number. At most {model.shaded} tokens of a sentence are shown.</p>"
+        f'<ol class="sentences">{"".join(shaded)}</ol><p class="small">{LEGENDS[model.has_decoder]} Point at a token '
+        f"to see its number. At most {model.shaded} tokens per sentence are shown.</p>"
         f"<details><summary>All numbers</summary><ol>{''.join(listed)}</ol></details>"
     )
 
 
 def spaced(sentence: str, texts: list[str]) -> list[tuple[str, str]]:
-    """Tokens without their tokenizer's marks, each behind what is before it in the sentence: a space or nothing."""
+    """Tokens without their tokenizer's markers, each with what precedes it in the sentence: a space or nothing."""
     found, rest = [], sentence.lower()
     for text in texts:
         bare = text.strip().removeprefix("##") or text
@@ -269,41 +269,41 @@ def spaced(sentence: str, texts: list[str]) -> list[tuple[str, str]]:
 
 def read_lines(path: str) -> list[str]:
     """
-    The sentences of a file that was uploaded.
+    The sentences of an uploaded file.
 
     Raises:
-        ValueError: it is no text.
+        ValueError: it is not a text file.
     """
     content = Path(path).read_bytes()
     try:
-        if b"\0" in content:  # which no text has, but UTF-16 and most other files
+        if b"\0" in content:  # never in UTF-8 text, but in UTF-16 and most binary files
             raise ValueError
         return lines(content.decode("utf-8-sig"))
-    except ValueError:  # UnicodeDecodeError is one
+    except ValueError:  # includes UnicodeDecodeError
         raise ValueError(
-            f"{Path(path).name} is not a text file in UTF-8: upload one with a sentence in each line."
+            f"{Path(path).name} is not a UTF-8 text file: upload one with one sentence per line."
         ) from None
 
 
 def search(query: str, pasted: str, path: str | None, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
-    """The sentences nearest to the query. Those that were embedded before are not embedded again."""
+    """The sentences nearest to the query. Known sentences are not embedded again."""
     try:
         sentences = lines(pasted) + (read_lines(path) if path else [])
     except ValueError as error:
         return note(str(error))
     if not sentences:
-        return note("Paste sentences to search in, one in each line, or upload a text file with them.")
+        return note("Paste the sentences to search, one per line, or upload them as a text file.")
     notes = []
     if len(sentences) > SEARCHED:
-        notes.append(note(f"These are {len(sentences):,} sentences: the first {SEARCHED:,} are searched."))
+        notes.append(note(f"There are {len(sentences):,} sentences; only the first {SEARCHED:,} are searched."))
     sentences = list(dict.fromkeys(sentences[:SEARCHED]))
     model = MODELS[0]
     embeddings = model.embed(sentences, lambda steps: progress.tqdm(steps, desc="Embedding", unit="batches"))
     wanted = " ".join(lines(query))
     if not wanted:
-        return "".join([*notes, note(f"{len(sentences):,} sentences are ready: type what to look for.")])
+        return "".join([*notes, note(f"{len(sentences):,} sentences are ready: type a query.")])
     if model.is_cut(wanted):
-        notes.append(note(cut_note("What you look for", model)))
+        notes.append(note(cut_note("The query", model)))
     similarities = embeddings @ model.embed([wanted])[0]  # (N, d) @ (d,) -> (N,)
     best = similarities.topk(min(NEAREST, len(sentences)))
     found = [
@@ -321,7 +321,7 @@ SECTIONS = ("Scores", "Training", "Limits and biases")
 
 
 def card(model: Model) -> str:
-    """What the model's card says of its scores and its making, with the figures in the text."""
+    """The sections of the model's card about scores, training and limits, with figures embedded."""
     path = model.file("README.md")
     text = re.sub(r"\A---\n.*?\n---\n", "", path.read_text(encoding="utf-8"), flags=re.DOTALL) if path else ""
     beginning, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
@@ -354,7 +354,7 @@ THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospac
     button_primary_text_color="white",
     button_primary_text_color_dark="white",
 )
-# Shades are mixed with what lies behind them, so that the same text is read on them in light and dark.
+# Shades are mixed with the background, so that the same text colour is readable in light and dark mode.
 STYLE = f"""
 .dark {{ --color-accent: {SKY} }}
 .panels {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1.5rem }}
@@ -401,24 +401,24 @@ with gr.Blocks(title=SPACE["title"], analytics_enabled=False) as demo:
     gr.Markdown(f"# {SPACE['title']}\n\n{SPACE['about']}")
     with gr.Tab("Compare"):
         text = gr.Textbox(
-            "\n".join(EXAMPLES[0]), label="Sentences, one in each line; Shift+Enter compares", lines=4, max_lines=12
+            "\n".join(EXAMPLES[0]), label="Sentences, one per line (Shift+Enter to compare)", lines=4, max_lines=12
         )
         button = gr.Button("Compare", variant="primary")
         compared = gr.HTML()
     with gr.Tab("Search"):
         pasted = gr.Textbox(
             "\n".join(sum(EXAMPLES, [])),
-            label=f"Sentences to search in, one in each line, up to {SEARCHED:,}",
+            label=f"Sentences to search, one per line, up to {SEARCHED:,}",
             lines=4,
             max_lines=8,
         )
-        file = gr.File(label="Or a text file with them", height=150)
-        query = gr.Textbox(label="What to look for")
+        file = gr.File(label="Or a text file of sentences", height=150)
+        query = gr.Textbox(label="Query")
         find = gr.Button("Search", variant="primary")
         found = gr.HTML(min_height=100)
     with gr.Tab("The model"):
         gr.Markdown(card(MODELS[0]), elem_classes="card", latex_delimiters=[])
-    # One at a time: the models and what they remember are everyone's.
+    # One request at a time: all users share the models and their cached embeddings.
     gr.on([demo.load, button.click, text.submit], compare, text, compared, concurrency_id="models")
     gr.on([query.submit, find.click], search, [query, pasted, file], found, concurrency_id="models")
 

@@ -1,5 +1,5 @@
 """
-The README.md of a release, from what was measured and recorded: a number that nobody measured is left out.
+The README.md of a release, written from what was measured and recorded. Nothing else is stated.
 """
 
 import math
@@ -19,13 +19,13 @@ from sarcse.figures import FIGURES
 from sarcse.sts import STS_TASKS
 
 
-# Of the lines of a card.
+# Longest line of a card.
 WIDTH = 119
 
-# Owner of the repository in the examples of a card that belongs to none yet.
+# Owner of the repository in the examples of a card that has no repository yet.
 PLACEHOLDER = "you"
 
-# What the model's page on the Hub offers to compare.
+# Example sentences that the model's page on the Hub offers to compare.
 WIDGET = [
     {
         "source_sentence": "A child plays football on the grass.",
@@ -67,7 +67,7 @@ CITATIONS = {
 
 
 def published_scores(facts: Facts) -> dict[str, float]:
-    """Spearman x 100 by task, of those tasks whose every published pair was scored: the others are no such scores."""
+    """Spearman x 100 of each task whose published pairs were all scored; other scores would not be comparable."""
     own = facts.own()
     return {
         task: scores.spearman
@@ -77,7 +77,7 @@ def published_scores(facts: Facts) -> dict[str, float]:
 
 
 def eval_results(facts: Facts) -> list[EvalResult]:
-    """For the card's model-index, under the names and on the scale, 0 to 1, of sentence-transformers' cards."""
+    """The card's model-index, with the names and the scale (0 to 1) that sentence-transformers' cards use."""
     return [
         EvalResult(
             task_type="semantic-similarity",
@@ -94,7 +94,7 @@ def eval_results(facts: Facts) -> list[EvalResult]:
 
 
 def eval_result_entries(facts: Facts) -> list[dict[str, Any]]:
-    """The same for `.eval_results/` (huggingface.co/docs/hub/eval-results), times 100, as mteb writes it there."""
+    """The same scores for `.eval_results/` (huggingface.co/docs/hub/eval-results), x 100, as mteb writes them."""
     entries = [
         EvalResultEntry(
             dataset_id=STS_TASKS[task].hub_id,
@@ -116,7 +116,7 @@ def card_data(facts: Facts, repo_id: str, license: str | None, language: list[st
         license=license,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
-        base_model=base_model if base_model != repo_id else None,  # trained further: the text names the commit
+        base_model=base_model if base_model != repo_id else None,  # if trained further, the text names the commit
         datasets=[dataset] if dataset else None,
         tags=[
             *("sentence-transformers", "sentence-similarity", "feature-extraction", "dense", "transformers"),
@@ -135,7 +135,7 @@ def card_data(facts: Facts, repo_id: str, license: str | None, language: list[st
 
 def model_facts(facts: Facts) -> dict[str, str]:
     config = facts.model.config
-    # Without the autoencoder nothing but the pooler counts.
+    # Without the autoencoder only the pooler matters.
     names = ModelArguments.architecture() if facts.model.sentence_encoder.has_layers else ["pooler"]
     if not config.with_decoder:
         names = [name for name in names if not name.startswith("decoder_")]
@@ -147,12 +147,12 @@ def model_facts(facts: Facts) -> dict[str, str]:
 
 
 def summary(facts: Facts) -> list[str]:
-    """What decides whether one can use a model at all."""
+    """Size and limits: what a reader needs to decide whether the model fits."""
     parameters, length = facts.model.num_parameters(), max_length(facts.tokenizer)
     return [
-        f"{facts.model.config.hidden_size} dimensions, not normalised: compare them by cosine similarity.",
+        f"{facts.model.config.hidden_size} dimensions, not normalised: compare embeddings by cosine similarity.",
         f"{parameters:,} parameters, {megabytes(4 * parameters)} in float32.",
-        *([f"Up to {length:,} tokens; what is longer is cut."] if length else []),
+        *([f"Up to {length:,} tokens; longer text is truncated."] if length else []),
     ]
 
 
@@ -161,7 +161,7 @@ def megabytes(size: int) -> str:
 
 
 def onnx_table(onnx: Onnx) -> str:
-    """The files with their sizes and, if there is int8, the score of each on the same pairs."""
+    """The files with their sizes and, with int8, their scores on the same pairs."""
     header, rows = ["file", "size"], [[f"`{name}`", megabytes(size)] for name, size in onnx.files.items()]
     if onnx.task is not None:
         header.append(f"{onnx.task}, {onnx.pairs:,} pairs")
@@ -171,7 +171,7 @@ def onnx_table(onnx: Onnx) -> str:
 
 
 def scores_section(facts: Facts) -> str | None:
-    """The table with every model it was compared with, intervals, seeds, and the figures."""
+    """The scores beside those of every model it was compared with, intervals, seeds, and the figures."""
     own = facts.own()
     if own is None:
         return None
@@ -182,37 +182,40 @@ def scores_section(facts: Facts) -> str | None:
     published = published_scores(facts)
     incomplete = [task for task in own.tasks if task in STS_TASKS and task not in published]
     parts = [
-        "Spearman correlation x 100 of cosine similarities with human ratings, all subsets of a task concatenated; "
-        "the best in bold.",
+        "Spearman correlation x 100 between cosine similarities and human ratings, with all subsets of a task "
+        "concatenated. The best score of each column is in bold.",
         results_table(models),
     ]
     if incomplete:
-        parts.append(f"Not all published pairs were scored, so these are not comparable: {', '.join(incomplete)}.")
+        parts.append(
+            "Not comparable with published scores, because only some of the published pairs were scored: "
+            f"{', '.join(incomplete)}."
+        )
     parts += [
-        "This model, with 95% bootstrap intervals over the choice of the pairs:",
+        "This model's scores with 95% bootstrap intervals over the pairs:",
         intervals_table({"this model": own}),
     ]
     if facts.seeds:
         parts += [f"The same training with {len(facts.seeds)} seeds:", seeds_table(facts.seeds)]
     elif facts.record:
-        parts.append("One training seed: how much the scores vary with it was not measured.")
+        parts.append("These scores are from one training seed. How much they vary between seeds was not measured.")
     if own.geometry is not None:
         parts.append(
-            f"Alignment is over the {own.geometry.positive_pairs} pairs of {reference_task(own.tasks)} rated 4 or "
-            f"more, uniformity over its {own.geometry.sentences} sentences (Wang and Isola, 2020); lower is better, "
-            "of both together."
+            f"Alignment is measured on the {own.geometry.positive_pairs} pairs of {reference_task(own.tasks)} rated "
+            f"4 or more, uniformity on all of its {own.geometry.sentences} sentences. Lower is better, but only if "
+            "both are low ([Wang and Isola](https://arxiv.org/abs/2005.10242))."
         )
     parts += [f"![{FIGURES[figure.stem]}]({figure.name})" for figure in facts.figures()]
     return "\n\n".join(parts)
 
 
 def seeds_table(seeds: dict[int, ModelScores]) -> str:
-    """One row a seed, then mean and sample standard deviation."""
+    """One row per seed, then mean and sample standard deviation."""
     tasks = list(next(iter(seeds.values())).tasks)
     rows = {}
     for seed, scores in sorted(seeds.items()):
         values = [*(scores.tasks[task].spearman for task in tasks), scores.average]
-        # A score that does not exist is NaN here, and so is what would rest on it.
+        # A missing score becomes NaN, and so does any mean that includes it.
         rows[f"seed {seed}"] = [math.nan if value is None else value for value in values]
     columns = list(zip(*rows.values()))
     rows["mean"] = [statistics.fmean(column) for column in columns]
@@ -233,7 +236,7 @@ def training_section(facts: Facts) -> str | None:
         f"Started from `{base['name']}`{commit}.",
         f"Data: {training_data(data)}",
         f"Hardware: {record['hardware']}.",
-        *([f"Time: {duration(record['seconds'])}, with evaluations."] if record.get("seconds") else []),
+        *([f"Time: {duration(record['seconds'])}, including evaluation."] if record.get("seconds") else []),
         f"Versions: {', '.join(f'{name} {number}' for name, number in record['versions'].items())}.",
         *([f"Commit of the code: `{record['commit']}`."] if record.get("commit") else []),
     ]
@@ -257,33 +260,33 @@ def duration(seconds: float) -> str:
 def training_data(data: dict[str, Any]) -> str:
     if "sha256" not in data:
         return (
-            f"a stream of sentences without labels from `{data['name']}`, shuffled in a buffer. Tokens were counted "
-            f"in its first {data['token_count_samples']:,} sentences."
+            f"unlabelled sentences streamed from `{data['name']}`, shuffled in a buffer. Token frequencies were "
+            f"counted in the first {data['token_count_samples']:,} sentences."
         )
     return (
-        f"`{data['name']}`, {data['sentences']:,} sentences without labels. SHA-256 of them, each followed by a "
+        f"`{data['name']}`, {data['sentences']:,} unlabelled sentences. SHA-256 of the sentences, each followed by a "
         f"newline: `{data['sha256']}`."
     )
 
 
 def selected_on(facts: Facts) -> str | None:
-    """What picked the checkpoint: the one place where labels may come in."""
+    """What picked the checkpoint: the only step that may use labels."""
     values = facts.record.get("hyperparameters", {})
     if not values.get("load_best_model_at_end"):
         return None
     metric = values["metric_for_best_model"]
     if metric_name(metric) == HEALTH:
-        return f"Labels had no part in it: the health check, which needs none, picked the checkpoint (`{metric}`)."
+        return f"The training used no labels: the health check, which needs none, picked the checkpoint (`{metric}`)."
     pairs = "STS-B dev" if metric == "stsb_spearman" else "graded pairs"
-    return f"Labels had one part in it: {pairs} picked the checkpoint (`{metric}`)."
+    return f"The training used labels for one thing only: {pairs} picked the checkpoint (`{metric}`)."
 
 
 def write_card(
     path: Path, facts: Facts, repo_id: str, revision: str | None, license: str | None, language: list[str]
 ) -> None:
     """
-    Write the card; `revision` is what its examples pin where they run code, and without one it is no release's. A
-    repository of `PLACEHOLDER`'s is said to be none.
+    Write the card. Examples that run code pin `revision`; without one the card is not a release's. If `PLACEHOLDER`
+    owns the repository, the card says that it has not been pushed.
     """
     card = ModelCard.from_template(
         card_data(facts, repo_id, license, language),
@@ -315,7 +318,7 @@ def write_card(
 
 
 def wrapped(text: str) -> str:
-    """Paragraphs and list items in lines of at most `WIDTH`, for those who read the file as it is; the rest stays."""
+    """The text with paragraphs and list items wrapped at `WIDTH`, for readers of the raw file."""
     lines: list[str] = []
     code = prose = False
     for line in text.split("\n"):

@@ -1,11 +1,11 @@
 """
-Load a release as a stranger does, and compare its embeddings with the golden ones in it.
+Load a release as any user would, and compare its embeddings with the reference embeddings stored in it.
 
     python check.py RELEASE_DIR
 
-It needs torch and transformers. What is read: with AutoModel, which runs the code in the folder if there is any; and,
-of a folder without code, with sentence-transformers as well, if that is installed. For each it prints the largest
-difference, relative to the largest golden value, and it exits with 1 where one is above the release's tolerance.
+It needs torch and transformers. The release is loaded with AutoModel, which runs the folder's code if there is any.
+Without code it is also loaded with sentence-transformers, if that is installed. For each, the largest difference is
+printed, relative to the largest reference value. The exit code is 1 if one exceeds the release's tolerance.
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ def by_transformers(folder: Path, sentences: list[str]) -> torch.Tensor:
 
 
 def pooled(folder: Path, vectors: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(B, L, d) -> (B, d), as the folder says."""
+    """(B, L, d) -> (B, d), with the folder's pooling."""
     if json.loads((folder / "1_Pooling" / "config.json").read_text())["pooling_mode_cls_token"]:
         return vectors[:, 0]
     mask = batch["attention_mask"].unsqueeze(-1)  # (B, L, 1)

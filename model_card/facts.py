@@ -1,4 +1,4 @@
-"""What is known of a model that is released: what was recorded and measured, read from the files of its training."""
+"""What is known about a released model: what was recorded and measured, read from the files of its training."""
 
 import json
 from dataclasses import dataclass, field
@@ -16,10 +16,10 @@ from sarcse.record import FILE_NAME
 
 SARCSE = "[arXiv 2402.15153](https://arxiv.org/abs/2402.15153)"
 SIMCSE = "[arXiv 2104.08821](https://arxiv.org/abs/2104.08821)"
-WITH_RECONSTRUCTION = f"""Trained without labels with the losses of SARCSE ({SARCSE}): InfoNCE over two views of
-each sentence spreads the embeddings; and reconstructing every token's vector from the embedding, with weights
-that fall with the token's frequency, keeps the rare, meaning-bearing tokens in it."""
-WITHOUT_RECONSTRUCTION = f"""Trained without labels by InfoNCE over two dropout views of each sentence, as SimCSE
+WITH_RECONSTRUCTION = f"""Trained without labels, with the two losses of SARCSE ({SARCSE}). InfoNCE over two views of
+each sentence spreads the embeddings. Reconstructing every token's vector from the embedding, with smaller weights
+for frequent tokens, preserves the rare, meaning-bearing ones."""
+WITHOUT_RECONSTRUCTION = f"""Trained without labels, with InfoNCE over two dropout views of each sentence, as in SimCSE
 ({SIMCSE})."""
 
 
@@ -29,9 +29,9 @@ class Onnx:
     The ONNX files of a release.
 
     Args:
-        files (`dict[str, int]`): Their bytes, with those of weights in a second file, by name.
+        files (`dict[str, int]`): Size in bytes by name, including weights that are in a second file.
         task (`str`, *optional*), pairs (`int`): What int8 was scored on; None without int8.
-        scores (`dict[str, float | None]`): Spearman x 100 on it, by name of the file.
+        scores (`dict[str, float | None]`): Spearman x 100 on that task, by file name.
     """
 
     files: dict[str, int]
@@ -43,17 +43,17 @@ class Onnx:
 @dataclass
 class Facts:
     """
-    What is known of a model.
+    What is known about a model.
 
     Args:
         model, tokenizer: As released.
-        record (`dict`): training_record.json; empty without.
-        models (`dict[str, ModelScores]`): Its scores beside those of others, by row; empty without.
-        row (`str`): The model's own row of `models`.
+        record (`dict`): training_record.json; empty if there is none.
+        models (`dict[str, ModelScores]`): Scores of this and other models, by row; empty if there are none.
+        row (`str`): The model's own row in `models`.
         figure_dir (`Path`): Where figures of these scores may be.
-        seeds (`dict[int, ModelScores]`): Of the same training with other seeds, by seed.
-        plain (`bool`): Released as an encoder with its pooling, which needs no code of ours.
-        onnx (`Onnx`, *optional*): What there is for ONNX Runtime.
+        seeds (`dict[int, ModelScores]`): Scores of the same training with each seed.
+        plain (`bool`): Released as an encoder with its pooling, without this project's code.
+        onnx (`Onnx`, *optional*): The files for ONNX Runtime.
     """
 
     model: SarcseModel
@@ -71,30 +71,30 @@ class Facts:
         return None if self.row is None else self.models[self.row]
 
     def base_model(self) -> str | None:
-        """Hub id of what the training started from, if it came from the Hub."""
+        """Hub id of the model that the training started from, if it came from the Hub."""
         base = self.record.get("base_model", {})
         return base["name"] if base.get("revision") else None
 
     def figures(self) -> list[Path]:
-        """Those of `FIGURES` that are there."""
+        """The files of `FIGURES` that exist."""
         return [file for name in FIGURES if (file := self.figure_dir / f"{name}.png").is_file()]
 
     def reconstructs(self) -> bool:
-        """Whether the training had the reconstruction loss."""
+        """Whether the training used the reconstruction loss."""
         return self.record.get("hyperparameters", {}).get("reconstruction_weight", 0) > 0
 
     def losses(self) -> list[str]:
-        """By their names; none, if the training was not recorded."""
+        """Their names; none if the training was not recorded."""
         return ["InfoNCE", *["TokenReconstruction"] * self.reconstructs()] if self.record else []
 
     def method(self) -> str:
-        """What the embedding is, and how it was trained, as far as that was recorded."""
+        """What the embedding is, and how it was trained if that was recorded."""
         training = WITH_RECONSTRUCTION if self.reconstructs() else WITHOUT_RECONSTRUCTION
         embedding = f"The embedding is {self.model.sentence_encoder.description}."
         return f"{embedding} {training}" if self.record else embedding
 
     def is_sarcse(self) -> bool:
-        """Whether it has the paper's autoencoder, or at least its reconstruction."""
+        """Whether it has the paper's autoencoder, or at least the reconstruction loss."""
         return self.model.sentence_encoder.has_layers or self.reconstructs()
 
 
@@ -110,7 +110,7 @@ def read_facts(
 ) -> Facts:
     """
     Raises:
-        ValueError: a file cannot be read, `results_file` has no row of this model, or the runs of `seed_dirs` differ
+        ValueError: a file cannot be read, `results_file` has no row for this model, or the runs of `seed_dirs` differ
             in more than their seeds.
     """
     results_path = Path(results_file) if results_file else model_dir / "sts_results.json"
@@ -135,26 +135,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_scores(path: Path, model_dir: Path) -> tuple[dict[str, ModelScores], str]:
-    """All rows, and the name of the model's own: train.py says `after: FOLDER`, eval_sts.py the folder as given."""
+    """All rows, and the name of the model's own: train.py writes `after: FOLDER`, eval_sts.py the folder as given."""
     try:
         rows = read_json(path).get("models", {})
         own = [name for name in rows if name.startswith("after: ") or Path(name).resolve() == model_dir.resolve()]
         if len(own) != 1:
             raise ValueError(
-                f"{path}: no scores of {model_dir} among {', '.join(rows) or 'no models'}. Make them with "
-                f"`python eval_sts.py {model_dir} --output_dir OUT`, and give --results OUT/results.json."
+                f"{path}: no scores of {model_dir} among {', '.join(rows) or 'no models'}. Run "
+                f"`python eval_sts.py {model_dir} --output_dir OUT`, then pass --results OUT/results.json."
             )
         models = {name: ModelScores.from_json(row) for name, row in rows.items()}
     except (AttributeError, KeyError, TypeError, StrictDataclassFieldValidationError) as error:
         found = repr(error.__cause__ or error)  # strict's own message has two lines
-        raise ValueError(f"{path}: no scores as eval_sts.py and train.py write them: {found}") from error
+        raise ValueError(f"{path}: not in the format of eval_sts.py and train.py: {found}") from error
     if len({tuple(scores.tasks) for scores in models.values()}) > 1:
         raise ValueError(f"{path}: its rows have different tasks.")
     return models, own[0]
 
 
 def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[int, ModelScores]:
-    """Own scores of this run and of the same training with other seeds, by seed; empty if there are no others."""
+    """Scores of this run and of the same training with other seeds, by seed; empty if there are no others."""
     if not seed_dirs:
         return {}
     seeds: dict[int, ModelScores] = {}
@@ -170,7 +170,7 @@ def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[
                 f"--seeds {folder}: differs from {model_dir} in more than the seed: {', '.join(differing)}."
             )
         if seed in seeds:
-            raise ValueError(f"--seeds {folder}: seed {seed} is there already.")
+            raise ValueError(f"--seeds {folder}: seed {seed} was given already.")
         common = trained
         models, row = read_scores(folder / "sts_results.json", folder)
         seeds[seed] = models[row]

@@ -1,4 +1,4 @@
-"""What is in a release folder, and that it is whole, gives the model's embeddings, and holds nothing else."""
+"""Writes a release folder, and verifies that it is complete, reproduces the embeddings, and holds nothing else."""
 
 import hashlib
 import json
@@ -23,15 +23,15 @@ from modeling_sarcse import SarcseModel
 from sarcse.record import write_json
 
 
-# transformers' own limit has changed between its versions; files of this size pass every proxy and can be resumed.
+# Fixed, as transformers' default differs between versions. Proxies pass files of this size; transfers can be resumed.
 MAX_SHARD_SIZE = "5GB"
 
-# What is not of these kinds does not leave this machine: no pickle, no checkpoint, no optimizer.
+# Only these kinds of files leave this machine: no pickle, no checkpoint, no optimizer state.
 WEIGHTS = {".safetensors", ".onnx", ".onnx_data"}
 RELEASE_SUFFIXES = {*WEIGHTS, ".json", ".txt", ".model", ".jinja", ".md", ".yaml", ".png"}
 RELEASE_CODE = {"configuration_sarcse.py", "modeling_sarcse.py"}
 
-# Short, long, empty, rare, accented, right to left, outside the basic plane, and past every encoder's limit.
+# Short, long, empty, rare words, accents, right-to-left, outside the basic plane, and beyond every encoder's limit.
 GOLDEN_SENTENCES = [
     "A dog runs across the wet grass.",
     "The committee postponed its vote until the spring, when the new members will have taken their seats.",
@@ -41,14 +41,14 @@ GOLDEN_SENTENCES = [
     "Le café était fermé; 東京は雨だった. שלום 🙂",
     "A very long sentence goes on " + "and on " * 600,
 ]
-GOLDEN_TOLERANCE = 1e-5  # relative to the largest value: float32 sums in another order stay below it
+GOLDEN_TOLERANCE = 1e-5  # relative to the largest value; summing float32 in another order changes less
 
 
 def write_model(
     model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path, plain: bool, with_decoder: bool
 ) -> None:
-    """Weights, configuration, tokenizer, golden embeddings, and the code if not `plain`; changes the model to that."""
-    # Where the encoder was loaded from may be a path of this machine; the card says it better.
+    """Write weights, configuration, tokenizer, golden embeddings, and the code unless `plain`. Changes the model."""
+    # This may be a path on this machine; the card names the encoder.
     model.config.encoder_config._name_or_path = ""
     if not with_decoder:
         leave_decoder_out(model)
@@ -58,7 +58,7 @@ def write_model(
         model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
         describe_onnx_outputs(model, tokenizer, folder)
     tokenizer.save_pretrained(folder)
-    # transformers 5 has it in tokenizer_config.json alone; fastembed before 0.9 stops without it.
+    # transformers 5 puts it only into tokenizer_config.json; fastembed before 0.9 fails without this file.
     write_json(folder / "special_tokens_map.json", tokenizer.special_tokens_map)
     golden = {
         "about": "The embeddings of these sentences, in one padded batch, in float32 on a CPU.",
@@ -71,9 +71,9 @@ def write_model(
 
 def describe_onnx_outputs(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """
-    Beside a model with code, what text-embeddings-inference stops without: the limit in tokens, and a pooling, which
-    any would do for (`onnx_files.Readable`). sentence-transformers reads modules.json, where the second is
-    not named.
+    For a model with code, write what text-embeddings-inference requires: the limit in tokens and a pooling. Any
+    pooling gives the same result (`onnx_files.Readable`). sentence-transformers ignores it, as modules.json does not
+    list it.
     """
     path = folder / "sentence_bert_config.json"
     fields = json.loads(path.read_text(encoding="utf-8"))
@@ -82,7 +82,7 @@ def describe_onnx_outputs(model: SarcseModel, tokenizer: PreTrainedTokenizerBase
 
 
 def leave_decoder_out(model: SarcseModel) -> None:
-    """For good, also when the model is loaded again: half of the parameters that the autoencoder adds and more."""
+    """Remove it permanently, also for reloading. It holds more than half of the autoencoder's parameters."""
     if model.sentence_decoder is not None and any(True for _ in model.sentence_decoder.parameters()):
         model.sentence_decoder = None
         model.config.with_decoder = False
@@ -90,16 +90,16 @@ def leave_decoder_out(model: SarcseModel) -> None:
 
 @torch.no_grad()
 def golden_embeddings(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> list[list[float]]:
-    """Nine digits tell every float32 from its neighbours."""
+    """With nine digits, which identify every float32 value."""
     batch = tokenizer(GOLDEN_SENTENCES, padding=True, truncation=True, return_tensors="pt")
     embeddings = model.float()(**batch).pooler_output  # (len(GOLDEN_SENTENCES), d)
     if not embeddings.isfinite().all():
-        raise ValueError("the model's embeddings are not finite numbers: it is not fit for a release.")
+        raise ValueError("the model's embeddings are not finite numbers, so it cannot be released.")
     return [[float(f"{value:.9g}") for value in row] for row in embeddings.tolist()]
 
 
 def write_results(facts: Facts, folder: Path) -> None:
-    """The scores as the Hub's leaderboards read them, and the figures."""
+    """Write the scores in the format of the Hub's leaderboards, and copy the figures."""
     entries = eval_result_entries(facts)
     if entries:
         (folder / ".eval_results").mkdir()
@@ -110,31 +110,31 @@ def write_results(facts: Facts, folder: Path) -> None:
 
 
 def content_tag(folder: Path) -> str:
-    """A name for this content: a card can pin it, where it cannot name the commit that it is itself a part of."""
+    """A tag derived from the content. The card can pin it; it cannot name the commit that it is part of."""
     digest = hashlib.sha256()
     for name, path in files_of(folder).items():
-        if name != "README.md":  # which has the tag in it
+        if name != "README.md":  # contains the tag
             digest.update(f"{name} {sha256(path)}\n".encode())
     return f"release-{digest.hexdigest()[:12]}"
 
 
 def verify(folder: Path) -> None:
     """
-    Nothing in the folder but a release, no token in its texts, and the golden embeddings come out of a new process
-    that has no project on its path and no network.
+    Check that the folder holds only a release and no access token, and that it reproduces the golden embeddings. That
+    happens in a new process without this project on its path and without network.
 
     Raises:
-        ValueError: says which of these fails.
+        ValueError: one of these checks failed; the message says which.
     """
     files = files_of(folder)
     strangers = [n for n, path in files.items() if path.suffix not in RELEASE_SUFFIXES and n not in RELEASE_CODE]
     if strangers:
-        raise ValueError(f"{', '.join(strangers)} would be in the release, and does not belong there.")
+        raise ValueError(f"{', '.join(strangers)} would be in the release, but does not belong there.")
     token = get_token()
     for name, path in files.items():
         content = path.read_bytes() if path.suffix not in WEIGHTS else b""
         if re.search(rb"hf_[A-Za-z0-9]{30,}", content) or (token and token.encode() in content):
-            raise ValueError(f"{name} would be in the release, and has an access token in it.")
+            raise ValueError(f"{name} would be in the release, but contains an access token.")
     with tempfile.TemporaryDirectory() as elsewhere:
         environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_TOKEN")}
         process = subprocess.run(
@@ -146,7 +146,7 @@ def verify(folder: Path) -> None:
             text=True,
         )
     if process.returncode != 0:
-        # What it got to say, and what it failed with.
+        # The last difference printed, or else the error.
         differences, errors = process.stdout.strip(), process.stderr.strip() or f"exit code {process.returncode}"
         reason = f"largest difference, {differences.splitlines()[-1]}" if differences else errors.splitlines()[-1]
-        raise ValueError(f"the release does not give the model's embeddings in a new process: {reason}")
+        raise ValueError(f"the release does not reproduce the model's embeddings in a new process: {reason}")

@@ -1,4 +1,4 @@
-"""A release folder at the Hub: who may write there, one commit, what went wrong."""
+"""Pushes releases and Spaces to the Hub: checks permissions, makes one commit, and explains errors."""
 
 import sys
 import time
@@ -17,17 +17,17 @@ from transformers import TrainingArguments
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 RETRY_AFTER = (1, 2, 4, 8)  # seconds
 
-# What tells a release and a Space of this project, in a folder and at the Hub.
+# Files that identify a release and a Space of this project, in a folder and on the Hub.
 RELEASE_MARK, SPACE_MARK = "golden_embeddings.json", "space.json"
 
 
 def repository_of_training(args: TrainingArguments, token: str | None = None) -> str:
     """
-    Where the arguments of a training want the release, with its owner, if the Hub will have it there: better known
-    before the training than after it.
+    The repository, with its owner, that a training will push its release to. Called before the training, so that
+    missing permissions are reported early.
 
     Raises:
-        ValueError: there is no token that can write there, or no Hub to reach.
+        ValueError: no token can write there, or the Hub cannot be reached.
     """
     name = args.hub_model_id or Path(args.output_dir).name
     validate_repo_id(name)
@@ -41,16 +41,16 @@ def repository_of_training(args: TrainingArguments, token: str | None = None) ->
 
 def check_metadata(license: str | None, language: list[str]) -> None:
     """
-    What users say of a card, as the Hub judges it: it would refuse the whole commit at the end.
+    Have the Hub validate the user's metadata for the card. With an invalid value it would reject the final commit.
 
     Raises:
-        ValueError: it does not know this licence or language.
-        HTTPError, OSError: it cannot be reached.
+        ValueError: the Hub does not know this licence or language.
+        HTTPError, OSError: the Hub cannot be reached.
     """
     data = ModelCardData(license=license, language=language or None)
     if not data.to_dict():
         return
-    # Not `ModelCard.validate`, which before huggingface_hub 2 asked huggingface.co whatever HF_ENDPOINT says.
+    # Not `ModelCard.validate`: before huggingface_hub 2 it ignored HF_ENDPOINT and asked huggingface.co.
     card = {"repoType": "model", "content": f"---\n{data}\n---\n"}
     try:
         hf_raise_for_status(get_session().post(f"{HfApi().endpoint}/api/validate-yaml", json=card))
@@ -58,7 +58,7 @@ def check_metadata(license: str | None, language: list[str]) -> None:
         if error.response.status_code != 400:
             raise
         reason = " ".join(str(error.server_message or error).split())
-        raise ValueError(f"the Hub does not take the licence or the language: {reason}") from error
+        raise ValueError(f"the Hub does not accept the licence or the language: {reason}") from error
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -73,11 +73,11 @@ def sha256(path: Path) -> str:
 
 def full_repo_id(name: str, token: str | None = None) -> str:
     """
-    `name` with its owner, who is the user where it has none.
+    `name` with its owner, by default the user.
 
     Raises:
-        PermissionError: the token is for reading, or the owner is neither the user nor an organisation of the user's.
-        HTTPError, OSError: there is no token, the Hub does not know it, or cannot be reached.
+        PermissionError: the token is read-only, or the owner is neither the user nor one of the user's organisations.
+        HTTPError, OSError: there is no token, the Hub does not know it, or the Hub cannot be reached.
     """
     user = HfApi(token=token).whoami()
     repo_id = name if "/" in name else f"{user['name']}/{name}"
@@ -98,12 +98,12 @@ def push(
     token: str | None = None,
 ) -> str:
     """
-    The folder as one commit, tagged; returns the commit. What is on the Hub already is not sent again. Answers that
-    pass, and lost connections, are tried again.
+    Push the folder as one tagged commit; returns the commit. Files that are already on the Hub are not sent again.
+    Temporary errors and lost connections are retried.
 
     Raises:
-        ValueError: the repository or the tag holds something else; nothing has been sent then.
-        HTTPError, OSError: the Hub says no, or cannot be reached.
+        ValueError: the repository or the tag holds something else; nothing was sent.
+        HTTPError, OSError: the Hub refuses, or cannot be reached.
     """
     return patiently(
         partial(push_once, folder, repo_id, private, revision, tag, commit_message, token),
@@ -133,21 +133,21 @@ def push_once(
     token: str | None,
 ) -> str:
     api = HfApi(token=token)
-    full_repo_id(repo_id, token)  # says best what a token lacks
-    api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the organisation has it
+    full_repo_id(repo_id, token)  # gives the clearest error for a token without permission
+    api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: the organisation's default
     if revision != "main":
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     files, references = files_of(folder), api.list_repo_refs(repo_id)
     heads, tags = ({ref.name: ref.target_commit for ref in refs} for refs in (references.branches, references.tags))
     if tag in tags:
         if not same_content(files, remote_files(api, repo_id, tag)):
-            raise ValueError(f"{repo_id} has a tag {tag} already, of another release: choose another --tag.")
+            raise ValueError(f"{repo_id} already has a tag {tag} for another release: choose another --tag.")
         return tags[tag]
     there = remote_files(api, repo_id, heads[revision])
     if set(there) - {"README.md"} and RELEASE_MARK not in there:
         names = ", ".join(sorted(there)[:5])
         raise ValueError(f"{repo_id} holds something that is not a release ({names}): choose another name.")
-    # Not upload_folder, which may spread a slow upload over several commits: nobody shall load half a release.
+    # Not upload_folder, which may split a slow upload into several commits: nobody should load half a release.
     commit = api.create_commit(
         repo_id,
         operations=[
@@ -164,11 +164,11 @@ def push_once(
 
 def push_space(files: dict[str, Path], repo_id: str, private: bool, message: str, token: str | None = None) -> str:
     """
-    The files of a Space as one commit, which is returned; what else is in the repository stays. As patient as `push`.
+    Push the files of a Space as one commit, which is returned. Other files stay. Retries like `push`.
 
     Raises:
-        ValueError: the repository holds something else; nothing has been sent then.
-        HTTPError, OSError: the Hub says no, or cannot be reached.
+        ValueError: the repository holds something else; nothing was sent.
+        HTTPError, OSError: the Hub refuses, or cannot be reached.
     """
     return patiently(partial(push_space_once, files, repo_id, private, message, token), repo_id)
 
@@ -191,7 +191,7 @@ def remote_files(api: HfApi, repo_id: str, revision: str) -> dict[str, RepoFile]
 
 
 def same_content(files: dict[str, Path], there: dict[str, RepoFile]) -> bool:
-    """By the hashes that the Hub keeps: SHA-256 of a large file, git's of another."""
+    """Compares the hashes that the Hub keeps: SHA-256 for large files, git's hash for others."""
     if set(files) != set(there):
         return False
     hashes = ((path, there[name]) for name, path in files.items())
@@ -199,7 +199,7 @@ def same_content(files: dict[str, Path], there: dict[str, RepoFile]) -> bool:
 
 
 def explain(error: Exception, repo_id: str) -> str:
-    """What the user can do about it; never the token."""
+    """The error in one line, with what the user can do about it. Never contains the token."""
     if isinstance(error, PermissionError):
         return str(error)
     if isinstance(error, LocalTokenNotFoundError):

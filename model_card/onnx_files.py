@@ -1,5 +1,5 @@
 """
-ONNX files of a release: the model for programs that run no Python, in float32 and, if asked for, in int8.
+ONNX files of a release: the model for programs that run no Python, in float32 and optionally in int8.
 
 Shapes: B sentences, L positions with padding, d dimensions.
 """
@@ -40,16 +40,16 @@ logger = transformers_logging.get_logger(__name__)
 
 FLOAT_FILE = "onnx/model.onnx"
 
-# One file under three names: sentence-transformers' for two kinds of processors, for both of which it makes the same,
-# and the one that Transformers.js takes in a browser.
+# One file under three names. sentence-transformers has a name for each of two processor types, with the same content;
+# Transformers.js loads the third in a browser.
 INT8_FILES = (
     "onnx/model_qint8_avx512_vnni.onnx",
     "onnx/model_qint8_arm64.onnx",
     "onnx/model_quantized.onnx",
 )
 
-# As sentence-transformers makes them through optimum, but for convolutions, which were no faster in int8 and lost
-# three times as much, and for the products of two activations, as in attention, which lost ten times as much.
+# As sentence-transformers makes them through optimum, with two exceptions that stay in float32. Convolutions were no
+# faster in int8 and lost three times as much. Products of two activations, as in attention, lost ten times as much.
 INT8_OPTIONS: dict[str, Any] = {
     "op_types_to_quantize": ["MatMul", "Gather"],
     "per_channel": True,
@@ -57,8 +57,8 @@ INT8_OPTIONS: dict[str, Any] = {
     "extra_options": {"MatMulConstBOnly": True},
 }
 
-# A protobuf holds no more. What is larger has its weights in a second file, which optimum, Transformers.js and
-# text-embeddings-inference look for by this name.
+# The limit of a protobuf. Larger models have their weights in a second file, which optimum, Transformers.js and
+# text-embeddings-inference look for under this name.
 LARGEST_FILE = 2_000_000_000  # bytes
 DATA_SUFFIX = "_data"
 
@@ -67,9 +67,9 @@ INPUTS = ("input_ids", "attention_mask")
 
 class Readable(nn.Module):
     """
-    What a file computes. Of a plain model the encoder's vectors `(B, L, d)` for the reader to pool, as others' exports
-    have them. Of one with code of ours the embedding `(B, d)`, and where others look for token vectors the same L
-    times, `(B, L, d)`: whoever pools them, by the first or by their mean, has the embedding.
+    What a file computes. For a plain model: the encoder's vectors `(B, L, d)`, which the reader pools, as in common
+    exports. For a model with code: the embedding `(B, d)`, and the same repeated L times, `(B, L, d)`, in place of
+    token vectors. Pooling those by the first token or the mean gives the embedding.
     """
 
     def __init__(self, model: SarcseModel, plain: bool) -> None:
@@ -93,21 +93,21 @@ def write(
     tasks: dict[str, datasets.Dataset] | None,
 ) -> Onnx | None:
     """
-    The files, in int8 as well if there are graded pairs to score them on, verified against the model in float64. None,
-    with a word, for an encoder that torch cannot export: its release has no such files.
+    Write the files and verify them against the model in float64; int8 too if `tasks` has graded pairs to score it on.
+    If torch cannot export the encoder, the release has no ONNX files: warns and returns None.
 
     Raises:
-        ValueError: int8 is asked for, and the float32 weights do not fit into a file.
+        ValueError: int8 was requested, but the float32 weights do not fit into one file.
     """
     if tasks is not None and in_two_files(model):
-        raise ValueError(f"--onnx_int8: the weights have more than {LARGEST_FILE:,} bytes. Leave --onnx_int8 out.")
+        raise ValueError(f"--onnx_int8: the weights exceed {LARGEST_FILE:,} bytes. Leave --onnx_int8 out.")
     print("Exporting to ONNX", file=sys.stderr)
     try:
         write_float(model, tokenizer, folder, plain)
         check_float(model, tokenizer, folder)
     except ValueError as error:
         shutil.rmtree((folder / FLOAT_FILE).parent, ignore_errors=True)
-        logger.warning(f"The release has no ONNX file, for this encoder's is no good. {error}")
+        logger.warning(f"The release has no ONNX file: this encoder's export does not work. {error}")
         return None
     if in_two_files(model):
         path = folder / "config.json"
@@ -126,7 +126,7 @@ def write(
 def score(
     folder: Path, pooler: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: datasets.Dataset
 ) -> dict[str, float | None]:
-    """Spearman x 100 of every file on graded pairs; the int8 files are one."""
+    """Spearman x 100 of every file on graded pairs; the int8 files are identical and scored once."""
     gold = np.array(pairs["score"][:], dtype=np.float64)
     scores = {}
     for name in (FLOAT_FILE, INT8_FILES[0]):
@@ -137,8 +137,8 @@ def score(
 
 def write_folder_without_code(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """
-    What makes a folder of ONNX files a model of its own, for those that read a configuration: sentence-transformers
-    and optimum do not load the one above it without its code.
+    Make the ONNX folder a model of its own, for programs that read a configuration. sentence-transformers and optimum
+    cannot load the parent folder without its code.
     """
     config = copy.deepcopy(model.config.encoder_config)
     config.architectures = [type(model.encoder).__name__]
@@ -148,7 +148,7 @@ def write_folder_without_code(model: SarcseModel, tokenizer: PreTrainedTokenizer
 
 
 def size(folder: Path, name: str) -> int:
-    """Bytes of a file, and of the second one with its weights if there is one."""
+    """Bytes of a file, including the second file with its weights if there is one."""
     return sum(path.stat().st_size for path in (folder / name).parent.glob(f"{Path(name).name}*"))
 
 
@@ -156,13 +156,13 @@ def size(folder: Path, name: str) -> int:
 def check_float(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """
     Raises:
-        ValueError: ONNX Runtime cannot run `FLOAT_FILE`, or gives other embeddings than the model in float64.
+        ValueError: ONNX Runtime cannot run `FLOAT_FILE`, or its embeddings differ from the model's in float64.
     """
     batch = tokenizer(GOLDEN_SENTENCES, padding=True, truncation=True, return_tensors="pt")
     exact = copy.deepcopy(model).double()(**batch).pooler_output
     try:
         found = embed(open_session(folder / FLOAT_FILE), model.sentence_encoder, tokenizer, GOLDEN_SENTENCES)
-    except Exception as error:  # onnxruntime's have no class in common
+    except Exception as error:  # onnxruntime's exceptions have no common class
         raise ValueError(reason(error)) from error
     difference = ((found - exact).abs().max() / exact.abs().max()).item()
     if not difference <= GOLDEN_TOLERANCE:
@@ -171,10 +171,10 @@ def check_float(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: 
 
 def write_float(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path, plain: bool) -> None:
     """
-    `FLOAT_FILE`, for any number of sentences and tokens.
+    Write `FLOAT_FILE`, for any number of sentences and tokens.
 
     Raises:
-        ValueError: torch cannot export such an encoder.
+        ValueError: torch cannot export this encoder.
     """
     shown = tokenizer(["Any sentence.", "It only shows the shapes."], padding=True, return_tensors="pt")
     readable = Readable(model, plain)
@@ -188,10 +188,10 @@ def write_float(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: 
                 dynamo=True,
                 verbose=False,
             )
-        except Exception as error:  # the exporter has an exception for each of its steps
+        except Exception as error:  # the exporter has a separate exception for each of its steps
             raise ValueError(reason(error)) from error
-    graph = program.model  # type: ignore[union-attr]  # None only of a failure that is an exception
-    # The exporter notes of each node the lines of code that it came from, with this machine's paths.
+    graph = program.model  # type: ignore[union-attr]  # None only after a failure, which raises
+    # The exporter records the source lines of each node, with paths of this machine.
     ClearMetadataAndDocStringPass()(graph)
     path = folder / FLOAT_FILE
     path.parent.mkdir(exist_ok=True)
@@ -204,7 +204,7 @@ def in_two_files(model: SarcseModel) -> bool:
 
 
 def write_int8(folder: Path) -> None:
-    """`INT8_FILES` from `FLOAT_FILE`: weights in int8, inputs as they come. For a processor that multiplies int8."""
+    """Write `INT8_FILES` from `FLOAT_FILE`: weights are quantised now, activations at run time."""
     first, *others = (folder / name for name in INT8_FILES)
     with silence():
         quantize_dynamic(folder / FLOAT_FILE, first, **INT8_OPTIONS)
@@ -213,7 +213,7 @@ def write_int8(folder: Path) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What it began with, in one line: the exporter reports a failure as that of a step, in a page of advice."""
+    """The root cause in one line: the exporter wraps it in the failure of a step, with a page of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
@@ -221,7 +221,7 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Without the exporter's and the quantiser's notes, which are for their developers."""
+    """Hide the exporter's and the quantiser's messages, which are meant for their developers."""
     loggers = [logging.getLogger(name) for name in (None, "torch.onnx", "torch.onnx._internal.exporter._registration")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -235,11 +235,11 @@ def silence() -> Iterator[None]:
             logger.setLevel(level)
 
 
-# --- What they give --------------------------------------------------------------------------------------------------
+# --- Running them ----------------------------------------------------------------------------------------------------
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """On as many threads as torch has."""
+    """With as many threads as torch uses."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -253,7 +253,7 @@ def embed(
     sentences: list[str],
     batch_size: int = 64,
 ) -> torch.Tensor:
-    """Embeddings by ONNX Runtime, `(len(sentences), d)`; token vectors are pooled by `pooler`."""
+    """Embeddings from ONNX Runtime, `(len(sentences), d)`; `pooler` pools token vectors."""
     token_ids = tokenizer(sentences, truncation=True)["input_ids"]
     pad = DataCollatorWithPadding(tokenizer, return_tensors="np")
     embeddings: list[torch.Tensor] = [torch.empty(0)] * len(token_ids)

@@ -1,8 +1,8 @@
 """
-Plain releases: an encoder with the pooling of sentence-transformers, which every tool loads without code of ours.
+Plain releases: an encoder with sentence-transformers' pooling, which every tool loads without this project's code.
 
-Of two poolers, the mean and the first token, nothing but the encoder is needed to make an embedding. The folder is
-then what sentence-transformers itself would save of it, and text-embeddings-inference, fastembed and others read.
+With mean or first-token pooling, the encoder alone is enough to make an embedding. The folder is then what
+sentence-transformers itself would save, and what text-embeddings-inference, fastembed and others read.
 """
 
 import copy
@@ -17,13 +17,13 @@ from sarcse.loading import POOLER_FIELD
 from sarcse.record import write_json
 
 
-# The names of before sentence-transformers 6, which every version and other programs know.
+# The names from before sentence-transformers 6, which every version and other programs know.
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
 ]
 
-# By its field of the long form of 1_Pooling/config.json.
+# Fields in the long form of 1_Pooling/config.json.
 POOLING_MODES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -35,31 +35,31 @@ POOLING_MODES = {
 
 
 def why_not_plain(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Why there is no plain release of a model; None if there is one."""
+    """Why a model cannot be released as a plain encoder; None if it can."""
     pooler = model.sentence_encoder
     if pooler.pooling_mode is None:
         able = " and ".join(name for name, row in POOLERS.items() if row.pooling_mode is not None)
         return (
-            f"its embedding is {pooler.description}, which takes code of ours (pooler {model.config.pooler}; "
+            f"its embedding is {pooler.description}, which needs this project's code (pooler {model.config.pooler}; "
             f"{able} need none)"
         )
     if pooler.pooling_mode == "cls" and tokenizer.padding_side == "left":
-        return "its tokenizer pads on the left, where other programs then find padding for the first token"
-    # Of the class's own pooler, behind the first token, no embedding depends; of anything else it may.
+        return "its tokenizer pads on the left, so other programs would take padding for the first token"
+    # The embedding never uses the class's own pooler, but it may depend on any other weight.
     more = [name for name in missing_weights(model) if not name.startswith("pooler.")]
     if more:
-        return f"AutoModel loads more of {model.config.encoder_config.model_type!r} than the encoder ({more[0]})"
+        return f"AutoModel expects more than the encoder for {model.config.encoder_config.model_type!r} ({more[0]})"
     return None
 
 
 def bare_encoder(model: SarcseModel) -> PreTrainedModel:
-    """The class that AutoModel takes for the encoder, without memory for its weights."""
+    """An instance of the class that AutoModel loads the encoder with, without memory for its weights."""
     with torch.device("meta"):
         return AutoModel.from_config(copy.deepcopy(model.config.encoder_config))
 
 
 def missing_weights(model: SarcseModel) -> list[str]:
-    """Names of the weights that AutoModel expects and the encoder, which was loaded without its pooler, has not."""
+    """Names of the weights that AutoModel expects but the encoder lacks: it was loaded without its own pooler."""
     return sorted(bare_encoder(model).state_dict().keys() - model.encoder.state_dict().keys())
 
 
@@ -67,9 +67,9 @@ def write_plain_model(
     model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path, max_shard_size: str
 ) -> None:
     """
-    The encoder under the names that AutoModel expects, and what sentence-transformers reads beside it. The weights of
-    the class's own pooler, all that can be missing (`why_not_plain`), are zero: AutoModel would draw random ones, with
-    a report, and an embedding that someone takes from there by mistake is seen to be none.
+    Write the encoder with the weight names that AutoModel expects, and the files for sentence-transformers. Only the
+    weights of the class's own pooler can be missing (`why_not_plain`). They are written as zeros: otherwise AutoModel
+    would initialise them randomly, with a warning. Zeros also make it obvious if someone uses that output by mistake.
     """
     encoder = bare_encoder(model)
     weights, expected = model.encoder.state_dict(), encoder.state_dict()
@@ -85,14 +85,14 @@ def write_plain_model(
 def write_sentence_transformers_files(
     folder: Path, dimensions: int, pooling_mode: str, max_length: int | None
 ) -> None:
-    """The files of a Transformer and a Pooling of sentence-transformers."""
+    """Write the files of sentence-transformers' Transformer and Pooling."""
     write_json(folder / "modules.json", MODULES)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     write_pooling(folder, dimensions, pooling_mode)
 
 
 def write_pooling(folder: Path, dimensions: int, pooling_mode: str) -> None:
-    """The long form: text-embeddings-inference and sentence-transformers before 6 know no other."""
+    """Write the long form: text-embeddings-inference and sentence-transformers before 6 need it."""
     (folder / "1_Pooling").mkdir(exist_ok=True)
     modes = {name: mode == pooling_mode for name, mode in POOLING_MODES.items()}
     fields = {"word_embedding_dimension": dimensions, **modes, "include_prompt": True}
@@ -100,5 +100,5 @@ def write_pooling(folder: Path, dimensions: int, pooling_mode: str) -> None:
 
 
 def max_length(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """In tokens. An encoder without positions has no limit; its tokenizer then says 10^30."""
+    """In tokens; None for an encoder without position embeddings, whose tokenizer has 10^30 here."""
     return tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None

@@ -1,7 +1,7 @@
 """
-From a model that train.py wrote to a release: one folder, verified in a process of its own, pushed in one commit.
+Turns a model that train.py wrote into a release: one folder, verified in a separate process, pushed in one commit.
 
-Every step can be repeated: a release is built in full or not at all, and a push finds what is there already.
+Every step can be repeated: a release is built completely or not at all, and a push skips what is already there.
 """
 
 import os
@@ -37,11 +37,11 @@ from sarcse.sts import load_tasks
 @dataclass
 class ReleaseOptions(ReleaseArguments):
     """
-    What the command and the trainer ask for, beside what a release is made of (`ReleaseArguments`).
+    Options of the command and the trainer, in addition to the content of a release (`ReleaseArguments`).
 
     Args:
-        model_dir (`str`): What the trainer wrote.
-        release_dir (`str`): Where the release is built; made anew each time.
+        model_dir (`str`): Output folder of the training.
+        release_dir (`str`): Where the release is built; replaced each time.
         push (`str`, *optional*): Repository on the Hub, `you/name`. Without it the release stays here.
         private (`bool`): Make a new repository private.
         revision (`str`): Branch to push to.
@@ -52,7 +52,7 @@ class ReleaseOptions(ReleaseArguments):
         results (`str`, *optional*): results.json of eval_sts.py. Default: the scores that train.py wrote.
         seeds (`list[str]`): Folders of the same training with other seeds, for mean and deviation.
         sts_dir (`str`, *optional*), pairs (`str`, *optional*):
-            What to score int8 on: STS-B in a folder in SentEval's layout, or a file of graded pairs. Default: STS-B
+            What to score int8 on: STS-B in a folder with SentEval's layout, or a file of graded pairs. Default: STS-B
             from the Hub.
         space (`SpaceOptions`, *optional*): The release's Space. Default: none.
     """
@@ -91,26 +91,28 @@ def release(
     options: ReleaseOptions, token: str | None = None, tasks: dict[str, datasets.Dataset] | None = None
 ) -> str | None:
     """
-    Build, verify and, if asked, push a release and its Space; prints what was done, and returns the address of the
-    release that was pushed. `tasks` are `build`'s.
+    Build, verify and, if requested, push a release and its Space. Prints what was done, and returns the URL of the
+    pushed commit. `tasks` is passed to `build`.
 
     Raises:
-        ValueError: with what is wrong and, if something is left to do, where the model is, and the command for it.
+        ValueError: says what is wrong and, if something is left to do, where the model is and which command to run.
     """
     if options.push is not None:
-        with suppress(HTTPError, OSError):  # which are told at the push; the folder is of use without the Hub
+        with suppress(HTTPError, OSError):  # the push reports them; the folder is useful without the Hub
             check_metadata(options.license, options.language)
     try:
         folder, tag = build(options, tasks)
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"the release could not be written to {options.release_dir}: {error}\n"
-            f"The model in {options.model_dir} is as it was. When that is mended:\n  {options.command()}"
+            f"The model in {options.model_dir} is unchanged. Once that is fixed, run:\n  {options.command()}"
         ) from error
     print(f"Built and verified: {folder}")
     trust = ", trust_remote_code=True" if any(folder.glob("*.py")) else ""
     if options.push is None:
-        print(f'SentenceTransformer("{folder}"{trust}) loads it. To publish it, the same with --push you/name.')
+        print(
+            f'Load it with SentenceTransformer("{folder}"{trust}). To publish it, add --push you/name to the command.'
+        )
         if options.space is not None:
             make_space(str(folder), "main", options.space, options.private, token)
         return None
@@ -136,16 +138,20 @@ def release(
 
 def build(options: ReleaseOptions, tasks: dict[str, datasets.Dataset] | None = None) -> tuple[Path, str]:
     """
-    The release folder, complete and verified, and its tag; the folder appears in one move or not at all. `tasks` are
-    graded pairs to score int8 on, instead of those that the options name.
+    Build and verify the release folder; returns it and its tag. The folder appears in one move or not at all.
+
+    Args:
+        options (`ReleaseOptions`): What to build.
+        tasks (`dict[str, datasets.Dataset]`, *optional*):
+            Graded pairs to score int8 on. Default: those that the options name.
 
     Raises:
-        ValueError: there is no SARCSE model, or it has not the form that is asked for, the folder holds something
-            else, a fact of the card is missing or contradicts another, or the release does not give the model's
-            embeddings.
-        OSError: nothing can be written there.
+        ValueError: there is no SARCSE model, it cannot be released in the requested form, or the folder holds
+            something else. Or: a fact for the card is missing or contradicts another, or the release does not
+            reproduce the model's embeddings.
+        OSError: the folder cannot be written.
     """
-    from model_card import onnx_files  # here, for a training loads this module and has no use for ONNX
+    from model_card import onnx_files  # imported here, since a training loads this module but needs no ONNX
 
     model_dir, release_dir = Path(options.model_dir), Path(options.release_dir)
     check_folders(model_dir, release_dir)
@@ -180,10 +186,10 @@ def build(options: ReleaseOptions, tasks: dict[str, datasets.Dataset] | None = N
 
 def is_plain(options: ReleaseArguments, model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> bool:
     """
-    Whether the release needs no code of ours: as asked for, or else wherever it can.
+    Whether to release a plain encoder: as requested, by default wherever possible.
 
     Raises:
-        ValueError: the options contradict each other, or the model has no such form.
+        ValueError: the options contradict each other, or the model cannot be released in that form.
     """
     if options.plain and (options.with_code or options.with_decoder):
         raise ValueError(f"--plain and --{'with_code' if options.with_code else 'with_decoder'} exclude each other.")
@@ -196,13 +202,13 @@ def is_plain(options: ReleaseArguments, model: SarcseModel, tokenizer: PreTraine
 def pairs_for_int8(options: ReleaseOptions) -> dict[str, datasets.Dataset]:
     """
     Raises:
-        ValueError: they cannot be read.
+        ValueError: the pairs cannot be read.
     """
     try:
         return load_tasks(["STSB"], options.sts_dir, options.pairs)
     except ValueError as error:
         raise ValueError(
-            f"--onnx_int8 scores int8 on STS-B: give it by --sts_dir, or --pairs FILE. {error}"
+            f"--onnx_int8 scores int8 on STS-B: give its folder with --sts_dir, or --pairs FILE. {error}"
         ) from error
 
 
@@ -210,13 +216,13 @@ def check_folders(model_dir: Path, release_dir: Path) -> None:
     if not model_dir.is_dir():
         raise ValueError(f"{model_dir}: no such folder.")
     if kind_of_model(str(model_dir)) != "sarcse":
-        raise ValueError(f"{model_dir}: no SARCSE model in it. MODEL_DIR is what the training wrote.")
+        raise ValueError(f"{model_dir}: no SARCSE model in it. Give the output folder of a training.")
     fields, _ = PretrainedConfig.get_config_dict(str(model_dir))
     check_releasable(str(model_dir), fields.get("encoder_config", fields))
     if release_dir.resolve() == model_dir.resolve() or release_dir.resolve() in model_dir.resolve().parents:
         raise ValueError(f"--release_dir {release_dir}: would overwrite the model in {model_dir}.")
     if release_dir.exists() and not release_dir.is_dir():
-        raise ValueError(f"--release_dir {release_dir}: is a file.")
+        raise ValueError(f"--release_dir {release_dir}: is a file, not a folder.")
     if release_dir.is_dir() and any(release_dir.iterdir()) and not (release_dir / RELEASE_MARK).is_file():
         raise ValueError(f"--release_dir {release_dir}: holds something that is not a release; choose a new folder.")
 
@@ -224,20 +230,22 @@ def check_folders(model_dir: Path, release_dir: Path) -> None:
 def check_releasable(name: str, encoder_fields: dict[str, Any]) -> None:
     """
     Raises:
-        ValueError: the encoder runs code of its own, which whoever loads the release would need, too.
+        ValueError: the encoder needs its own code, which a release does not include.
     """
     if needs_own_code(encoder_fields):
         raise ValueError(
-            f"{name}: no release can be made of it. Its encoder runs code of its own "
-            f"({encoder_fields['auto_map']['AutoModel']}), which a release does not carry."
+            f"{name}: cannot be released. Its encoder needs its own code "
+            f"({encoder_fields['auto_map']['AutoModel']}), which a release does not include."
         )
 
 
 def check_names(options: ReleaseOptions) -> None:
-    """What the Hub would refuse, before it has a commit."""
+    """Check names before anything is pushed: the Hub would reject invalid ones."""
     if options.push is not None:
         validate_repo_id(options.push)
         if "/" not in options.push:
-            raise ValueError(f"--push {options.push}: with its owner, you/{options.push}; the card names it.")
+            raise ValueError(f"--push {options.push}: add the owner, you/{options.push}; the card needs it.")
     if options.tag is not None and (not re.fullmatch(r"\w[\w.-]*", options.tag) or options.tag == options.revision):
-        raise ValueError(f"--tag {options.tag}: a tag has letters, digits, _, . and -, and is no branch's name.")
+        raise ValueError(
+            f"--tag {options.tag}: use letters, digits, _, . and -, and not the name of the branch to push to."
+        )

@@ -1,8 +1,7 @@
 """
-A Space of a release: a page that shows the model at work and what its card says, at the Hub or on this machine.
+A Space of a release: a page that demonstrates the model and shows its card, on the Hub or on this machine.
 
-The page is `app.py`, which is copied as it is. `space.json` beside it says what it shows; the README.md has what the
-Hub has to know.
+The page is `app.py`, copied unchanged. `space.json` beside it names the models; the README.md has the Hub's metadata.
 """
 
 import os
@@ -26,29 +25,29 @@ from sarcse.loading import POOLER_FIELD, kind_of_model, loadable
 from sarcse.record import write_json
 
 
-# What the page is tested with; the Hub starts exactly these.
+# The versions that the page is tested with, and that the Hub runs.
 GRADIO_VERSION, PYTHON_VERSION = "6.31.0", "3.11"
 
-# The ranges are those of requirements.txt and, for Gradio, of pyproject.toml.
+# The same ranges as in requirements.txt and, for Gradio, pyproject.toml.
 REQUIREMENTS = ("gradio>=6.31,<7", "torch>=2.6,<2.14", "transformers>=5.5,<6")
 
 APP = Path(__file__).with_name("app.py")
 TEMPLATE = Path(__file__).with_name("space.md")
 
-# How a card names the encoder that a training started from, if it is at the Hub.
+# How a card names the encoder that a training started from, if it is on the Hub.
 STARTED_FROM = re.compile(r"Started\s+from\s+`([^`]+)`\s+at\s+commit\s+`(\w+)`")
 NO_SECOND_MODEL = (
-    "There is no second model here: the card of this one names no encoder at the Hub that it was trained from."
+    "No second model is shown: this model's card names no encoder on the Hub that the training started from."
 )
 
 
 @dataclass
 class SpaceOptions:
     """
-    What the command asks for.
+    Options of the command for a Space.
 
     Args:
-        space (`str`): Where the Space is written.
+        space (`str`): Folder that the Space is written to.
         push_space (`str`, *optional*): Its repository on the Hub, `you/name`. Without it the Space stays here.
         beside (`str`, *optional*):
             Folder or Hub id of the second model. Default: the encoder that the training started from.
@@ -59,7 +58,7 @@ class SpaceOptions:
     beside: str | None = None
 
     def flags(self) -> list[str]:
-        """Of the command line that asks for it again."""
+        """The flags that make this Space again."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         return [part for name, value in given.items() if value is not None for part in (f"--{name}", value)]
 
@@ -70,11 +69,11 @@ class Shown:
     A model on the page.
 
     Args:
-        name (`str`): Its id at the Hub, or its folder as seen from the Space.
-        revision (`str`, *optional*): Commit at the Hub; None for a folder.
+        name (`str`): Its id on the Hub, or its folder relative to the Space.
+        revision (`str`, *optional*): Commit on the Hub; None for a folder.
         pooling (`str`, *optional*): "mean" or "cls"; None if the model's own code makes the embedding.
-        source (`str`): Where this machine finds it.
-        files (`list[str]`): What is in its folder or repository.
+        source (`str`): Hub id or folder to load it from on this machine.
+        files (`list[str]`): The files in its folder or repository.
     """
 
     name: str
@@ -89,17 +88,17 @@ class Shown:
 
 def make_space(model: str, revision: str, options: SpaceOptions, private: bool, token: str | None = None) -> None:
     """
-    Write and, if asked, push the Space of a release; prints what was done.
+    Write and, if requested, push the Space of a release; prints what was done.
 
     Args:
         model (`str`): Folder or Hub id of the release.
-        revision (`str`): Branch, tag or commit of it at the Hub. The Space keeps to the commit that this is now.
-        options (`SpaceOptions`): What is asked for.
+        revision (`str`): Branch, tag or commit on the Hub. The Space pins the commit that it points to now.
+        options (`SpaceOptions`): Options of the command.
         private (`bool`): Make a new repository private.
-        token (`str`, *optional*): Default: the one of `hf auth login`, or HF_TOKEN.
+        token (`str`, *optional*): Default: the token from `hf auth login` or HF_TOKEN.
 
     Raises:
-        ValueError: with what is wrong and, if something is left to do, the command for it.
+        ValueError: says what is wrong and, if something is left to do, which command to run.
     """
     folder = Path(options.space)
     first = find_release(model, revision, folder)
@@ -111,7 +110,7 @@ def make_space(model: str, revision: str, options: SpaceOptions, private: bool, 
         raise ValueError(f"the Space could not be written to {folder}: {error}") from error
     print(
         f"Written: {folder}\n"
-        f"`python {folder / APP.name}` shows it on this machine (`pip install -r {folder}/requirements.txt`)."
+        f"To run it on this machine: `pip install -r {folder}/requirements.txt`, then `python {folder / APP.name}`."
     )
     if options.push_space is None:
         return
@@ -126,7 +125,7 @@ def make_space(model: str, revision: str, options: SpaceOptions, private: bool, 
         ) from error
     print(f"Pushed: {HfApi().endpoint}/spaces/{options.push_space}")
     if private:
-        print("If its model is private, the Space needs HF_TOKEN among its secrets, with a token that can read it.")
+        print("If the model is private, add a secret HF_TOKEN to the Space, with a token that can read the model.")
 
 
 # --- The models ------------------------------------------------------------------------------------------------------
@@ -135,23 +134,23 @@ def make_space(model: str, revision: str, options: SpaceOptions, private: bool, 
 def find_release(name_or_path: str, revision: str, folder: Path) -> Shown:
     """
     Raises:
-        ValueError: there is nothing, or something else.
+        ValueError: there is no release under this name or path.
     """
     found = find(name_or_path, revision, folder)
     if RELEASE_MARK not in found.files:
         raise ValueError(
-            f"{name_or_path}: not a release. Give --release_dir OUT as well, to make one of what a training wrote, or "
-            "a release for MODEL."
+            f"{name_or_path}: not a release. Add --release_dir OUT to build one from a training's output, or give a "
+            "release as MODEL."
         )
     return found
 
 
 def find(name_or_path: str, revision: str, folder: Path) -> Shown:
     """
-    A model as `folder`, where the Space will be, has to name it.
+    A model, with its name relative to `folder`, where the Space will be.
 
     Raises:
-        ValueError: it is neither a folder here nor at a reachable Hub, there is no model in it, or its embeddings take
+        ValueError: it is neither a folder here nor on a reachable Hub, it holds no model, or its embeddings need
             sentence-transformers.
     """
     path, commit = Path(name_or_path), None
@@ -163,25 +162,25 @@ def find(name_or_path: str, revision: str, folder: Path) -> Shown:
     kind = kind_of_model(name_or_path, commit or "main")
     if kind == "sentence-transformers":
         raise ValueError(
-            f"{name_or_path}: only sentence-transformers, which a Space does not have, makes its embeddings. Give an "
-            "encoder, or a release of this project."
+            f"{name_or_path}: its embeddings need sentence-transformers, which a Space does not have. Give an encoder "
+            "or a release of this project."
         )
     if CONFIG_NAME not in files:
-        raise ValueError(f"{name_or_path}: no model in it, for there is no {CONFIG_NAME}.")
+        raise ValueError(f"{name_or_path}: no model in it (no {CONFIG_NAME}).")
     with loadable(name_or_path):
         config, _ = PretrainedConfig.get_config_dict(name_or_path, revision=commit or "main")
-    # A plain release names its pooler, any other has code; an encoder is under mean pooling.
+    # A plain release names its pooler, and any other release has code. An encoder gets mean pooling.
     pooling = config.get(POOLER_FIELD) if kind == "sarcse" else "mean"
     return Shown(name, commit, pooling, name_or_path, files)
 
 
 def look_up(name: str, revision: str) -> tuple[str, list[str]]:
-    """The commit of a model at the Hub, and its files."""
+    """The commit of a model on the Hub, and its files."""
     try:
         validate_repo_id(name)
         about = HfApi().model_info(name, revision=revision)
     except HFValidationError as error:
-        raise ValueError(f"{name}: no such folder, and not the name of a model at the Hub.") from error
+        raise ValueError(f"{name}: no such folder, and not the name of a model on the Hub.") from error
     except (HTTPError, OSError) as error:
         raise ValueError(f"{name}: no such folder, and {explain(error, name)}") from error
     return str(about.sha), [file.rfilename for file in about.siblings or []]
@@ -193,7 +192,7 @@ def read_card(model: Shown) -> ModelCard:
 
 
 def second_model(beside: str | None, card: ModelCard, folder: Path) -> Shown | None:
-    """What is asked for; or else the encoder at the Hub that the training started from, if it was one."""
+    """The requested model. Default: the encoder that the training started from, if it is on the Hub."""
     if beside is not None:
         return find(beside, "main", folder)
     started_from = STARTED_FROM.search(card.text)
@@ -202,7 +201,7 @@ def second_model(beside: str | None, card: ModelCard, folder: Path) -> Shown | N
     name, commit = started_from[1], started_from[2]
     try:
         return find(name, commit, folder)
-    except ValueError:  # the Hub is out of reach now; the page says so where it still is
+    except ValueError:  # the Hub cannot be reached now; if the page cannot either, it says so
         return Shown(name, commit, pooling="mean", source=name)
 
 
@@ -211,21 +210,21 @@ def second_model(beside: str | None, card: ModelCard, folder: Path) -> Shown | N
 
 def check_space(options: SpaceOptions, model: str, release_dir: str | None = None, push: str | None = None) -> None:
     """
-    What can be known before anything is done, for the Space of `model`, or of a release of it that is to be built and
+    Early checks, before anything is written: for the Space of `model`, or of a release that will be built from it and
     perhaps pushed.
 
     Raises:
-        ValueError: the folder holds something else or would be in the model's, there is no such second model, or the
-            Hub would not take the Space.
+        ValueError: the folder holds something else or would be inside the model's, the second model does not exist,
+            or the Hub would reject the Space.
     """
     folder = Path(options.space)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--space {folder}: is a file.")
+        raise ValueError(f"--space {folder}: is a file, not a folder.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / SPACE_MARK).is_file():
         raise ValueError(f"--space {folder}: holds something that is not a Space; choose a new folder.")
     for other in filter(None, (model, release_dir)):
         if Path(other).resolve() in (folder.resolve(), *folder.resolve().parents):
-            raise ValueError(f"--space {folder}: would be in {other}, where the model is; choose a folder beside it.")
+            raise ValueError(f"--space {folder}: would be inside the model's folder {other}; choose another folder.")
     if options.beside is not None:
         find(options.beside, "main", folder)
     if options.push_space is not None:
@@ -240,27 +239,27 @@ def check_push(repo_id: str, at_hub: bool, beside: str | None) -> None:
     """
     validate_repo_id(repo_id)
     if "/" not in repo_id:
-        raise ValueError(f"--push_space {repo_id}: with its owner, you/{repo_id}.")
+        raise ValueError(f"--push_space {repo_id}: add the owner, you/{repo_id}.")
     if not at_hub:
         raise ValueError(
-            f"--push_space {repo_id}: its model is on this machine only. Push the release with --release_dir OUT "
-            "--push you/name, or give the name of one on the Hub for MODEL."
+            f"--push_space {repo_id}: its model is only on this machine. Push the release with --release_dir OUT "
+            "--push you/name, or give the name of a release on the Hub as MODEL."
         )
     if beside is not None and Path(beside).is_dir():
         raise ValueError(
-            f"--beside {beside}: is on this machine only. A Space on the Hub needs a model that is there."
+            f"--beside {beside}: is only on this machine. A Space on the Hub needs a model that is there too."
         )
 
 
 def write_space(folder: Path, first: Shown, second: Shown | None, card: ModelCard) -> dict[str, Path]:
-    """The files of a Space, over those of an earlier one; returns them by name."""
+    """Write the files of a Space, replacing those of an earlier one; returns them by name."""
     name = Path(first.source).resolve().name if first.revision is None else first.name.split("/")[-1]
     link = f"{HfApi().endpoint}/{first.name}/tree/{first.revision}"
     what = f"[{first.name}]({link})" if first.revision else "this model"
     models = [shown for shown in (first, second) if shown is not None]
     settings = {
         "title": name,
-        "about": f"Sentence embeddings: how alike sentences are to {what}, and which of their tokens count.",
+        "about": f"Sentence embeddings: compare and search sentences with {what}, and see which tokens matter.",
         "models": [shown.settings() for shown in models],
         "no_second_model": None if second else NO_SECOND_MODEL,
         "examples": [[item["source_sentence"], *item["sentences"]] for item in WIDGET],
@@ -275,7 +274,7 @@ def write_space(folder: Path, first: Shown, second: Shown | None, card: ModelCar
         sdk_version=GRADIO_VERSION,
         python_version=PYTHON_VERSION,
         app_file=APP.name,
-        short_description="Compare sentences, search them, read the scores",
+        short_description="Compare and search sentences, read the scores",
         license=card.data.license,
         models=[shown.name for shown in models if shown.revision] or None,
         preload_from_hub=[preloaded(first)] if first.revision else None,
@@ -292,6 +291,6 @@ def write_space(folder: Path, first: Shown, second: Shown | None, card: ModelCar
 
 
 def preloaded(model: Shown) -> str:
-    """What the Hub fetches while it builds the Space, in its own form: repository, files, commit."""
+    """What the Hub downloads while it builds the Space, in its syntax: repository, files, commit."""
     names = [name for name in model.files if not name.startswith((".", "onnx/"))]
     return f"{model.name} {','.join(names)} {model.revision}"

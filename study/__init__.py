@@ -1,1 +1,1 @@
-"""The study: which choices make SARCSE good, each run a line of `results/study.jsonl`."""
+"""The study: which choices make SARCSE good. Each run is a line of `results/study.jsonl`."""

@@ -12,7 +12,7 @@ from benchmarks.common import MAX_SEQ_LENGTH
 from modeling_sarcse import SarcseModel, SarcseModelOutput
 
 
-# Edges of a token's share of the corpus, from rare to frequent.
+# Boundaries between the groups, as a token's share of the corpus, from rare to frequent.
 SHARES = (1e-5, 1e-4, 1e-3, 1e-2)
 
 
@@ -21,19 +21,19 @@ def token_bias(
     model: SarcseModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], counts: np.ndarray
 ) -> dict[str, list[float | None]]:
     """
-    How the model treats rare and frequent tokens, on sentences that it was not trained on; lists go by `SHARES`, from
-    the rarest group on, None where there is nothing in a group.
+    How the model treats rare and frequent tokens, on sentences that it was not trained on. Each list has one value per
+    group of `SHARES`, rarest first; None for an empty group.
 
-    - `change`: 1 - cosine of the embeddings of a sentence and of the same with one token replaced by another one of
-      its group, drawn by frequency; mean over one such token a sentence that has one.
+    - `change`: how far the embedding moves (1 - cosine) when one token is replaced by another of its group, drawn by
+      frequency. One token per sentence is replaced, and the mean is taken over all sentences with such a token.
     - `error`, with an autoencoder: squared error of the reconstruction, mean over the tokens.
-    - `variance`: what `error` would be if the mean vector of all tokens were always reconstructed.
+    - `variance`: the `error` of always reconstructing the mean vector of all tokens.
     """
     generator = np.random.default_rng(0)  # every model sees the same replacements
     shares = counts / counts.sum()
     group = np.digitize(shares, SHARES)  # (vocabulary size,)
     texts = tokenizer.convert_ids_to_tokens(range(len(counts)))
-    # What continues a word is replaced by the like: RoBERTa's tokens begin with Ġ if not, BERT's with ## if so.
+    # A token inside a word is replaced by another such one. RoBERTa marks the start of a word (Ġ), BERT the rest (##).
     byte_level = any(text.startswith("Ġ") for text in texts)
     inner = np.array([text.startswith("##") or byte_level and not text.startswith("Ġ") for text in texts])
     special = set(tokenizer.all_special_ids)
@@ -64,7 +64,7 @@ def token_bias(
 
 
 def tokens_and_errors(output: SarcseModelOutput) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Of each sentence the content ids `(N,)`, their errors `(N,)` and their vectors `(N, d)`."""
+    """For each sentence: the content ids `(N,)`, their errors `(N,)` and their vectors `(N, d)`."""
     errors = output.reconstruction_errors()
     for row, mask in enumerate(output.content_mask):
         yield output.content_input_ids[row, mask], errors[row, mask], output.reconstruction_target[row, mask]
@@ -77,7 +77,7 @@ def in_batches(
     of: Callable[[SarcseModelOutput], Any],
     **options: bool,
 ) -> list[Any]:
-    """What `of` takes from the model's outputs, sentence by sentence, in the order of `rows`."""
+    """What `of` extracts from the model's outputs, per sentence, in the order of `rows`."""
     taken = []
     for start in range(0, len(rows), 50):
         batch = tokenizer.pad({"input_ids": rows[start : start + 50]}, return_tensors="pt").to(model.device)
@@ -86,6 +86,6 @@ def in_batches(
 
 
 def group_means(values: np.ndarray, groups: np.ndarray) -> list[float | None]:
-    """Mean of the values of each group of `SHARES`."""
+    """Mean of the values in each group of `SHARES`."""
     members = [values[groups == number] for number in range(len(SHARES) + 1)]
     return [float(group.mean()) if len(group) > 0 else None for group in members]

@@ -1,6 +1,6 @@
 """
-What could tell a good training from a ruined one without labels: numbers of a few hundred sentences that a model was
-not trained on. The study writes all of them beside STS-B dev; sarcse/health.py has the one that follows it best.
+Candidates for a health check without labels: numbers from a few hundred held-out sentences that might distinguish a
+good training from a ruined one. The study records all of them with STS-B dev; sarcse/health.py has the best one.
 
 Shapes: S sentences, N content tokens of all of them, d dimensions.
 """
@@ -28,10 +28,10 @@ NEIGHBOURS = 10
 class Candidates:
     """
     Args:
-        model (`SarcseModel`): Before its training, which several candidates compare with.
+        model (`SarcseModel`): The model before its training, the reference of several candidates.
         tokenizer (`PreTrainedTokenizerBase`): The encoder's own.
-        sentences (`list[str]`): That it is not trained on.
-        counts (`np.ndarray` of shape `(vocabulary_size,)`): Of the tokens, in the corpus.
+        sentences (`list[str]`): Held out from the training.
+        counts (`np.ndarray` of shape `(vocabulary_size,)`): Token counts in the corpus.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Candidates:
         self.start: dict[str, Any] = self.state(model)
 
     def word_similarities(self) -> np.ndarray:
-        """Cosines of the pairs' bags of tokens, each token with its inverse document frequency."""
+        """Cosine similarity of each pair's bags of tokens, weighted by inverse document frequency."""
         bags = np.zeros((len(self.rows), len(self.counts)), dtype=np.float32)
         for row, ids in enumerate(self.rows):
             np.add.at(bags[row], ids, 1.0)
@@ -57,7 +57,7 @@ class Candidates:
 
     @torch.no_grad()
     def state(self, model: SarcseModel) -> dict[str, Any]:
-        """What is compared with the start."""
+        """The numbers that are compared with those before the training."""
         was_training = model.training
         model.eval()
         embeddings = F.normalize(encode(model, self.tokenizer, self.sentences), dim=1)  # (S, d)
@@ -125,7 +125,7 @@ class Candidates:
         yield [" ".join(w[1::2]) or w[0] for w in words]
 
     def dropout_views(self, model: SarcseModel) -> list[torch.Tensor]:
-        """Normalised, as InfoNCE sees them; the random numbers of the training stay as they were."""
+        """Two normalised views, as in InfoNCE. The training's random number generator is not affected."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model.train()
@@ -136,12 +136,12 @@ class Candidates:
 
 
 def last_vectors(output: SarcseModelOutput) -> Iterator[torch.Tensor]:
-    """Of each sentence `(L, d)`, special tokens and padding among them."""
+    """`(L, d)` for each sentence, including special tokens and padding."""
     yield from output.last_hidden_state.float()
 
 
 def reciprocal_rank(queries: torch.Tensor, answers: torch.Tensor) -> float:
-    """Mean reciprocal rank of each query's own answer among all."""
+    """Mean reciprocal rank of each query's own answer among all answers."""
     similarities = F.normalize(queries, dim=1) @ F.normalize(answers, dim=1).T  # (S, S)
     ranks = (similarities >= similarities.diagonal().unsqueeze(1)).sum(dim=1)
     return (1 / ranks).mean().item()

@@ -1,4 +1,4 @@
-"""What the study runs: configurations, each by what it has otherwise than `START`, and the parts they make up."""
+"""What the study runs: configurations, each written as its differences from `START`, and the parts they form."""
 
 import itertools
 from collections.abc import Callable
@@ -6,37 +6,38 @@ from dataclasses import dataclass
 from typing import Any
 
 
-# What was tried, not kept and taken out of the code again: of each field, the one value that can still be run, which
-# is what the program does. Lines with another value name the commit that has the switch.
+# Options that were tried and then removed from the code. For each, the one value that can still be run: what the
+# program does now. Lines in study.jsonl with another value name the commit that has the option.
 REMOVED: dict[str, Any] = {
-    "pooling": "mean",  # of the TextCNN encoder's integrated vectors; or max
-    "reconstructed_views": 1,  # or both views of a sentence
-    # Of a token's reconstruction. Or 1 - cosine; or a squared error whose target has a gradient, too (attached), is of
-    # the other view (crosswise), or has its dimensions divided by their deviations in the batch (standardised).
+    "pooling": "mean",  # how the TextCNN encoder pools its integrated vectors; or max
+    "reconstructed_views": 1,  # or 2: both views of a sentence are reconstructed
+    # The reconstruction error of a token. Alternatives: 1 - cosine (cosine), or a squared error with another target.
+    # That target receives a gradient too (attached), comes from the other view (crosswise), or has each dimension
+    # divided by its deviation in the batch (standardised).
     "error": "squared",
-    "shielded_encoder": False,  # whether the reconstruction has no gradient to the encoder
-    # The share of the vectors of before the training in what is reconstructed, which kept long trainings from
-    # ruin. The budget of learning rates does so without another forward pass.
+    "shielded_encoder": False,  # whether the reconstruction sends no gradient to the encoder
+    # Share of the vectors from before the training in the reconstruction target. It kept long trainings from ruining
+    # the encoder; the learning-rate budget does so without another forward pass.
     "reconstruction_anchor": 0.0,
-    "target_decay": None,  # of an anchor that is a moving average of the encoder
-    # Of the weights to those of before the training, which kept trainings from ruin as well, but cost more than the
-    # budget of learning rates, and did not keep the last checkpoint near the best.
+    "target_decay": None,  # decay of an anchor that is a moving average of the encoder
+    # Decay of the weights towards those before the training. It also kept trainings from ruining the encoder, but cost
+    # more than the learning-rate budget, and the last checkpoint was not near the best.
     "start_decay": 0.0,
-    "token_pooling": "uniform",  # by which a mean of tokens weighs them; or a frequency weighting
-    "dropout": 0.1,  # of the encoder; both encoders come with this one
-    # Of what a view of one pass goes without: dimensions, the same in all its vectors, of which three quarters of the
-    # mean are left (centred). Or nothing is left of them (shared); or it is other ones in each vector (dimensions), of
-    # the embedding (embedding), whole tokens (tokens); or the embedding gets noise (noise).
+    "token_pooling": "uniform",  # token weights in mean pooling; or a frequency weighting
+    "dropout": 0.1,  # the encoder's; both encoders come with this value
+    # What a view loses when both views come from one pass. Dimensions, the same ones in all token vectors: set to
+    # three quarters of their mean (centred), or to zero (shared). Or: other dimensions in each vector (dimensions),
+    # dimensions of the embedding (embedding), or whole tokens (tokens). Or noise is added to the embedding (noise).
     "view_kind": "centred",
-    "token_cutoff": 0.0,  # the share of the tokens that each view goes without
-    "layers": "last",  # whose vectors are taken; or the mean of the first's and the last's
-    # Whether the TextCNN and the decoder add to the mean and to the embedding. Or they began as copies of them.
+    "token_cutoff": 0.0,  # share of the tokens that each view loses
+    "layers": "last",  # the layer whose vectors are used; or the mean of the first and the last (first_last)
+    # Whether the TextCNN and the decoder add to the mean and the embedding. Otherwise they start as copies of them.
     "residual": True,
-    "decoder_initialization": "copy",  # of the embedding; or noise (random)
+    "decoder_initialization": "copy",  # the decoder starts as a copy of the embedding; or random
     "decoder_shape": "full",  # or without its TextCNN (shallow), or no decoder at all (none)
     "encoder_shape": "full",  # of the TextCNN encoder; or a plain mean (none)
 }
-# The defaults that this project began with. All other fields are train.py's flags.
+# The defaults that this project began with. Fields outside `REMOVED` are train.py's flags.
 START: dict[str, Any] = {
     "max_train_samples": 5120,
     "per_device_train_batch_size": 64,
@@ -58,12 +59,12 @@ START: dict[str, Any] = {
     "decoder_initialization": "random",
     "residual": False,
 }
-# What only an autoencoder has.
+# Fields that only an autoencoder uses.
 OF_AUTOENCODER = ("decoder_initialization", "residual")
 
 
 def can_run(configuration: dict[str, Any]) -> bool:
-    """Whether the program still has all that a whole configuration asks for."""
+    """Whether the program still supports everything in a complete configuration."""
     without = () if configuration["pooler"] == "autoencoder" else OF_AUTOENCODER
     return all(configuration[name] == value for name, value in REMOVED.items() if name not in without)
 
@@ -71,24 +72,29 @@ def can_run(configuration: dict[str, Any]) -> bool:
 SIMCSE = {"pooler": "cls", "reconstruction_weight": 0.0}
 MEAN = {"pooler": "mean", "reconstruction_weight": 0.0}
 
-# Part one: what differs from START. COPY is the choice that moved most; from it the learning rate and the weight were
-# searched again, and from FAST, the better rate, much of the rest. WIDE has the fewest channels with which the TextCNN
-# can start as the identity, a third of 2 d, and then up to a multiple of 8, which GPUs are fast with. STEEP has
-# weights that fall sooner with frequency; the remaining choices were made from there. APART, the best of those, has a
-# higher learning rate for the new layers, and is SARCSE as it was settled. The two baselines are tuned alike.
+# Part one: changes from START. These names appear in the tables; each one adds a change to the one before:
+#   START  the defaults that this project began with
+#   COPY   the decoder starts as a copy of the embedding: the choice that mattered most
+#   FAST   a higher learning rate, searched from COPY
+#   WIDE   the fewest channels with which the TextCNN can start as the identity: a third of 2 d, rounded up to a
+#          multiple of 8 for GPUs
+#   STEEP  token weights that decrease sooner with frequency; the remaining choices were made from here
+#   APART  a higher learning rate for the new layers: SARCSE as part one settled it
+#   SLOW   APART with about a third of the learning rates, for longer trainings (below)
+# The two baselines, SIMCSE and MEAN, were tuned in the same way.
 COPY = {"decoder_initialization": "copy"}
 FAST = {**COPY, "learning_rate": 1e-4}
 WIDE = {**FAST, "channels": 176}
 STEEP = {**WIDE, "frequency_smoothing": 1e-4}
 APART = {**STEEP, "autoencoder_learning_rate": 3e-4}
-WEIGHTED = {**MEAN, "learning_rate": 1e-4, "token_pooling": "smooth_inverse"}  # as the reconstruction weighs tokens
-# SARCSE without its parts, one after the other: a weight of 1,000 leaves hardly any contrast.
+WEIGHTED = {**MEAN, "learning_rate": 1e-4, "token_pooling": "smooth_inverse"}  # the reconstruction's token weights
+# SARCSE with parts removed. With a reconstruction weight of 1,000 the contrastive loss hardly matters.
 LESS = {
     "SARCSE without decoder": {**APART, "decoder_shape": "none"},
     "SARCSE without new layers": {**APART, "decoder_shape": "none", "encoder_shape": "none"},
     "SARCSE with hardly any contrast": {**APART, "reconstruction_weight": 1000.0},
 }
-# What came of it as an option of the program: mean pooling with a reconstruction.
+# The result as an option of the program: mean pooling with a reconstruction.
 DIRECT = {**MEAN, "reconstruction_weight": 1.0, "learning_rate": 1e-4, "frequency_smoothing": 1e-5}
 FIRST_LAST = {**APART, "layers": "first_last"}
 CHOICES: list[dict[str, Any]] = [
@@ -161,7 +167,7 @@ CHOICES: list[dict[str, Any]] = [
     {**FAST, "frequency_weighting": "self_information"},
     *({**FAST, "frequency_smoothing": smoothing} for smoothing in (1e-4, 1e-5)),
     *({**FAST, "channels": channels} for channels in (256, 171)),
-    {**FAST, "channels": 48},  # passes on 28% of a vector; 128 channels would pass on 25% of RoBERTa-base's
+    {**FAST, "channels": 48},  # preserves 28% of a vector, about as much as START's channels would for RoBERTa-base
     *({**FAST, "error": error} for error in ("cosine", "attached")),
     {**FAST, "error": "crosswise", "reconstructed_views": 2},
     {**FAST, "token_pooling": "smooth_inverse"},
@@ -179,7 +185,7 @@ CHOICES: list[dict[str, Any]] = [
     {"autoencoder_learning_rate": 3e-4},
 ]
 
-# Part two: what part one settled, for each method alike, and the ladder from SimCSE up to SARCSE.
+# Part two: the settings that part one chose for each method, and the ladder from SimCSE up to SARCSE.
 SETTLED: dict[str, Any] = APART
 SETTLED_SIMCSE: dict[str, Any] = {**SIMCSE, "contrastive_temperature": 0.005}
 SETTLED_MEAN: dict[str, Any] = {**MEAN, "learning_rate": 3e-4, "contrastive_temperature": 0.1}
@@ -189,7 +195,7 @@ BASELINES: dict[str, dict[str, Any]] = {
     "weighted mean pooling": WEIGHTED,
     "weighted mean pooling, steep": {**WEIGHTED, "frequency_smoothing": 1e-4},
 }
-# What was settled before other rates and temperatures were tried.
+# The settings before other learning rates and temperatures were tried.
 EARLIER_BASELINES: dict[str, dict[str, Any]] = {
     "SimCSE, at 0.02": {**SIMCSE, "contrastive_temperature": 0.02},
     "mean pooling, at 0.05": {**MEAN, "learning_rate": 3e-4},
@@ -202,7 +208,7 @@ RUNGS: dict[str, dict[str, Any]] = {
     "+ self-adaptive weights": {},
 }
 STEEPER = "+ steeper weights"
-STEEPER_AS_MEAN = "+ steeper weights, at 0.1 and 3e-4"  # as mean pooling is settled
+STEEPER_AS_MEAN = "+ steeper weights, at 0.1 and 3e-4"  # the settings of mean pooling
 MEAN_RECONSTRUCTED = "mean pooling + reconstruction"
 ON_FIRST_LAST = "SARCSE on first and last layer"
 SARCSE = "+ faster new layers: SARCSE"
@@ -218,7 +224,7 @@ LADDER = {
     STEEPER_AS_MEAN: {**STEEP, "learning_rate": 3e-4, "contrastive_temperature": 0.1},
     **{f"{name}, at 0.02": {**WIDE, "contrastive_temperature": 0.02, **rung} for name, rung in RUNGS.items()},
 }
-# A step that learns nothing.
+# One step with a learning rate of 0.
 UNTRAINED = {"learning_rate": 0.0, "max_train_samples": 64}
 UNTRAINED_POOLERS: dict[str, dict[str, Any]] = {
     "untrained, cls": {**SIMCSE, **UNTRAINED},
@@ -230,8 +236,8 @@ BATCH_SIZES = (16, 32, 64, 128, 256)
 
 def with_batch_size(choice: dict[str, Any], size: int, exponent: float = 0.5) -> dict[str, Any]:
     """
-    The same sentences in batches of another size, with learning rates that grow with a power of it: its square root,
-    as AdamW's should (arXiv 2205.10287), or in proportion (`exponent` 1), so that all steps' add up to the same.
+    The same sentences in batches of another size. The learning rates are scaled with a power of the size: its square
+    root, as AdamW needs (arXiv 2205.10287), or in proportion (`exponent` 1), so that their sum over all steps stays.
     """
     base = {**START, **choice}
     growth = (size / base["per_device_train_batch_size"]) ** exponent
@@ -240,7 +246,7 @@ def with_batch_size(choice: dict[str, Any], size: int, exponent: float = 0.5) ->
 
 
 METHODS = {"SimCSE": SETTLED_SIMCSE, "mean pooling": SETTLED_MEAN, "SARCSE": SETTLED}
-# Sizes and exponents, by what the tables call them.
+# Sizes and exponents by their names in the tables.
 BATCHES = {
     **{str(size): (size, 0.5) for size in BATCH_SIZES},
     **{f"{size}, in proportion": (size, 1) for size in (BATCH_SIZES[0], BATCH_SIZES[-1])},
@@ -251,8 +257,8 @@ OTHER_BATCH_SIZES = [
     for choice in METHODS.values()
     if size != START["per_device_train_batch_size"]
 ]
-# Four and twenty times the sentences: what wins in 80 steps may lose in 313 and in 1,563. SLOW has a third of the
-# learning rate.
+# About four and twenty times the sentences: what wins in a short training may lose in a long one. SLOW has about a
+# third of APART's learning rates.
 SLOW_RATES = {"learning_rate": 3e-5, "autoencoder_learning_rate": 9e-5}
 SLOW = {**SETTLED, **SLOW_RATES}
 DIRECT_SLOW = {
@@ -290,9 +296,10 @@ LONGER = {
     for sentences, choices in LENGTHS.items()
     for name, choice in choices.items()
 }
-# Another encoder, of BERT's kind and trained on labelled pairs already, under which mean pooling needs no training. It
-# is slower, hence a quarter of the sentences; 256 channels pass on all of its 384 dimensions. Each method has several
-# learning rates, and at a good one another temperature; in SARCSE new layers learn three times as fast.
+# Another encoder: a BERT that was already trained on labelled pairs, so that mean pooling works without training. As
+# it is slower, it gets a quarter of the sentences; 256 channels preserve all of its 384 dimensions. Each method is
+# tried with several learning rates and, at a good one, another temperature. SARCSE's new layers learn three times as
+# fast.
 ENCODER, SECOND_ENCODER = "roberta-mini-wiki", "all-MiniLM-L6-v2"
 SECOND_RATES = (1e-5, 3e-5, 1e-4, 3e-4)
 SECOND_METHODS: dict[str, tuple[dict[str, Any], list[tuple[float, float]]]] = {
@@ -322,8 +329,8 @@ SECOND_SETTLED = {
     "SARCSE": "SARCSE, 0.05 and 3e-05",
     MEAN_RECONSTRUCTED: f"{MEAN_RECONSTRUCTED}, 0.05 and 3e-05",
 }
-# One pass of the encoder for two views: what each view goes without, and how much of it, beside two passes. The third
-# encoder is small: 88 channels pass on all of its 128 dimensions.
+# One pass of the encoder for two views, compared with two passes: what each view loses, and how much of it. The third
+# encoder is small: 88 channels preserve all of its 128 dimensions.
 SMALL_ENCODER = "roberta-tiny-wiki"
 TWO_PASSES: dict[str, dict[str, dict[str, Any]]] = {
     ENCODER: {"SARCSE": SETTLED, MEAN_RECONSTRUCTED: DIRECT},
@@ -362,14 +369,14 @@ VIEWS: dict[str, dict[str, Any]] = {
         for rate in rates
     },
 }
-# The TextCNN as all of the embedding, with which the others are compared, or beside the mean: with how many channels,
-# and which views? The first one beside the mean is the default.
+# The TextCNN alone as the embedding (the reference), or added to the mean: with how many channels, and which views?
+# The first variant beside the mean is the default.
 ALONE = "alone, one pass, 0.05"
 DIMENSIONS = {ENCODER: 256, SMALL_ENCODER: 128, SECOND_ENCODER: 384}
 
 
 def beside_mean(encoder: str, share: int = 8, view_dropout: float | None = 0.1) -> dict[str, Any]:
-    """SARCSE with a TextCNN beside the mean, whose channels are one `share`-th of the encoder's dimensions."""
+    """SARCSE with a TextCNN beside the mean; its channels are 1 / `share` of the encoder's dimensions."""
     channels = DIMENSIONS[encoder] // share
     return {**SETTLED, "residual": True, "channels": channels, "view_dropout": view_dropout}
 
@@ -389,7 +396,7 @@ BESIDE: dict[str, dict[str, dict[str, Any]]] = {
     }
     for encoder, methods in TWO_PASSES.items()
 }
-# What the sweep has: the defaults of both methods, and SARCSE as it was before.
+# The methods in the sweep: the defaults of both, and the earlier SARCSE.
 SWEPT: dict[str, dict[str, dict[str, Any]]] = {
     encoder: {
         "SARCSE": beside_mean(encoder),
@@ -402,8 +409,8 @@ ONE_PASS = {
     encoder: [{**choice, **view} for choice in methods.values() for view in VIEWS.values()]
     for encoder, methods in TWO_PASSES.items()
 }
-# Which number follows STS-B dev without labels, and what keeps a training from ruin? Learning rates and lengths within
-# which the default is ruined or not. New layers learn three times as fast.
+# Which number tracks STS-B dev without labels, and what keeps a training from ruining the encoder? The learning rates
+# and lengths include both cases for the default. New layers learn three times as fast.
 HEALTH_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 HEALTH_LENGTHS = (5120, 20_032, 100_032)
 GUARDS: dict[str, dict[str, Any]] = {
@@ -420,7 +427,7 @@ def health_run(encoder: str, method: str, guard: str, sentences: int, rate: floa
 
 
 def steps_of(sentences: int) -> int:
-    """Of one epoch."""
+    """Steps of one epoch."""
     return sentences // START["per_device_train_batch_size"]
 
 
@@ -430,7 +437,7 @@ def within_budget(sentences: int, rate: float) -> bool:
 
 
 def rates_with_budget(sentences: int) -> list[float]:
-    """The learning rates that make different trainings: all those above the budget make the same one."""
+    """The learning rates that give different trainings: all rates above the budget give the same one."""
     within = [rate for rate in HEALTH_RATES if within_budget(sentences, rate)]
     return list(HEALTH_RATES[: len(within) + 1])
 
@@ -446,14 +453,14 @@ def health_runs(encoder: str) -> list[dict[str, Any]]:
     return [UNTRAINED_POOLERS["untrained, mean"], *guarded, *(health_run(encoder, *setting) for setting in others)]
 
 
-# The final ladder, on the program as it is, in 313 steps: of each method what its learning rate, temperature and
-# smoothing are chosen from. With a budget every rate above it makes the same training, so one stands for them all.
+# The final ladder, on the current program, in 313 steps: the candidates for each method's learning rate, temperature
+# and smoothing. With a budget, all rates above it give the same training, so one represents them.
 FINAL_SENTENCES = 20_032
 UNTRAINED_MEAN = "untrained, mean pooling"
 
 
 def final_choices(encoder: str) -> dict[str, list[dict[str, Any]]]:
-    """Of each rung, on an encoder."""
+    """The candidates for each rung on an encoder."""
     common = {"max_train_samples": FINAL_SENTENCES}
     budget = {**common, **GUARDS["budget"], "learning_rate": 1e-4}
     contrast = {
@@ -483,8 +490,8 @@ def final_choices(encoder: str) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-# What the mean of STS-B dev and of SICK's train and trial pairs prefers. SARCSE keeps the program's defaults, which no
-# other setting beats on both encoders.
+# The settings with the best mean of STS-B dev and SICK's train and trial pairs. SARCSE keeps the program's defaults,
+# which no other setting beats on both encoders.
 CHOSEN: dict[str, dict[str, dict[str, float]]] = {
     ENCODER: {
         "SimCSE": {"contrastive_temperature": 0.005, "learning_rate": 3e-5},
@@ -511,7 +518,7 @@ def chosen(encoder: str) -> dict[str, dict[str, Any]]:
 
 
 FINAL = {encoder: chosen(encoder) for encoder in (ENCODER, SMALL_ENCODER)}
-# Does anything fall in small or large batches, or in long trainings? The whole budget is spent in each.
+# Do small or large batches, or long trainings, lower the scores? Each run uses the whole budget.
 WITH_BUDGET = ("SARCSE", MEAN_RECONSTRUCTED)
 
 
@@ -525,7 +532,7 @@ def of_length(encoder: str, method: str, sentences: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Series:
-    """Runs that differ in one thing: its name, its values, the configuration of an encoder, a method and a value."""
+    """Runs that differ in one thing: its name, its values, and the configuration for (encoder, method, value)."""
 
     what: str
     values: tuple[int, ...]
@@ -559,7 +566,7 @@ PARTS = {
         for suffix, encoder in (("", ENCODER), ("_small", SMALL_ENCODER))
     },
 }
-# Of the parts that do not run on ENCODER.
+# The encoder of each part that does not run on ENCODER.
 ENCODERS = {
     **dict.fromkeys(("second_encoder", "health_second"), SECOND_ENCODER),
     **{part: SMALL_ENCODER for part in PARTS if part.endswith("_small")},

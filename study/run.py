@@ -1,22 +1,23 @@
 """
-The study: which choices make SARCSE good, and are the paper's claims against SimCSE true here?
+The study: which choices make SARCSE good, and do the paper's claims against SimCSE hold here?
 
-    python -m study.run choices --seeds 5          # part one: each choice from one start, STS-B dev decides
-    python -m study.run longer --seeds 3           # the best of them in longer trainings
-    python -m study.run claims --seeds 10          # part two: the settled model beside its baselines
-    python -m study.run batch_sizes --seeds 10     # ... and in batches of other sizes
-    python -m study.run second_encoder --seeds 10  # ... and on all-MiniLM-L6-v2
-    python -m study.run beside --seeds 10          # a TextCNN beside the mean; beside_small: on another encoder
-    python -m study.run one_pass --seeds 10        # one pass of the encoder for two views; one_pass_small: on another
-    python -m study.run health --seeds 1           # the health check and the budget; health_small: on another encoder
-    python -m study.run tuning --seeds 3           # what each rung of the final ladder is chosen from; tuning_small
-    python -m study.run final --seeds 10 --keep 3  # the final ladder; final_small
-    python -m study.run sizes --seeds 3            # ... in batches of other sizes; sizes_small
-    python -m study.run lengths --seeds 3          # ... in shorter and longer trainings; lengths_small
-    python -m study.report                         # the tables and figures of the pages in docs/
+    python -m study.run choices --seeds 5          # part one: one change at a time, judged by STS-B dev
+    python -m study.run longer --seeds 3           # the best ones in longer trainings
+    python -m study.run claims --seeds 10          # part two: the settled model and its baselines
+    python -m study.run batch_sizes --seeds 10     # ... with other batch sizes
+    python -m study.run second_encoder --seeds 10  # ... on all-MiniLM-L6-v2
+    python -m study.run beside --seeds 10          # a TextCNN beside the mean; also beside_small
+    python -m study.run one_pass --seeds 10        # one encoder pass for two views; also one_pass_small
+    python -m study.run health --seeds 1           # the health check and the budget; also health_small, health_second
+    python -m study.run tuning --seeds 3           # the candidates for the final ladder; also tuning_small
+    python -m study.run final --seeds 10 --keep 3  # the final ladder; also final_small
+    python -m study.run sizes --seeds 3            # ... with other batch sizes; also sizes_small
+    python -m study.run lengths --seeds 3          # ... in shorter and longer trainings; also lengths_small
+    python -m study.report                         # the tables and figures of the README and docs/
 
-Each run is a process, and a line of study/results/study.jsonl. A run whose line is there is not made again, one
-that was interrupted goes on from its checkpoint, so the same command ends what Ctrl-C stopped.
+Parts that end in _small or _second run on another encoder. Each run is a process and a line of
+study/results/study.jsonl. The same command resumes what Ctrl-C stopped: finished runs are skipped, and an interrupted
+run continues from its checkpoint.
 """
 
 import argparse
@@ -61,20 +62,20 @@ from study.configurations import ENCODER, ENCODERS, PARTS, REMOVED, SECOND_ENCOD
 LINES = PROJECT / "study" / "results" / "study.jsonl"
 TASKS = ["STS12", "STS14", "STS15", "STSB"]
 WRITING = Lock()
-MODEL, KEPT = "model", "models"  # folders: the picked model within a run's; those of `--keep`
-EVALUATIONS = 4  # of STS-B dev in a run; the best one picks the checkpoint, as in SimCSE's protocol
+MODEL, KEPT = "model", "models"  # folder names: the picked model inside a run's folder; the models that --keep keeps
+EVALUATIONS = 4  # evaluations on STS-B dev per run; the best one picks the checkpoint, as in SimCSE's protocol
 
 
 # --- What else is measured -------------------------------------------------------------------------------------------
 
 HELD_OUT = 500  # sentences, the last ones of the corpus
-HEALTH_SENTENCES = 256  # of these
-BINS = 100  # of cosines from -1 to 1
-COUNTED = 100_000  # sentences, the first ones, for the shares: a training of 5,120 knows nothing of rare tokens
+HEALTH_SENTENCES = 256  # out of these
+BINS = 100  # for cosines from -1 to 1
+COUNTED = 100_000  # first sentences, for the token shares: 5,120 training sentences say nothing about rare tokens
 
 
 def densities(similarities: np.ndarray, scores: np.ndarray) -> dict[str, list[int]]:
-    """For figure 3 of the paper: how many cosines of a group of gold rating lie in each of `BINS` parts of [-1, 1]."""
+    """For figure 3 of the paper: a histogram of the cosines, in `BINS` parts of [-1, 1], for each group of ratings."""
     return {
         group: np.histogram(similarities[members], BINS, (-1, 1))[0].tolist()
         for group, members in gold_groups(scores).items()
@@ -97,7 +98,7 @@ def encoder_folder(name: str, data: str) -> Path:
         return get_model_path()
     folder = Path(data, "encoders", name)
     if not folder.is_dir():
-        raise ValueError(f"There is no {folder}: --data {data} is not the folder with data/ and encoders/.")
+        raise ValueError(f"{folder} does not exist: --data {data} has to be the folder with data/ and encoders/.")
     return folder
 
 
@@ -106,16 +107,17 @@ def flags_of(run: dict[str, Any], data: str, folder: str, bf16: bool) -> list[st
     train.py's flags for a run.
 
     Raises:
-        ValueError: the program no longer has what the configuration asks for, or there is no such encoder.
+        ValueError: the configuration needs an option that was removed, or there is no such encoder.
     """
     configuration = run["configuration"]
     if not can_run(configuration):
-        raise ValueError(f"{key_of(run)}: the program no longer has all of these (REMOVED, study/configurations.py).")
+        raise ValueError(f"{key_of(run)}: needs removed options (REMOVED in study/configurations.py).")
     fields = {name: value for name, value in configuration.items() if name not in REMOVED}
-    # Not train.py's defaults, which this study found: None is the learning rate of the rest, and two passes.
+    # None does not mean train.py's defaults, which came out of this study: it means the same learning rate for the new
+    # layers, and two passes.
     fields["autoencoder_learning_rate"] = fields["autoencoder_learning_rate"] or fields["learning_rate"]
     fields["view_dropout"] = fields["view_dropout"] or 0.0
-    fields["health_sentences"] = 0  # the candidates have sentences of their own, and no run trains on fewer
+    fields["health_sentences"] = 0  # the candidates have their own sentences, so that all are left for training
     fields |= {"model_name_or_path": encoder_folder(run["encoder"], data), "seed": run["seed"], "output_dir": folder}
     fields |= {"train_file": f"{data}/data/wiki500k.txt.xz", "max_seq_length": MAX_SEQ_LENGTH}
     fields |= {"sts_dir": f"{data}/data/senteval", "eval_steps": 1 / EVALUATIONS, "save_steps": 1 / EVALUATIONS}
@@ -127,13 +129,13 @@ def flags_of(run: dict[str, Any], data: str, folder: str, bf16: bool) -> list[st
 
 
 def one_run(run: dict[str, Any], data: str, folder: str, candidates: bool, bf16: bool) -> dict[str, Any]:
-    """Train a configuration with a seed, and measure the result: what a line holds beside `run` itself."""
+    """Train a configuration with a seed, and measure the result: the content of a line apart from `run` itself."""
     model_arguments, data_arguments, training = parse_arguments(flags_of(run, data, folder, bf16))
     if not training.resume_from_checkpoint and Path(folder).exists():
-        shutil.rmtree(folder)  # it was killed while it wrote its first checkpoint
+        shutil.rmtree(folder)  # the run was killed before its first checkpoint was complete
     trainer = build_trainer(model_arguments, data_arguments, training)
     tasks = {**trainer.tasks, "SICK": sick_pairs(data)}
-    trainer.tasks = {}  # scored below, with more than the trainer measures
+    trainer.tasks = {}  # scored below, where more is measured
     held_out, counts = held_out_and_counts(trainer.model, trainer.processing_class, data_arguments)
     watch = None
     if candidates:
@@ -164,7 +166,7 @@ def held_out_and_counts(
 
 
 class CandidatesWatch(TrainerCallback):
-    """The candidates for a health check before the training and at each evaluation: pairs of a step and numbers."""
+    """Records the candidates for a health check before the training and at each evaluation, as (step, numbers)."""
 
     def __init__(self, trainer: SarcseTrainer, sentences: list[str], counts: np.ndarray) -> None:
         self.candidates = Candidates(trainer.model, trainer.processing_class, sentences, counts)
@@ -177,7 +179,7 @@ class CandidatesWatch(TrainerCallback):
 
 
 def sick_pairs(data: str) -> Dataset:
-    """SICK's train and trial pairs, which are no test: the second measure that choices are made on."""
+    """SICK's train and trial pairs (not its test pairs): the second measure that choices are based on."""
     files = [Path(data, "data", "senteval", "SICK", f"SICK_{split}.txt") for split in ("train", "trial")]
     return concatenate_datasets([read_table(file, SICK_COLUMNS, has_header=True) for file in files])
 
@@ -204,7 +206,7 @@ def measured(
 
 
 def health_of(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, held_out: list[str]) -> float:
-    """`eval_health` on sentences that no run is trained on."""
+    """`eval_health` on sentences that no run trains on."""
     rows = tokenizer(held_out[-HEALTH_SENTENCES:], truncation=True, max_length=MAX_SEQ_LENGTH)["input_ids"]
     return HealthCheck(rows, model.config)(model)
 
@@ -218,22 +220,21 @@ def read_lines() -> list[dict[str, Any]]:
 
 
 def key_of(run: dict[str, Any]) -> str:
-    """What makes two runs the same: encoder, seed and configuration, or what of it differs from START."""
+    """Identifies a run: encoder, seed, and the configuration's differences from START."""
     differences = {name: value for name, value in run["configuration"].items() if value != START[name]}
     different = [f"{name}={value}" for name, value in sorted(differences.items())]
     return ",".join([run["encoder"], *different, f"seed={run['seed']}"])
 
 
 def folder_of(run: dict[str, Any]) -> str:
-    """The name of its folder: a key may be longer than a name can be."""
+    """The name of its folder; a hash, since a key may be too long for a file name."""
     return f"{run['encoder']}-{hashlib.sha256(key_of(run).encode()).hexdigest()[:16]}"
 
 
 def runs_of(part: str, seeds: int) -> tuple[list[dict[str, Any]], int]:
     """
-    The runs of a part that can be made, and how many others need switches that the program no longer has. They go
-    configuration by configuration, so that what is stopped early has few, but whole ones. What does not train has one
-    seed.
+    The runs of a part that can be made, and the number of those that need removed options. They are ordered by
+    configuration, so that stopping early leaves few but complete ones. Runs without training have one seed.
     """
     encoder = ENCODERS.get(part, ENCODER)
     runs = [
@@ -246,30 +247,30 @@ def runs_of(part: str, seeds: int) -> tuple[list[dict[str, Any]], int]:
 
 
 def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """`one_run` in a process of its own, which alone can have its own number of threads."""
+    """`one_run` in a separate process, since the number of threads is set per process."""
     folder = arguments.output_dir / folder_of(run)
     command = [sys.executable, "-m", "study.run", "one", "--run", json.dumps(run), "--output_dir", str(folder)]
     command += ["--data", arguments.data]
-    if arguments.part.startswith("health") and run["seed"] == 1:  # one was enough; they take a third of a run's time
+    if arguments.part.startswith("health") and run["seed"] == 1:  # one seed is enough: they take a third of the time
         command += ["--candidates"]
     command += ["--float32"] if arguments.float32 else []
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TOKENIZERS_PARALLELISM": "false"}
     started = time.time()
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
     if process.returncode != 0:
-        raise RuntimeError(f"{key_of(run)} ended with {process.returncode}:\n{process.stderr[-3000:]}")
+        raise RuntimeError(f"{key_of(run)} failed with exit code {process.returncode}:\n{process.stderr[-3000:]}")
     if run["seed"] <= arguments.keep:
         shutil.copytree(folder / MODEL, kept_folder(run, arguments.output_dir), dirs_exist_ok=True)
     shutil.rmtree(folder)
     whole = {"seconds_with_start": round(time.time() - started, 1), "commit": arguments.commit}
     line = json.dumps({**run, **json.loads(process.stdout.splitlines()[-1]), **whole})
-    if key_of(run) not in arguments.done:  # else only its model was missing
+    if key_of(run) not in arguments.done:  # otherwise only its model was missing
         with WRITING, LINES.open("a") as file:
             file.write(line + "\n")
 
 
 def kept_folder(run: dict[str, Any], output_dir: Path) -> Path:
-    """Of the model that --keep keeps."""
+    """The folder of a model that --keep keeps."""
     return output_dir / KEPT / folder_of(run)
 
 
@@ -288,7 +289,7 @@ def study(arguments: argparse.Namespace) -> None:
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {LINES.name}.")
     if skipped:
         print(
-            f"{skipped} more need switches that are gone: skipped. Lines of such runs name the commit that has them."
+            f"Skipped {skipped} more runs that need removed options; their lines name the commit that has the options."
         )
     with ThreadPoolExecutor(arguments.processes) as pool:
         futures = [pool.submit(make_line, run, arguments) for run in missing]
@@ -296,19 +297,19 @@ def study(arguments: argparse.Namespace) -> None:
             for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
                 future.result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that run end first, with a line or a checkpoint
+            pool.shutdown(wait=False, cancel_futures=True)  # running ones still finish, with a line or a checkpoint
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("part", choices=[*PARTS, "one"], help="one: a single run, which the others start.")
-    parser.add_argument("--seeds", type=int, default=5, help="Seeds 1, 2, ... of each configuration.")
+    parser.add_argument("part", choices=[*PARTS, "one"], help="The part to run. one: a single run (internal).")
+    parser.add_argument("--seeds", type=int, default=5, help="Number of seeds (1, 2, ...) per configuration.")
     parser.add_argument("--data", default=str(SHARED), help="The folder with data/ and encoders/.")
-    parser.add_argument("--processes", type=int, default=2, help="Runs at a time.")
-    parser.add_argument("--threads", type=int, default=1, help="Of each run.")
-    parser.add_argument("--output_dir", type=Path, default=Path("output/study"), help="For checkpoints.")
+    parser.add_argument("--processes", type=int, default=2, help="Number of parallel runs.")
+    parser.add_argument("--threads", type=int, default=1, help="Threads per run.")
+    parser.add_argument("--output_dir", type=Path, default=Path("output/study"), help="Folder for checkpoints.")
     parser.add_argument(
-        "--keep", type=int, default=0, help=f"The models of seeds 1 to this stay in OUTPUT_DIR/{KEPT}, to be scored."
+        "--keep", type=int, default=0, help=f"Keep the models of the first KEEP seeds in OUTPUT_DIR/{KEPT}."
     )
     parser.add_argument(
         "--float32",

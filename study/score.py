@@ -1,7 +1,7 @@
 """
-Scores of the final ladder's models on tasks that were not at hand when it was made.
+Scores of the final ladder's models on tasks whose data were not available when the ladder was made.
 
-    python -m study.run final --seeds 3 --keep 3       # and final_small: trains them, or those that are missing
+    python -m study.run final --seeds 3 --keep 3       # and final_small: trains the missing models
     python -m study.score --sts_dir FOLDER [--tasks STS13 STS16 SICKR] [--output_dir output/study]
 
 Prints a row for each rung: Spearman's correlation x 100 of each task, mean and deviation over the seeds.
@@ -32,17 +32,17 @@ NOT_AT_HAND = [task for task in STS_TASKS if task not in TASKS]
 
 
 def scores(folder: Path, tasks: dict[str, datasets.Dataset]) -> dict[str, float]:
-    """Of each task, and their average."""
+    """The score of each task, and their average."""
     model = SarcseModel.from_pretrained(folder).eval()
     embed = partial(encode, model, AutoTokenizer.from_pretrained(folder))
-    with torch.autocast("cpu", torch.bfloat16):  # in which the study's runs are scored
+    with torch.autocast("cpu", torch.bfloat16):  # the precision that the study's runs are scored in
         similarities = measure(embed, tasks, model.config.pooler).similarities
     found = {task: correlations(similarities[task], gold_scores(pairs)).spearman for task, pairs in tasks.items()}
     return {**found, "average": float(np.mean(list(found.values())))}
 
 
 def seeds_of(encoder: str, choice: dict[str, Any], output_dir: Path) -> dict[int, Path]:
-    """The folders of a configuration's models that were kept, by seed."""
+    """The folders of a configuration's kept models, by seed."""
     runs = ({"encoder": encoder, "configuration": {**START, **choice}, "seed": seed} for seed in range(1, 11))
     folders = {run["seed"]: kept_folder(run, output_dir) for run in runs}
     return {seed: folder for seed, folder in folders.items() if folder.is_dir()}
@@ -62,7 +62,7 @@ def table(tasks: dict[str, datasets.Dataset], output_dir: Path) -> str:
                 cells = (mean_and_deviation(of, itemgetter(column)) for column in columns)
                 rows.append([encoder, name, str(len(of)), *cells])
     if not rows:
-        raise ValueError(f"no models in {output_dir}: make them with `python -m study.run final --seeds 3 --keep 3`.")
+        raise ValueError(f"no models in {output_dir}: train them with `python -m study.run final --seeds 3 --keep 3`.")
     return markdown_table([["encoder", "method", "seeds", *columns], *rows])
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--sts_dir", help="Folder with the tasks in SentEval's layout. Default: the Hub's data sets.")
     parser.add_argument("--tasks", nargs="+", choices=STS_TASKS, default=NOT_AT_HAND)
-    parser.add_argument("--output_dir", type=Path, default=Path("output/study"), help="Of study.run.")
+    parser.add_argument("--output_dir", type=Path, default=Path("output/study"), help="The --output_dir of study.run.")
     arguments = parser.parse_args()
     try:
         print(table(load_tasks(arguments.tasks, arguments.sts_dir, None), arguments.output_dir))

@@ -1,9 +1,9 @@
 """
-Commands of the project without the seconds that their imports take, which are most of the time of a short one.
+Runs the project's commands without the import time, which dominates short ones.
 
-Each is a process of its own, with its own folder, environment, arguments, streams, limit and end, and runs the same
-file as `python train.py`. But it is forked from a process in which nothing has happened but the imports, which the
-standard library's fork server makes once for all of them.
+Each command is a separate process with its own folder, environment, arguments, streams, limits and exit code. It runs
+the same file as `python train.py`, but is forked from a process that has only done the imports. The standard library's
+fork server does them once for all commands.
 """
 
 import multiprocessing
@@ -21,7 +21,7 @@ SERVER.set_forkserver_preload(["train", "eval_sts", "transformers.models.roberta
 
 
 class Command:
-    """`python *arguments`, a file or a module with `-m`, going on in the background."""
+    """`python *arguments`, a file or a module with `-m`, continuing in the background."""
 
     def __init__(self, arguments: list[str], cwd: Path, environment: dict[str, str], largest_file: int | None) -> None:
         self.arguments, self.streams = arguments, tempfile.TemporaryDirectory()
@@ -37,7 +37,7 @@ class Command:
 
 
 def run(arguments: list[str], cwd: Path, environment: dict[str, str], largest_file: int | None, streams: str) -> None:
-    """In the new process: what Python does with these arguments."""
+    """Runs in the new process: does what Python does with these arguments."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(Path(streams, name), os.O_WRONLY | os.O_CREAT), descriptor)
     multiprocessing.set_start_method(None, force=True)  # for what it starts: the default again, not this server

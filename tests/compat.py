@@ -1,12 +1,12 @@
 """
-Releases in other people's installations: each environment below is made anew, embeds a release's golden sentences in
-every way that users load a model (ways_to_load.py), and prints how far they are from the golden embeddings.
+Tests releases in other people's installations. Each environment below is created, embeds a release's golden sentences
+in every way that users load a model (ways_to_load.py), and prints how far they are from the golden embeddings.
 
     python tests/compat.py RELEASE_DIR PLAIN_RELEASE_DIR [--environments FOLDER]
 
-The first table has a release with code under several versions of transformers, a row each; the second both releases
-under the programs that read ONNX files, a row each. Both need int8 files. It downloads several gigabytes (torch 2.6
-comes with its CUDA packages), takes node and npm for Transformers.js, and is no part of the tests: `make compat`.
+The first table has one row per version of transformers, for the release with code. The second has one row per release,
+for the programs that read ONNX files. Both releases need int8 files. This downloads several gigabytes (torch 2.6 comes
+with its CUDA packages) and needs node and npm for Transformers.js. It is not part of the tests: run `make compat`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ ENVIRONMENTS = {
     "transformers-5.17": ["transformers==5.17.0", "sentence-transformers>=6,<7", "onnxruntime", TORCH],
     "transformers-5.23": ["transformers==5.23.0", "sentence-transformers>=6,<7", "onnxruntime", TORCH],
 }
-# optimum, which sentence-transformers' ONNX backend is, stops at transformers 4.57.
+# optimum, the ONNX backend of sentence-transformers, supports transformers up to 4.57.
 READERS = ["sentence-transformers[onnx]>=5.7,<6", "fastembed>=0.9,<1", TORCH]
 TRANSFORMERS_JS = "@huggingface/transformers@4"
 PACKAGES = ("transformers", "torch", "sentence-transformers", "huggingface_hub")
@@ -69,7 +69,7 @@ READER_COLUMNS = {
 
 
 def make_environment(folder: Path, requirements: list[str]) -> Path:
-    """The interpreter of a virtual environment with `requirements`; one that is complete already is used as it is."""
+    """The interpreter of a virtual environment with `requirements`; an existing complete one is reused."""
     python, done = folder / "bin" / "python", folder / "installed.json"
     if not done.is_file() or json.loads(done.read_text()) != requirements:
         venv.create(folder, with_pip=True, clear=True)
@@ -89,7 +89,7 @@ def make_transformers_js(folder: Path) -> Path:
 
 
 def run(python: Path, *arguments: Any, **environment: str) -> dict[str, Any]:
-    """The JSON that a process prints last, started where nothing of this project is."""
+    """The JSON that a process prints last; it starts in a folder without this project."""
     with tempfile.TemporaryDirectory() as elsewhere:
         homes = {"HF_HUB_OFFLINE": "1", "HF_HOME": elsewhere, "HOME": elsewhere}
         process = subprocess.run(
@@ -105,7 +105,7 @@ def run(python: Path, *arguments: Any, **environment: str) -> dict[str, Any]:
 
 
 def cell(differences: dict[str, float | str], ways: tuple[str, ...]) -> str:
-    """The largest difference of these ways; what failed is told in full on stderr."""
+    """The largest difference of these ways; failures are printed in full on stderr."""
     found = [differences[way] for way in ways if way in differences]  # a plain release has fewer
     failures = [value for value in found if isinstance(value, str)]
     if not failures:

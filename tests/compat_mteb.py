@@ -1,6 +1,6 @@
 """
-mteb scores a release as `eval_sts.py` does, on the same pairs, to 1e-4 of 100 points. It has an environment of its own
-and is no part of the tests: `make compat`.
+Checks that mteb's score of a release equals that of `eval_sts.py` on the same pairs, to 1e-4 of 100 points. It runs in
+a separate environment and is not part of the tests: run `make compat`.
 
     python -m tests.compat_mteb RELEASE_DIR [--sts_dir FOLDER] [--environments FOLDER]
 
@@ -20,7 +20,7 @@ TOLERANCE = 1e-4
 
 
 def by_mteb(release_dir: str, pairs_file: str) -> None:
-    """Prints the score. This part runs in mteb's environment, where nothing of this project is."""
+    """Prints the score. This part runs in mteb's environment, without this project."""
     import mteb
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer

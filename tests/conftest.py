@@ -19,8 +19,8 @@ from .commands import Command
 # Before any Hugging Face library is imported:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["HF_HUB_DOWNLOAD_TIMEOUT"] = os.environ["HF_HUB_ETAG_TIMEOUT"] = "86400"  # a machine may be busy
-# For the server of `run_command`: torch reads the first when it is imported; without the second, asking whether there
-# is a GPU, as our modules do when they are imported, would keep every forked process from using it.
+# For the server of `run_command`. torch reads the first on import. Our modules ask on import whether there is a GPU;
+# without the second, that would keep every forked process from using it.
 os.environ["OMP_NUM_THREADS"] = os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 torch.set_num_threads(1)
 
@@ -65,7 +65,7 @@ def tokenizer():
 
 
 def whole_model(encoder, **options):
-    """A model on an encoder, of which each layer counts: what a fresh one's TextCNN and decoder add would be zero."""
+    """A model in which every layer has an effect; in a fresh one the TextCNN and the decoder would add zero."""
     from modeling_sarcse import SarcseModel
 
     return with_whole_layers(SarcseModel.from_encoder_pretrained(encoder, **options))
@@ -114,7 +114,7 @@ class CustomModel(BertModel):
 
 @pytest.fixture(scope="session")
 def custom_encoder(tmp_path_factory, tokenizer) -> Path:
-    """An encoder with code of its own, which says when it runs."""
+    """An encoder with its own code, which prints a line when it runs."""
     from transformers import BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp("custom") / "encoder"
@@ -133,8 +133,8 @@ def run_python(
     *arguments: object, cwd: Path, largest_file: int | None = None, **environment: str
 ) -> subprocess.CompletedProcess:
     """
-    A real Python process, offline, with this interpreter and nothing of the project on its path. No file of more than
-    `largest_file` bytes can be written, as on a full disk. There is no time-out: a machine may be busy.
+    A real Python process, offline, with this interpreter and without the project on its path. Files of more than
+    `largest_file` bytes cannot be written, as on a full disk. There is no timeout, since the machine may be busy.
     """
     limit = None if largest_file is None else partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest_file,) * 2)
     return subprocess.run(
@@ -149,26 +149,26 @@ def run_python(
 
 def run_command(*arguments: object, cwd: Path, **options: Any) -> subprocess.CompletedProcess:
     """
-    As `run_python`, but with all imports done: for the project's commands, where neither the beginning of the process
-    is tested nor the environment is one that libraries read when they are imported.
+    As `run_python`, but with all imports done. For the project's commands, unless a test is about the start of the
+    process, or sets environment variables that libraries read on import.
     """
     return start_command(*arguments, cwd=cwd, **options).wait()
 
 
 def start_command(*arguments: object, cwd: Path, largest_file: int | None = None, **environment: str) -> Command:
-    """As `run_command`, but going on in the background."""
+    """As `run_command`, but continuing in the background."""
     return Command([*map(str, arguments)], cwd, offline(environment), largest_file)
 
 
 def start_python(*arguments: object, cwd: Path, **environment: str) -> subprocess.Popen:
-    """As `run_python`, but going on in the background, with both streams in one, line by line."""
+    """As `run_python`, but continuing in the background, with both streams merged, line by line."""
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
         env=offline(environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,  # a progress bar's carriage returns end lines, too
+        text=True,  # the carriage returns of a progress bar end lines too
         # A shell starts what runs in its background with SIGINT ignored, and its children inherit that.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
@@ -188,7 +188,7 @@ def flags(output_dir: Path, **fields) -> list[str]:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """The tiny run through the command, from a folder that is not the project's: (output folder, process)."""
+    """The tiny run, started by the command outside the project's folder: (output folder, process)."""
     folder = tmp_path_factory.mktemp("run")
     process = run_python(PROJECT / "train.py", *flags(folder / "model"), cwd=folder)
     assert process.returncode == 0, process.stderr
@@ -197,7 +197,7 @@ def finished_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def release_folder(finished_run, tmp_path_factory) -> Path:
-    """A release of the tiny run, through the command."""
+    """A release of the tiny run, made by the command."""
     model_dir, _ = finished_run
     folder = tmp_path_factory.mktemp("release") / "sarcse-tiny"
     options = ["--license", "apache-2.0", "--language", "en", "--tag", "v1"]
@@ -225,7 +225,7 @@ def random_encoder(folder: Path, encoder, tokenizer) -> str:
 
 
 def refusal(folder: Path, **fields) -> str:
-    """The message that train.py would end with, for the tiny run with these fields; empty if it would train."""
+    """The error message of train.py for the tiny run with these fields; empty if it would train."""
     from sarcse.parsing import parse_arguments
     from sarcse.training import build_trainer
 

@@ -1,11 +1,11 @@
 """
-Several runs of train.py in each of the processes that started this module together; what test_distributed.py launches.
-The runs that are called `own-...` are those of somebody's own Trainer, with a list of sentences and a `model_init`.
+What test_distributed.py launches on several processes: all runs of train.py, one after the other. Runs named `own-...`
+use a SarcseTrainer directly, with a list of sentences and a `model_init`.
 
     python -m tests.distributed_runs RUNS.json
 
-RUNS.json maps the name of each run to its flags. Beside it, `NAME-views-PROCESS.pt` holds the embeddings of the first
-step of a run.
+RUNS.json maps the name of each run to its flags. `NAME-views-PROCESS.pt` is written beside it, with the embeddings of
+the run's first step.
 """
 
 import json
@@ -24,7 +24,7 @@ from sarcse.training import build_model
 
 
 def record_views(path: Path) -> None:
-    """Saves the embeddings of the first forward that is made for a gradient."""
+    """Saves the embeddings of the first forward pass with gradients."""
     contrastive_loss = SarcseTrainer.contrastive_loss
 
     def recorded(self, embeddings, inputs):

@@ -1,9 +1,9 @@
 """
-fastembed's custom model, read from a release: prints the embeddings of the sentences on stdin, both as JSON.
+Loads a release as fastembed's custom model. Reads sentences from stdin and prints their embeddings, both as JSON.
 
     python fastembed_reader.py RELEASE_DIR
 
-It runs where fastembed is installed, an environment of its own: fastembed needs huggingface_hub before 2.
+It runs in fastembed's separate environment, since fastembed needs huggingface_hub before 2.
 """
 
 import json
@@ -29,7 +29,7 @@ def embed(folder: str, sentences: list[str]) -> list[list[float]]:
 
 
 def pooling(folder: str) -> PoolingType:
-    """A model with code is pooled already."""
+    """The embeddings of a model with code are already pooled."""
     if Path(folder, "modeling_sarcse.py").is_file():
         return PoolingType.DISABLED
     modes = json.loads(Path(folder, "1_Pooling", "config.json").read_text())

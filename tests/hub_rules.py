@@ -1,10 +1,10 @@
 """
-What the Hub demands of the metadata of a model's or a Space's card, as far as it is written down: its server's code is
+The Hub's rules for the metadata of a model's or a Space's card, as far as they are documented: the server's code is
 not public.
 
 Sources: the documentation of the Hub (modelcard.md, model-cards.md, repositories-licenses.md,
-spaces-config-reference.md), huggingface_hub's repocard.py and its tests, and the server's messages as people quote
-them in issues.
+spaces-config-reference.md), huggingface_hub's repocard.py and its tests, and the server's messages quoted
+in issues.
 """
 
 import re
@@ -22,7 +22,7 @@ LICENSES = Path(__file__).with_name("hub_licenses.txt").read_text(encoding="utf-
 
 
 class OneOfEachKey(yaml.SafeLoader):
-    """A key that stands twice is an error on the server, where PyYAML takes the last."""
+    """Rejects duplicate keys, like the server; PyYAML would take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key) for key, _ in node.value]
@@ -52,7 +52,7 @@ PRELOADED = r"[\w.-]+/[\w.-]+( [^ ]+( [0-9a-f]{40})?)?"
 
 
 def errors(card: str, kind: str = "model") -> list[str]:
-    """What the Hub would answer; empty for what it takes."""
+    """The errors that the Hub would report; empty if it accepts the card."""
     front_matter = FRONT_MATTER.match(card)
     if front_matter is None:
         return ["no metadata"]

@@ -1,6 +1,6 @@
 """
-A Hugging Face Hub on this machine's loopback address, in memory, for the real clients: repositories of models, data
-sets and Spaces with commits, branches, tags and large files, tokens with rights, and faults on order.
+An in-memory Hugging Face Hub on this machine's loopback address, for the real clients. It has repositories of models,
+data sets and Spaces with commits, branches, tags and large files, tokens with permissions, and faults on demand.
 
 The requests are those that huggingface_hub 0.36 to 2.4 send; `log` has each as (method, path, status).
 """
@@ -26,7 +26,7 @@ LARGE = (".safetensors", ".onnx", ".parquet", ".png")  # what is stored as a lar
 
 
 class Refused(Exception):
-    """Becomes an answer with an error status, as the Hub words it."""
+    """Turned into an answer with an error status, in the Hub's format."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **body: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""The flags and recipes of train.py, and what it says of those that are wrong."""
+"""The flags and recipes of train.py, and the messages for wrong ones."""
 
 import re
 import shutil
@@ -134,7 +134,7 @@ def test_user_errors_are_one_message(tmp_path, capsys, arguments, message):
     ],
 )
 def test_what_accelerate_was_asked_for_is_refused_if_it_would_not_be_done(monkeypatch, environment, message):
-    """As `accelerate launch` says it, by a configuration file or its own flags."""
+    """The request comes from `accelerate launch`, by a configuration file or its own flags."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
@@ -157,7 +157,7 @@ def test_weights_that_are_cut_short_are_named(tmp_path, saved_model):
 
 
 def test_without_sts_data_the_message_comes_before_any_model(tmp_path):
-    """... and says both ways out: a folder, or evaluations without pairs."""
+    """It names both solutions: a folder, or evaluations without pairs."""
     process = run_command(
         PROJECT / "train.py", *flags(tmp_path / "out", eval_pairs=None, model_name_or_path="no/model"), cwd=tmp_path
     )

@@ -1,4 +1,4 @@
-"""What breaks in the middle of a training, in real processes: kills, signals, full disks, numbers that blow up."""
+"""Failures in the middle of a training, in real processes: kills, signals, full disks, non-finite numbers."""
 
 import json
 import random
@@ -19,8 +19,8 @@ from sarcse.training import build_trainer
 from .conftest import DEMO, PROJECT, flags, run_command, start_python
 
 
-# 16 steps of 8 sentences, two epochs, an evaluation on a few pairs and a checkpoint every 2 steps, with dropout; the
-# learning rates are scaled down to a budget, once and not again in a run that goes on.
+# 16 steps of 8 sentences, two epochs, an evaluation on a few pairs and a checkpoint every 2 steps, with dropout. The
+# learning rates are scaled down to a budget, once, and not again in a resumed run.
 LONG_RUN = {"max_train_samples": 64, "num_train_epochs": 2, "eval_pairs": "few.tsv", "learning_rate_budget": 2e-3}
 
 
@@ -57,7 +57,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def copy_until(run: Path, folder: Path, step: int) -> Path:
-    """A run as it was after this step."""
+    """A copy of a run as it was after this step."""
     shutil.copytree(run, folder, ignore=lambda _, names: [n for n in names if not is_until(n, step)])
     return folder
 
@@ -71,7 +71,7 @@ def is_until(name: str, step: int) -> bool:
 
 
 def stopped_run(folder: Path, number: int, step: int) -> tuple[int, str]:
-    """Exit code and output of a run that gets the signal in this step; it waits there until it does."""
+    """Exit code and output of a run that gets the signal in this step; it waits there for the signal."""
     write_few_pairs(folder.parent)
     arguments = flags(folder, **LONG_RUN)
     process = start_python("-c", WAITING_RUN, step, *arguments, cwd=folder.parent, PYTHONPATH=str(PROJECT))
@@ -103,7 +103,7 @@ train.main()
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_stopped_run_resumes_to_the_weights_of_the_uninterrupted_one(uninterrupted, tmp_path, number):
-    """Killed, interrupted or terminated in a random step: bit for bit."""
+    """Killed, interrupted or terminated in a random step, the weights are equal bit for bit."""
     folder, step = tmp_path / "model", random.randint(5, 12)
     returncode, output = stopped_run(folder, number, step)
     if number == signal.SIGKILL:
@@ -145,7 +145,7 @@ def test_a_resumed_stream_goes_on_where_it_was(tmp_path):
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path):
-    """Otherwise an evaluation that takes an hour could not be broken off."""
+    """Otherwise an evaluation of an hour could not be interrupted."""
     write_few_pairs(tmp_path)
     arguments = flags(tmp_path / "model", **{**LONG_RUN, "per_device_train_batch_size": 32})
     process = start_python("-c", SLOW_STEPS, *arguments, cwd=tmp_path, PYTHONPATH=str(PROJECT))
@@ -226,7 +226,7 @@ def blow_up(path: Path) -> None:
 
 
 def test_a_full_disk_ends_in_a_message_and_the_run_resumes_from_the_checkpoint_before(uninterrupted, tmp_path):
-    """The model has 6 MB and the optimizer's state twice as many, so that every checkpoint is cut short there."""
+    """The model has 6 MB and the optimizer's state 12 MB, so that writing a checkpoint fails halfway."""
     run = copy_until(uninterrupted, tmp_path / "run", step=14)
     full = train(run, resume_from_checkpoint="last", largest_file=9_000_000)
     assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr

@@ -1,4 +1,4 @@
-"""The benchmarks' arithmetic, at a tiny size: what they measure is not tested, for a test must not depend on time."""
+"""The benchmarks' arithmetic, at a tiny size. Their timings are not tested, since no test may depend on time."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from .conftest import PROJECT
 
 @pytest.mark.parametrize("length", [12, 40])
 def test_the_flops_of_each_product_are_counted_once(length):
-    """By hand, two FLOPs for a multiplication; sentences shorter and longer than what the decoder reconstructs."""
+    """Against a count by hand, two FLOPs per multiplication, for sentences below and above the decoder's limit."""
     config = gpu_speed.sarcse_config("tiny")
     d, layers, f, c = 32, 2, 64, config.channels
     assert (config.kernel_sizes, config.integration_kernel_size, config.decoder_length) == ([3, 4, 5], 3, 32)
@@ -30,8 +30,8 @@ def test_the_flops_of_each_product_are_counted_once(length):
 
 def test_gpu_speed_runs_without_what_no_step_needs(tmp_path):
     """
-    SARCSE's ways of a step on a CPU where `datasets` and `evaluate` cannot be imported, as on a machine that has none
-    of them; sentence-transformers' where they can; with the utilisation that follows from their own figures.
+    SARCSE's steps run on a CPU where `datasets` and `evaluate` cannot be imported; sentence-transformers' where they
+    can. The utilisation agrees with their other figures.
     """
     small = ["--shapes", "tiny", "--batch_size", 4, "--length", 8, "--steps", 2, "--gradient_cache_mini_batch_size", 3]
     ways = [["sdpa", "gradient_cache"], ["sentence_transformers"]]

@@ -1,4 +1,4 @@
-"""The budget of learning rates: which schedules it scales, by how much, and what it leaves alone."""
+"""The learning-rate budget: which schedules it scales, by how much, and what it leaves alone."""
 
 import logging
 
@@ -32,7 +32,7 @@ SCHEDULES = {
 
 
 def scheduled(name: str):
-    """A schedule over an encoder's weight and a new layer's with a rate of its own."""
+    """A schedule over an encoder's weight and a new layer's, with separate learning rates."""
     encoder, layer = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     optimizer = torch.optim.AdamW([{"params": [encoder], "lr": 1e-3}, {"params": [layer], "lr": 4e-3}])
     fields = {"num_warmup_steps": 0, "num_training_steps": STEPS, **SCHEDULES[name]}
@@ -40,7 +40,7 @@ def scheduled(name: str):
 
 
 def rates_of_all_steps(scheduler) -> torch.Tensor:
-    """What the optimizer is given at each step, `(STEPS, groups)`; a metric that gets better lowers no rate."""
+    """The learning rates at each step, `(STEPS, groups)`. The metric always improves, so that it lowers no rate."""
     rates = []
     for step in range(STEPS):
         rates.append([group["lr"] for group in scheduler.optimizer.param_groups])
@@ -73,7 +73,7 @@ def rates_of(trainer) -> list[float]:
 
 
 def test_no_weight_goes_further_than_the_budget(tmp_path):
-    """... whatever the learning rate is; as asked, without a budget, they go many times as far."""
+    """This holds for any learning rate. Without a budget the weights move many times as far."""
     way = {}
     for budget in (0.002, 0):
         trainer = trainer_of(tmp_path, learning_rate_budget=budget, weight_decay=0.0)
@@ -98,10 +98,10 @@ def test_the_default_is_told_once_with_its_numbers(tmp_path, caplog):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"learning_rate": LEARNING_RATE_BUDGET / 2.6},  # 2.5 times as much: what fits is left as it is
+        {"learning_rate": LEARNING_RATE_BUDGET / 2.6},  # the steps add up to 2.5 times this: within the budget
         {"learning_rate_budget": 0},
         {"reconstruction_weight": 0},  # SimCSE's loss alone stays as its paper has it
-        {"optim": "sgd"},  # whose steps no learning rate bounds
+        {"optim": "sgd"},  # the learning rate does not bound its steps
     ],
     ids=lambda fields: next(iter(fields)),
 )

@@ -40,7 +40,7 @@ def tasks():
 
 @pytest.fixture(scope="module")
 def measurements(tasks):
-    """Three models: a noisy one, the same without its noise in scale, and a better one."""
+    """Three models: a noisy one, the same with cubed similarities, and a better one."""
     generator = np.random.default_rng(2)
     gold = {name: np.array(pairs["score"][:]) for name, pairs in tasks.items()}
     noisy = {name: (scores + generator.normal(0, 3, len(scores))).round(1) for name, scores in gold.items()}
@@ -59,7 +59,7 @@ def results(measurements, tasks):
 
 
 def test_correlation_equals_its_definition():
-    """Spearman's correlation is Pearson's of the ranks, ties sharing their mean rank."""
+    """Spearman's correlation is Pearson's correlation of the ranks, with mean ranks for ties."""
     predictions, references = [0.3, 0.1, 0.1, 0.9, 0.5], [2.0, 1.0, 3.0, 5.0, 3.0]
     scores = StsCorrelation(keep_in_memory=True).compute(predictions=predictions, references=references)
     ranks = np.corrcoef([3, 1.5, 1.5, 5, 4], [2, 1, 3.5, 5, 3.5])[0, 1]
@@ -87,7 +87,7 @@ def test_scores_and_subsets_equal_scipy_on_each_part(results, measurements, task
 
 
 def test_bootstrap_agrees_with_a_plain_loop(measurements, tasks):
-    """Other resamples, correlated one by one by scipy: the same mean and deviation within their own errors."""
+    """Other resamples, correlated by scipy one at a time: same mean and deviation, within their standard errors."""
     similarities = measurements["path/noisy"].similarities["STS13"]
     gold = np.array(tasks["STS13"]["score"][:])
     (ours,) = bootstrap_spearman(similarities[None], gold, np.random.default_rng(0))
@@ -148,7 +148,7 @@ def test_a_model_that_cannot_tell_sentences_apart_scores_null():
 
 
 def test_a_file_gives_back_the_scores_that_were_written(results, measurements, tasks):
-    """... with a geometry and without; and the order of what stands in it is that of the files of before."""
+    """With and without geometry; the order of the fields is that of earlier files."""
     written = json.loads(json.dumps(results.to_json()))
     assert {name: ModelScores.from_json(entry) for name, entry in written["models"].items()} == results.models
     first = written["models"]["path/noisy"]

@@ -29,7 +29,7 @@ def test_every_field_survives_saving_and_loading(tmp_path):
 
 @pytest.mark.parametrize(("hidden_size", "channels"), [(768, 96), (384, 48), (128, 16), (24, 8)])
 def test_default_channels_follow_the_encoder(hidden_size, channels, tmp_path):
-    """An eighth of d, rounded up to a multiple of 8; what is saved does not follow."""
+    """An eighth of d, rounded up to a multiple of 8; a saved value stays."""
     encoder_config = BertConfig(hidden_size=hidden_size)
     assert SarcseConfig(encoder_config=encoder_config).channels == channels
     SarcseConfig(encoder_config=encoder_config, channels=512).save_pretrained(tmp_path)
@@ -68,7 +68,7 @@ def test_default_encoder_is_roberta_base_in_shape():
 
 
 def test_the_version_stands_once_and_travels_with_what_is_saved(tmp_path):
-    """A configuration of before has none, or that of the code that saved it; saved again, that of this code."""
+    """An earlier configuration has no version, or that of the code that saved it. Saving updates it to this code's."""
     SarcseConfig(sarcse_version="0.0.1").save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["sarcse_version"] == SarcseConfig().sarcse_version == __version__

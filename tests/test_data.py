@@ -24,7 +24,7 @@ EXPECTED = ["One sentence.", "Another, with é and 🙂.", "NA"]
 
 @pytest.mark.parametrize("kind", ["txt", "bom", "crlf", "gz", "xz", "zst", "jsonl", "csv", "tsv", "parquet"])
 def test_every_kind_of_file_gives_the_same_sentences(tmp_path, kind, caplog):
-    """... without its blank lines, whose number is logged."""
+    """Blank lines are dropped, and their number is logged."""
     lines = TEXT.splitlines()
     table = datasets.Dataset.from_dict({"text": lines, "other": [1] * len(lines)})
     files = {
@@ -87,7 +87,7 @@ def test_an_unreachable_data_set_is_named():
 
 
 def test_tokens_are_those_of_the_tokenizer_and_cached(tmp_path):
-    """Another run, with a fresh tokenizer and other unrelated fields, finds the same cache entry."""
+    """Another run, with a fresh tokenizer and different unrelated fields, finds the same cache entry."""
     path = tmp_path / "sentences.txt"
     path.write_text("One sentence.\n" + "word " * 50 + "\n")
     fingerprints = set()
@@ -131,7 +131,7 @@ def test_frequent_tokens_weigh_less(tokenizer):
 
 
 def sharded_corpus(folder, files=4, lines=30) -> list[str]:
-    """Writes so many files; their sentences, each of which names its file."""
+    """Writes this many files; returns their sentences, each of which names its file."""
     folder.mkdir()
     sentences = [[f"Sentence {line} of file {file}." for line in range(lines)] for file in range(files)]
     for file, content in enumerate(sentences):
@@ -159,7 +159,7 @@ def passes(seed=42, batch_size=8) -> list[list[int]]:
 
 
 def test_every_pass_grouped_by_length_has_each_sentence_once_in_an_order_of_its_own():
-    """... that the seed and the number of the pass decide, so that a resumed run goes on with the same one."""
+    """The seed and the number of the pass determine the order, so that a resumed run continues with the same one."""
     orders = passes()
     assert all(sorted(order) == list(range(1000)) for order in orders)
     assert orders[0] != orders[1] != orders[2]
@@ -296,7 +296,7 @@ def test_odd_text_arrives_as_it_is(tmp_path, tokenizer, suffix, streaming):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_lone_surrogates_are_named(tmp_path, streaming):
-    """They are no text, and no UTF-8: in bytes or as JSON's escapes."""
+    """They are not valid UTF-8, neither as bytes nor as JSON escapes."""
     (tmp_path / "bytes.txt").write_bytes(b"A.\nB.\nlone \xed\xa0\xbd\n")
     (tmp_path / "escaped.jsonl").write_text('{"text": "A."}\n{"text": "lone \\ud83d"}\n')
     for name, message in (

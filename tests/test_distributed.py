@@ -1,4 +1,4 @@
-"""One optimisation step on 1, 2 and 4 real processes, and in mini-batches: the same step everywhere."""
+"""One optimisation step is the same on 1, 2 and 4 real processes, and in mini-batches."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ EXACT_RUNS = {
     "contrastive-loss": {"reconstruction_weight": 0},
     "reconstruction-loss": {"contrastive_temperature": 1e4, "reconstruction_weight": 10},
     "gradient-cache": {"gradient_cache_mini_batch_size": 3},
-    # So small a rate that it drops nothing: the step of two passes, whose views are equal without dropout, too.
+    # A rate so small that it drops nothing: equals the step of two passes, whose views are equal without dropout.
     "one-pass": {"view_dropout": 1e-9},
     "one-pass-cache": {"view_dropout": 1e-9, "gradient_cache_mini_batch_size": 3},
     "accumulated": {"gradient_accumulation_steps": 2, "gradient_cache_mini_batch_size": 4, "max_train_samples": 32},
@@ -27,7 +27,7 @@ EXACT_RUNS = {
 
 
 def places(processes: int) -> list[dict[str, str]]:
-    """The environment that each process finds its place in, as torchrun, MPI and schedulers make it; none for one."""
+    """The environment that torchrun, MPI and schedulers give each process; empty for a single process."""
     if processes == 1:
         return [{}]
     world = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
@@ -41,7 +41,7 @@ def places(processes: int) -> list[dict[str, str]]:
 
 
 def accelerate_launch(processes: int, *arguments: object) -> None:
-    """`accelerate launch --cpu` from the project's root, once for each process with its place in the environment."""
+    """`accelerate launch --cpu` from the project's root, once per process with its rank in the environment."""
     environments = places(processes)
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--mixed_precision=no"]
     launch += [f"--num_processes={processes}", f"--num_machines={processes}", "--main_process_ip=127.0.0.1"]
@@ -57,7 +57,7 @@ def accelerate_launch(processes: int, *arguments: object) -> None:
 
 
 def start_side_by_side(processes: int, *arguments: object) -> None:
-    """The same without accelerate's command, as by torchrun."""
+    """The same without accelerate's command, as with torchrun."""
     started = [start_command("-m", *arguments, cwd=PROJECT, **place) for place in places(processes)]
     try:
         for command in started:
@@ -128,20 +128,20 @@ def test_several_processes_take_the_step_of_one_on_the_same_global_batch(runs, r
 
 @pytest.mark.parametrize("run", ["one-pass", "one-pass-cache"])
 def test_one_pass_for_two_equal_views_takes_the_step_of_two(runs, run):
-    """Without any dropout a second pass gives what the first one gave, and the gradient goes back through it alone."""
+    """Without dropout a second pass repeats the first, and the gradient flows back through one pass only."""
     start, two, one = (parameters(runs / name) for name in ("start-1", "both-losses-1", f"{run}-1"))
     assert difference(two - start, one - start) < 1e-6
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES[:2])
 def test_a_trainer_of_ones_own_takes_the_step_of_train_py(runs, world_size):
-    """... with a model that it makes itself, whose decoder gets no gradient."""
+    """The trainer makes its own model, whose decoder gets no gradient."""
     start, one, own = (parameters(runs / name) for name in ("start-1", "contrastive-loss-1", f"own-{world_size}"))
     assert difference(one - start, own - start) < 1e-6
 
 
 def test_an_encoder_with_parameters_that_take_no_part_is_trained_on_several_processes(runs):
-    """DistributedDataParallel waits for the gradient of each parameter, unless it is told to look for such ones."""
+    """DistributedDataParallel waits for the gradient of every parameter, unless it is told to find unused ones."""
     start, one, two = (parameters(runs / name) for name in ("xlnet-start-1", "xlnet-1", "xlnet-2"))
     assert (one - start).norm() > 1e-3 * start.norm()
     assert difference(one - start, two - start) < 1e-6
@@ -156,7 +156,7 @@ def test_the_gradient_cache_takes_the_step_of_the_whole_batch(runs, world_size):
 
 
 def test_each_process_and_each_view_draws_its_own_dropout_mask_reproducibly(runs):
-    """All sentences are the same one here, so that nothing but dropout can tell two embeddings apart."""
+    """All sentences are the same here, so that only dropout can make two embeddings differ."""
     ids, views = zip(*(torch.load(runs / f"dropout-2-views-{rank}.pt") for rank in (0, 1)))
     assert torch.equal(*ids) and (ids[0] == ids[0][0]).all()
     rows = torch.cat(views)  # 2 processes x 2 views x 8 sentences

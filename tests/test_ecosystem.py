@@ -1,6 +1,6 @@
 """
-What other libraries do with a model or its folder: datasets, FAISS, transformers' pipelines over data sets, and all of
-sentence-transformers. Each gives the vectors of the model's own forward, computed here on the side.
+A model or its folder in other libraries: datasets, FAISS, transformers' pipelines over data sets, and all of
+sentence-transformers. Each gives the same vectors as the model's own forward pass, computed here separately.
 """
 
 import copy
@@ -36,7 +36,7 @@ def forward(model, tokenizer, sentences) -> np.ndarray:
 
 
 def assert_same(given, expected) -> None:
-    """To 1e-6 of the largest value: in other batches, sums come in another order."""
+    """To 1e-6 of the largest value, since other batches sum in another order."""
     np.testing.assert_allclose(given, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
@@ -83,7 +83,7 @@ MAPPED = {"encode": by_encode, "forward": by_forward}
 
 @pytest.mark.parametrize("function", MAPPED)
 def test_map_in_two_processes_gives_the_models_vectors(saved, tokenizer, texts, function):
-    """The class comes with the folder: each process has to find it."""
+    """The class comes from the folder, and each process has to find it."""
     model = automodel(saved)
     mapped = Dataset.from_dict({"text": texts}).map(
         MAPPED[function](model, tokenizer), batched=True, batch_size=16, num_proc=2
@@ -122,7 +122,7 @@ def test_real_sentences_are_their_own_nearest_in_a_faiss_index(real_data, saved,
     similarities = vectors @ vectors.T
     scores, found = data.get_nearest_examples_batch("vector", vectors, k=3)
     np.testing.assert_allclose(np.asarray(scores), -np.sort(-similarities, axis=1)[:, :3], atol=1e-6)
-    # Sentences that differ in nothing that the tokenizer keeps have the same vector.
+    # Sentences that the tokenizer maps to the same ids have the same vector.
     distinct = (similarities > 1 - 1e-6).sum(axis=1) == 1
     assert distinct.mean() > 0.95
     assert [found[row]["text"][0] for row in np.flatnonzero(distinct)] == [
@@ -155,7 +155,7 @@ SAVED = {"save_pretrained": by_save_pretrained, "save_model": by_save_model, "ch
 
 @pytest.fixture(scope="module", params=["autoencoder", "mean"])
 def fine_tuned(request, tmp_path_factory, tokenizer):
-    """The embeddings before, and sentence-transformers' trainer after two steps on a handful of pairs."""
+    """The embeddings before the training, and sentence-transformers' trainer after two steps on a few pairs."""
     model = embedder(save(request.param, tmp_path_factory.mktemp("before"), tokenizer))
     before = model.encode(SENTENCES)
     arguments = SentenceTransformerTrainingArguments(
@@ -206,7 +206,7 @@ def test_encode_gives_tokens_and_sentence_at_once(saved, tokenizer):
 
 
 def test_a_folder_of_before_is_loaded_as_before(saved, tmp_path, tokenizer):
-    """Version 0.1.0 first named sentence-transformers' own module, and did not say that inputs stay padded."""
+    """Version 0.1.0 named sentence-transformers' own module first, and did not state that inputs stay padded."""
     embedder(saved).save_pretrained(str(tmp_path))
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
@@ -218,7 +218,7 @@ def test_a_folder_of_before_is_loaded_as_before(saved, tmp_path, tokenizer):
     assert_same(loaded.encode(SENTENCES), forward(automodel(saved), tokenizer, SENTENCES))
 
 
-# Ways to come by the same embedder again, and how far its embeddings may be off, relative to the largest value.
+# Ways to get the same embedder again, and how far its embeddings may be off, relative to the largest value.
 COPIES = {
     "pickle": (lambda folder: pickle.loads(pickle.dumps(embedder(folder))), 1e-6),
     "deepcopy": (lambda folder: copy.deepcopy(embedder(folder)), 1e-6),
@@ -236,7 +236,7 @@ def test_a_copy_of_an_embedder_is_the_embedder(saved, tokenizer, way):
 
 
 def test_flash_attention_does_not_make_one_sentence_of_a_batch(saved, tokenizer, monkeypatch):
-    """With it sentence-transformers puts a batch's sentences end to end, if the model takes that; SARCSE does not."""
+    """With it sentence-transformers concatenates a batch's sentences if the model supports that; SARCSE does not."""
     monkeypatch.setattr(Transformer, "_is_flash_attention_requested", lambda module: True)
     monkeypatch.setattr(
         transformers.modeling_flash_attention_utils,
@@ -250,7 +250,7 @@ def test_flash_attention_does_not_make_one_sentence_of_a_batch(saved, tokenizer,
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("pooler", ["autoencoder", "mean"])
 def test_gradient_checkpointing_of_a_loaded_folder_changes_no_gradient(tmp_path, tokenizer, pooler, reentrant):
-    """In training mode, without dropout; of the embeddings alone, as other libraries' losses take them."""
+    """In training mode without dropout, for the embeddings alone, which is what other libraries' losses use."""
     folder = save(pooler, tmp_path, tokenizer)
     gradients = []
     for checkpointing in (False, True):

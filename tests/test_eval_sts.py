@@ -100,7 +100,7 @@ def test_each_distinct_sentence_is_encoded_once_and_long_ones_first(trained_like
 
 
 def test_maximum_length_is_the_encoders_own(tokenizer):
-    """RoBERTa's 130 positions begin behind the padding index, so that 128 tokens fit."""
+    """RoBERTa's 130 positions start after the padding index, so that 128 tokens fit."""
     unlimited = type(tokenizer).from_pretrained(ENCODER)
     unlimited.model_max_length = int(1e30)
     model, loaded = load_model(str(ENCODER))
@@ -137,7 +137,7 @@ def test_int8_scores_are_within_half_a_point_of_float32(real_data, sentence_tran
 
 
 class Lookup(SentenceTransformer):
-    """A model for sentence-transformers' evaluator whose embeddings are there already."""
+    """A model for sentence-transformers' evaluator with precomputed embeddings."""
 
     def __init__(self, embeddings):
         super().__init__(modules=[torch.nn.Identity()], device="cpu")
@@ -162,8 +162,8 @@ def real_embeddings(real_data):
 @pytest.mark.parametrize("task", ["STS12", "STSB"])
 def test_scores_equal_senteval_all(real_embeddings, task):
     """
-    SentEval's procedure (senteval/sts.py): subset by subset, sorted by the numbers of tokens and the score, a cosine
-    for each pair; then one correlation over all subsets. In long doubles, so that equal sentences have equal cosines.
+    SentEval's procedure (senteval/sts.py): for each subset, sort by the numbers of tokens and the score, and take a
+    cosine per pair; then one correlation over all subsets. Long doubles give equal sentences equal cosines.
     """
     tasks, embeddings, measurement = real_embeddings
     system, gold = [], []
@@ -186,7 +186,7 @@ def test_scores_equal_senteval_all(real_embeddings, task):
 @pytest.mark.realdata
 @pytest.mark.parametrize("task", ["STS12", "STSB"])
 def test_scores_equal_sentence_transformers_evaluator(real_embeddings, task):
-    """... on all pairs but those of two equal sentences, which it ranks by their rounding errors."""
+    """Pairs of two equal sentences are left out: the evaluator ranks them by rounding errors."""
     tasks, embeddings, measurement = real_embeddings
     first, second, scores = (tasks[task][name][:] for name in ("sentence1", "sentence2", "score"))
     keep = [index for index in range(len(scores)) if first[index] != second[index]]
@@ -236,7 +236,7 @@ def test_what_has_no_pair_has_no_number():
 
 @pytest.mark.parametrize("pooler", ["cls", "mean"])
 def test_the_whole_way_equals_sentence_transformers(pooler):
-    """Tokenizer, encoder, pooling and score, each side with its own."""
+    """Tokenizer, encoder, pooling and score, each computed by both programs."""
     pairs = load_pairs(DEMO_PAIRS)
     ((_, _, embed),) = load_embedders(str(ENCODER), [pooler], "main", torch.device("cpu"), 128)
     scores = correlations(embed_pairs(embed, pairs).similarities(), np.array(pairs["score"][:]))
@@ -277,7 +277,7 @@ def test_one_command_compares_every_kind_of_model(saved_model, sentence_transfor
         assert model["average"] == pytest.approx(sum(spearman) / 7)
         assert set(model["tasks"]["STS14"]["subsets"]) == set(STS_TASKS["STS14"].subsets)
         assert (model["positive_pairs"], model["sentences"]) == (4, 24)
-    # Two programs, one pooling: the sentence-transformers folder pools the first token too.
+    # The sentence-transformers folder also pools the first token.
     peer, cls = (models[str(name)] for name in (sentence_transformer, f"{ENCODER}, cls"))
     assert peer["tasks"]["STSB"]["pearson"] == pytest.approx(cls["tasks"]["STSB"]["pearson"], abs=1e-3)
     assert results["differences"]["minus"] == str(saved_model)
@@ -319,7 +319,7 @@ def test_two_processes_score_as_one(saved_model, tmp_path):
 
 
 def test_explain_writes_a_page_and_pictures(saved_model, tokenizer, tmp_path):
-    """... of models with an autoencoder, and of those that reconstruct from their mean."""
+    """For models with an autoencoder, and for those that reconstruct from their mean."""
     for part in (SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean"), tokenizer):
         part.save_pretrained(tmp_path / "mean")
     pairs = ["--explain", "A boy kicks a ball.", "A child plays.", "--explain", "One & two.", ""]

@@ -1,6 +1,6 @@
 """
-What people who train and serve sentence encoders have reported of other programs, of encoders and tokenizers.
-Each must end in the right result or in a message, never in a wrong result without a word.
+Problems with encoders and tokenizers that users of other programs have reported. Each must give the right result or an
+error message, never a wrong result without a warning.
 """
 
 import inspect
@@ -77,7 +77,7 @@ SMALL |= {"max_position_embeddings": 66}
 
 
 def small_config(model_type: str, vocabulary_size: int = 120):
-    """A configuration of this kind with all that is known as a size small, or None where that cannot be."""
+    """A configuration of this type with all known sizes reduced, or None if that is impossible."""
     sizes = {
         **dict.fromkeys(("hidden_size", "d_model", "dim", "n_embd"), 32),
         **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer", "num_layers"), 2),
@@ -96,7 +96,7 @@ def small_config(model_type: str, vocabulary_size: int = 120):
 
 
 def wrapped(config) -> SarcseModel | None:
-    """Fresh layers on a random encoder, or None for what is large even so, or reads no text."""
+    """Fresh layers on a random encoder; None for one that is large even so, or reads no text."""
     ids = torch.arange(3, 15).view(2, 6)
     try:
         with torch.device("meta"):
@@ -111,7 +111,7 @@ def wrapped(config) -> SarcseModel | None:
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_every_encoder_whose_weights_transformers_renames_loads_as_it_was_saved(tmp_path):
-    """Its own mapping tells which; the Trainer's way of loading leaves the old weights where a name is another one."""
+    """transformers' own mapping lists them. The Trainer's way of loading keeps old weights where a name differs."""
     types = [c.model_type for c in MODEL_MAPPING if get_checkpoint_conversion_mapping(c.model_type)]
     renamed = []
     for model_type in sorted(set(types)):
@@ -136,7 +136,7 @@ def test_every_encoder_whose_weights_transformers_renames_loads_as_it_was_saved(
 
 
 def test_an_encoder_that_does_not_load_as_it_was_saved_is_refused_before_the_training(tmp_path, trained_like_model):
-    """A part of the model that no file has: one that its constructor alone fills, and differently each time."""
+    """A part of the model is in no file: only its constructor fills it, differently each time."""
     model = SarcseModel(trained_like_model.config)
     check_saving(model, tmp_path)
     assert not list(tmp_path.iterdir()), "nothing is left behind"
@@ -147,7 +147,7 @@ def test_an_encoder_that_does_not_load_as_it_was_saved_is_refused_before_the_tra
 
 @pytest.fixture(scope="module")
 def nomic_run(tmp_path_factory, tokenizer):
-    """NomicBert, whose weights have other names in its files: the encoder, and three steps with a checkpoint each."""
+    """NomicBert, whose weights have other names in files: the encoder, and three steps with a checkpoint each."""
     folder = tmp_path_factory.mktemp("nomic")
     torch.manual_seed(0)
     config = NomicBertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **SMALL)
@@ -193,7 +193,7 @@ def small_bert(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None, v
     ],
 )
 def test_a_folder_without_its_tokenizer_is_refused(tmp_path, config_class, model_class):
-    """transformers makes a tokenizer out of nothing for it, to which every word is unknown."""
+    """transformers would create an empty tokenizer, to which every word is unknown."""
     sizes = {"n_embd": 32, "n_head": 2, "n_layer": 1, "d_model": 32, "num_layers": 1, **SMALL}
     known = {name: size for name, size in sizes.items() if name in inspect.signature(config_class).parameters}
     folder = random_encoder(tmp_path / "model", model_class(config_class(**known)), tokenizer=None)
@@ -213,7 +213,7 @@ def test_a_sentence_transformers_folder_without_its_tokenizer_is_refused(tmp_pat
 
 
 def test_the_tokenizer_of_another_model_is_refused(tmp_path, tokenizer):
-    """RoBERTa counts positions from its padding token on, so that another one gives other positions."""
+    """RoBERTa counts positions from its padding token, so that another one gives other positions."""
     config = RobertaConfig(vocab_size=len(tokenizer), pad_token_id=0, **SMALL)
     folder = random_encoder(tmp_path / "positions", RobertaModel(config), tokenizer)
     assert "pads with token 1, but the encoder with 0: the tokenizer belongs to another" in refusal(
@@ -245,7 +245,7 @@ def test_text_that_the_tokenizer_cannot_read_is_refused(tmp_path, streaming):
 
 
 def test_text_that_the_tokenizer_cannot_read_is_warned_about_when_it_is_scored(tmp_path, tokenizer):
-    """Of both scripts: the share is of all tokens, whatever the special ones are."""
+    """For both scripts. The share is of all tokens, whatever the special ones are."""
     greek = letters()
     folder = small_bert(tmp_path / "greek", greek, vocabulary_size=len(greek))
     assert unknown_share(greek(["α β no γ"])["input_ids"], greek) == 0.25
@@ -255,7 +255,7 @@ def test_text_that_the_tokenizer_cannot_read_is_warned_about_when_it_is_scored(t
 
 
 def test_encoders_without_a_limit_of_length_are_trained(tmp_path, tokenizer):
-    """XLNet says -1, T5 says nothing; the tokenizer's own limit, here 128, remains."""
+    """XLNet states -1 and T5 nothing; the tokenizer's own limit, here 128, applies."""
     encoders = {
         "xlnet": XLNetModel(XLNetConfig(vocab_size=8192, d_model=32, n_head=2, n_layer=1, d_inner=32)),
         "t5": T5EncoderModel(T5Config(vocab_size=8192, d_model=32, d_kv=16, num_heads=2, num_layers=1, d_ff=32)),
@@ -339,7 +339,7 @@ def test_a_folder_that_is_not_a_whole_model_ends_in_a_message(tmp_path, tokenize
 
 
 def test_code_of_an_encoder_runs_only_if_it_is_trusted(custom_encoder, tmp_path):
-    """... when it is trained, when what came out of it is scored, and no release is made of it."""
+    """When it is trained, and when the result is scored. It cannot be released."""
     home = {"HF_HOME": str(tmp_path / "home")}
     arguments = flags(tmp_path / "model", model_name_or_path=custom_encoder)
     refused = run_command(PROJECT / "train.py", *arguments, cwd=tmp_path)
@@ -360,4 +360,4 @@ def test_code_of_an_encoder_runs_only_if_it_is_trusted(custom_encoder, tmp_path)
     assert f"{after['average']:.2f}" in scored.stdout
     release = ["-m", "model_card", tmp_path / "model", "--release_dir", tmp_path / "release"]
     refused = run_command(*release, cwd=PROJECT)
-    assert refused.returncode == 2 and "Its encoder runs code of its own" in refused.stderr
+    assert refused.returncode == 2 and "Its encoder needs its own code" in refused.stderr

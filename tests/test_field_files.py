@@ -1,6 +1,6 @@
 """
-What people who train and serve sentence encoders have reported of other programs, of files.
-Each must end in the right result or in a message, never in a wrong result without a word.
+Problems with files that users of other programs have reported. Each must give the right result or an error message,
+never a wrong result without a warning.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ def test_pairs_with_an_unquoted_comma_are_named(tmp_path, content, message):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_text_stays_text_whatever_the_first_rows_look_like(tmp_path, streaming):
-    """Ten thousand rows are more than any reader looks at before it settles on a type."""
+    """Ten thousand rows are more than any reader inspects before it decides on a type."""
     numbers = [str(number) for number in range(10_001)]
     (text, ids) = [*numbers, "A sentence at last."], [*numbers, "A7"]
     write(tmp_path / "text.csv", "text\n" + "\n".join(text))
@@ -116,7 +116,7 @@ def test_subsets_that_begin_late_are_kept(tmp_path):
 @pytest.mark.parametrize("name", ["data[1].txt", "data?.txt", "data*.txt", "[ab]/data[1].txt", "a::b.txt"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_file_that_exists_is_that_file_and_no_pattern(tmp_path, name, streaming):
-    """... beside files that it would match, and the record has the hash of what was read."""
+    """Even beside files that it would match as a pattern. The record has the hash of what was read."""
     for other in ("data1.txt", "datax.txt", "a/data1.txt"):
         (tmp_path / other).parent.mkdir(exist_ok=True)
         write(tmp_path / other, "Of the other file.\n")

@@ -1,6 +1,6 @@
 """
-What people who train and serve sentence encoders have reported of other programs, of the settings of a run.
-Each must end in the right result or in a message, never in a wrong result without a word.
+Problems with the settings of a run that users of other programs have reported. Each must give the right result or an
+error message, never a wrong result without a warning.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ def test_a_run_whose_contrastive_loss_is_always_zero_says_so(finished_run, tmp_p
 
 
 def resuming(finished_run, folder: Path, **fields) -> str:
-    """What stands against resuming the tiny run from its first checkpoint with these other fields."""
+    """The objection to resuming the tiny run from its first checkpoint with these other fields."""
     checkpoint = finished_run[0] / "checkpoint-2"
     return refusal(folder, **{"resume_from_checkpoint": checkpoint, **fields})
 
@@ -108,7 +108,7 @@ def test_a_run_is_not_resumed_on_another_encoder(finished_run, tmp_path, tokeniz
 
 
 def test_a_run_is_not_resumed_with_a_setting_that_is_gone(finished_run, tmp_path):
-    """A checkpoint of before names what it was; what every run has now does not stand against it."""
+    """The message for an earlier checkpoint names the old setting. A value that every run has now is no obstacle."""
     folder = shutil.copytree(finished_run[0], tmp_path / "before")
     path = folder / "checkpoint-2" / "run_settings.json"
     settings = json.loads(path.read_text())

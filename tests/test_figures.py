@@ -11,7 +11,7 @@ from sarcse import figures
 
 
 def luminance(color):
-    """Relative luminance as WCAG 2 defines it: what is left of a colour in grey."""
+    """Relative luminance as defined by WCAG 2: how light a colour is in greyscale."""
     channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
     return np.dot(channels, [0.2126, 0.7152, 0.0722])
 
@@ -53,7 +53,7 @@ def test_densities_have_a_panel_for_each_model(tmp_path, scores, models):
 
 
 def test_densities_of_a_model_that_cannot_tell_sentences_apart(tmp_path):
-    """No density of one value, and none of an empty group: the panel is drawn all the same."""
+    """A single value or an empty group has no density; the panel is still drawn."""
     values = {"constant": np.ones(3)}
     figures.similarity_densities(values, {"constant": None}, np.array([0.5, 1.0, 4.5]), tmp_path / "densities")
     assert "2 to 3 (n = 0)" in svg_text(tmp_path / "densities")
@@ -96,7 +96,7 @@ def test_the_same_figure_is_the_same_file(tmp_path, scores):
 
 
 def test_shades_survive_print_and_colour_blindness():
-    """Order is lightness, so that it is left in grey; text stands out from its background by WCAG's 4.5 to 1."""
+    """Shades are ordered by lightness, which greyscale keeps. Text has WCAG's contrast of 4.5 to 1."""
     errors = np.linspace(0, 1, 50)
     shades = [figures.shade(error, 0, 1) for error in errors]
     lightness = [luminance(background) for background, _ in shades]
@@ -109,7 +109,7 @@ def test_shades_survive_print_and_colour_blindness():
 
 
 class Page(HTMLParser):
-    """The spans of a page's sentences with their attributes, and the addresses that it would fetch."""
+    """The spans of a page's sentences with their attributes, and the URLs that it would fetch."""
 
     def __init__(self, text):
         super().__init__()

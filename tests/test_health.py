@@ -1,4 +1,4 @@
-"""The health check without labels: what it measures, what it is measured on, and what a training makes of it."""
+"""The health check without labels: what it measures, on which sentences, and how a training uses it."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ def test_halves_stand_between_the_special_tokens_of_the_whole():
 
 @pytest.mark.parametrize("pooler", ["autoencoder", "mean"])
 def test_health_is_the_mean_reciprocal_rank_of_the_other_half(tokenizer, pooler):
-    """... among those of all sentences, in both directions; here one half at a time, without padding, by sorting."""
+    """Among the halves of all sentences, in both directions; here computed per half, without padding, by sorting."""
     model = fresh_model(pooler=pooler, channels=4 if pooler == "autoencoder" else None).train()
     token_ids = tokenizer(TEXTS[:20], truncation=True, max_length=32)["input_ids"] + [[0, 5, 2]]
     health = HealthCheck(token_ids, model.config)(model)
@@ -68,13 +68,13 @@ def test_sentences_that_are_kept_aside_are_spread_over_the_corpus_and_not_traine
     aside, rest = keep_aside(tokens, 10)
     assert aside == [[number] for number in range(0, 100, 10)]
     assert sorted([*aside, *rest["input_ids"][:]]) == tokens["input_ids"][:]
-    for number in (0, 11, 200):  # none, or too many to do without
+    for number in (0, 11, 200):  # none, or too many to keep aside
         aside, rest = keep_aside(tokens, number)
         assert len(aside) == min(number, 100) and rest["input_ids"][:] == tokens["input_ids"][:]
 
 
 def test_without_pairs_the_health_picks_the_checkpoint(tmp_path, tokenizer):
-    """It is logged before the first step, too, and once."""
+    """It is also logged before the first step, once."""
     arguments = {**QUIET, "max_steps": 6, "eval_steps": 2, "save_steps": 2, "health_sentences": 40}
     arguments = SarcseTrainingArguments(str(tmp_path), **arguments)
     trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, processing_class=tokenizer)
@@ -87,7 +87,7 @@ def test_without_pairs_the_health_picks_the_checkpoint(tmp_path, tokenizer):
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
     assert trainer.health(trainer.model) == pytest.approx(found[best], abs=1e-4)
     trainer.create_model_card()
-    assert "Labels had no part in it: the health check" in " ".join((tmp_path / "README.md").read_text().split())
+    assert "The training used no labels: the health check" in " ".join((tmp_path / "README.md").read_text().split())
     again = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, processing_class=tokenizer)
     again.train(resume_from_checkpoint=True)
     assert [line["step"] for line in again.state.log_history if "eval_health" in line] == [0, 2, 4, 6]
@@ -141,7 +141,7 @@ def test_a_ruinous_training_is_warned_of_by_its_health_and_the_budget_prevents_i
 
 
 def test_the_last_healthy_evaluation_is_kept(tmp_path, tokenizer, caplog):
-    """... whether its health is the highest or not; what an unhealthy one left behind is not."""
+    """Whether or not its health is the highest. The checkpoint of an unhealthy evaluation is not kept."""
     arguments = {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "learning_rate_budget": 0, "max_steps": 40}
     arguments |= {"eval_steps": 2, "save_steps": 2, "per_device_train_batch_size": 64, "save_strategy": "steps"}
     trainer = SarcseTrainer(

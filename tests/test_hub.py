@@ -1,7 +1,7 @@
 """
-The whole life of a model on a Hub: the real clients, in processes of their own, against the loopback Hub.
+The whole life of a model on a Hub: the real clients, in separate processes, against the loopback Hub.
 
-Tokens here look like real ones and must turn up nowhere but in the requests' headers.
+The tokens here look real, and may appear only in the requests' headers.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ TOKENS = {MINE: ("me", "write"), READ_ONLY: ("me", "read")}
 
 
 def sts_file(pairs: int) -> bytes:
-    """A Parquet file as the Hub's STS data sets have them, with as many pairs as the published task."""
+    """A Parquet file like those of the Hub's STS data sets, with this many pairs."""
     generator = random.Random(pairs)
     sentences = (DEMO / "sentences.txt").read_text().splitlines()[:120]
     rows = [
@@ -52,7 +52,7 @@ def sts_file(pairs: int) -> bytes:
 
 @pytest.fixture()
 def hub(monkeypatch, tmp_path):
-    """A Hub that the client in this process talks to as well; without waiting between attempts."""
+    """A Hub that the client in this process also uses, without waiting between attempts."""
     with LoopbackHub(TOKENS) as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)  # read from the environment when it is imported
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -65,7 +65,7 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.fixture()
 def push(release_folder):
-    """Push a release that is built already, to me/x unless told otherwise; returns the commit."""
+    """Push an existing release, by default to me/x; returns the commit."""
 
     def push(folder=release_folder, repo_id="me/x", private=False, revision="main", tag="v1") -> str:
         return hub_module.push(folder, repo_id, private, revision, tag)
@@ -143,12 +143,12 @@ def check_card(files: dict[str, bytes], encoder: str) -> None:
 
 
 def load_both(hub: LoopbackHub, tmp_path: Path, commits: list[str]) -> None:
-    """Without a token, as a stranger: the card's own lines, and both revisions beside each other."""
+    """Without a token, as any user: the card's own code, and both revisions side by side."""
     environment = hub.environment(tmp_path / "stranger")
     files = hub.repositories["models", "me/sarcse-test"].commits[commits[0]]
     card = files["README.md"].decode()
     blocks = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    # Of the others fastembed and optimum, which are not installed here: tests/compat.py runs them.
+    # The others need fastembed and optimum, which are not installed here: tests/compat.py runs them.
     process = run_python("-c", "\n".join(blocks[:3]), cwd=tmp_path, **environment)
     assert process.returncode == 0, process.stderr
     assert float(process.stdout.splitlines()[-1]) <= 1e-5, "the golden embeddings' largest difference"
@@ -194,7 +194,7 @@ assert (found[0] - found[1]).abs().max() > 1e-3
     ],
 )
 def test_no_right_to_push(hub, release_folder, monkeypatch, token, repo, message):
-    """A message and the command that finishes; nothing is sent."""
+    """Ends with a message and the command that finishes the push; nothing is sent."""
     hub.add("models", "other/taken", {"config.json": b"{}"})
     monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setattr(release_module, "build", lambda *_: (release_folder, "v1"))
@@ -219,8 +219,8 @@ def test_a_token_that_cannot_write_is_known_before_the_training(hub, tmp_path):
 
 
 def test_a_licence_that_the_hub_does_not_know_is_told_before_the_work(hub, finished_run, tmp_path):
-    """Of a training and of a release: the Hub would refuse the commit at the end of it."""
-    told = "the Hub does not take the licence or the language: .*apache"
+    """Before a training and before a release: otherwise the Hub would refuse the commit at the end."""
+    told = "the Hub does not accept the licence or the language: .*apache"
     args = SarcseTrainingArguments(str(tmp_path / "x"), hub_license="apache", eval_strategy="no", report_to="none")
     with pytest.raises(ValueError, match=told):
         hub_module.repository_of_training(args)
@@ -257,7 +257,7 @@ def test_three_server_errors_are_waited_out(hub, push, capsys, method, path):
 
 
 def test_a_connection_cut_in_the_middle_of_a_large_file(hub, push, release_folder):
-    """The client notices and sends it again: what arrives is whole."""
+    """The client notices and sends it again, so that a complete file arrives."""
     with hub.fault("PUT", "/large/", "cut", times=2):
         commit = push()
     assert [status for method, _, status in hub.log if method == "PUT"].count(0) == 2
@@ -302,7 +302,7 @@ __main__.main()
 
 
 def test_a_second_push_of_the_same_content_changes_nothing(hub, push):
-    """Under the same tag, and under another one, which then names the same commit."""
+    """With the same tag, and with another one, which then names the same commit."""
     commit = push()
     assert push() == commit and push(tag="v1.0") == commit
     repository = hub.repositories["models", "me/x"]
@@ -310,7 +310,7 @@ def test_a_second_push_of_the_same_content_changes_nothing(hub, push):
 
 
 def test_a_tag_is_not_moved_and_a_release_replaces_the_last_one(hub, push, release_folder, tmp_path):
-    """On a branch of a private repository; files that the new release lacks are gone with it."""
+    """On a branch of a private repository. Files that the new release lacks are deleted."""
     push(private=True, revision="next")
     repository = hub.repositories["models", "me/x"]
     assert repository.private and set(repository.branches) == {"main", "next"}
@@ -318,7 +318,7 @@ def test_a_tag_is_not_moved_and_a_release_replaces_the_last_one(hub, push, relea
     repository.commit({**repository.commits[repository.branches["next"]], "stale.bin": b"old"}, branch="next")
     other = shutil.copytree(release_folder, tmp_path / "other")
     (other / "training_curve.png").unlink()
-    with pytest.raises(ValueError, match="me/x has a tag v1 already, of another release: choose another --tag"):
+    with pytest.raises(ValueError, match="me/x already has a tag v1 for another release: choose another --tag"):
         push(other, revision="next")
     push(other, revision="next", tag="v2")
     latest = repository.commits[repository.branches["next"]]
@@ -336,14 +336,14 @@ def test_a_repository_of_something_else_is_left_alone(hub, push):
 
 
 def test_an_encoder_with_code_of_its_own_comes_from_the_hub_with_it(custom_encoder, tmp_path):
-    """... for the training and, from where it was, for the model that came out of it; no release is pushed."""
+    """The code is loaded for the training and, from the same place, for the trained model. No release is pushed."""
     with LoopbackHub(TOKENS) as hub:
         hub.add("models", "org/custom", custom_encoder)
         environment = hub.environment(tmp_path / "home", MINE)
         arguments = flags(tmp_path / "model", model_name_or_path="org/custom", trust_remote_code="true")
         push = ["--push_to_hub", "true", "--hub_model_id", "me/custom"]
         refused = run_python(PROJECT / "train.py", *arguments, *push, cwd=tmp_path, **environment)
-        assert refused.returncode == 2 and "org/custom: no release can be made of it" in refused.stderr
+        assert refused.returncode == 2 and "org/custom: cannot be released" in refused.stderr
         trained = run_python(PROJECT / "train.py", *arguments, cwd=tmp_path, **environment)
         assert trained.returncode == 0 and "code of the encoder runs" in trained.stdout, trained.stderr
         config = json.loads((tmp_path / "model" / "config.json").read_text())
@@ -369,7 +369,7 @@ print(json.dumps(read))
 
 
 def test_files_of_the_hub_are_found_by_name_and_by_pattern(tmp_path):
-    """A name that a file has is that file, there too."""
+    """An existing file's name is never a pattern on the Hub either."""
     files = {"data[1].csv": b"id,text\n1,Of the first.\n", "data1.csv": b"id,text\n1,Of the other.\n"}
     files |= {"bad.csv": b"text\nA, b\n", "more/a.jsonl": b'{"text": "A."}\n', "more/b.jsonl": b'{"text": "B."}\n'}
     with LoopbackHub(TOKENS) as hub:
@@ -386,7 +386,7 @@ def test_files_of_the_hub_are_found_by_name_and_by_pattern(tmp_path):
 
 
 def test_the_lines_of_the_readme_train_a_model_and_push_a_release(tmp_path):
-    """As they stand, but for the encoder's name and the size of the batch; the release says what was done."""
+    """As written, except for the encoder's name and the batch size. The card says what was done."""
     section = (PROJECT / "README.md").read_text().split("## Train\n")[1]
     (code,) = re.findall(r"^```python\n(.*?)^```", section.split("\n## ")[0], re.DOTALL | re.MULTILINE)
     sentences = (DEMO / "sentences.txt").read_text().splitlines()[:32]
@@ -411,12 +411,12 @@ def test_the_lines_of_the_readme_train_a_model_and_push_a_release(tmp_path):
     assert card.data.base_model == "org/encoder" and f"`org/encoder` at commit `{commit}`" in card.text
     text = " ".join(card.text.split())  # on one line
     digest = hashlib.sha256("".join(f"{sentence}\n" for sentence in sentences).encode()).hexdigest()
-    assert f"32 sentences without labels. SHA-256 of them, each followed by a newline: `{digest}`" in text
-    assert "This model has no measured scores." in text and f'revision="{tag}"' in text
+    assert f"32 unlabelled sentences. SHA-256 of the sentences, each followed by a newline: `{digest}`" in text
+    assert "This model has not been evaluated." in text and f'revision="{tag}"' in text
 
 
 def test_what_a_push_may_say_reaches_the_hub(hub, tmp_path, monkeypatch, capsys):
-    """A token that is not in the environment, a branch, a tag, what the card says; a plain release."""
+    """A token that is not in the environment, a branch, a tag and metadata for the card; for a plain release."""
     monkeypatch.delenv("HF_TOKEN")
     sentences = (DEMO / "sentences.txt").read_text().splitlines()[:16]
     arguments = {"per_device_train_batch_size": 8, "max_steps": 1, "report_to": "none", "save_strategy": "no"}
@@ -436,7 +436,7 @@ def test_what_a_push_may_say_reaches_the_hub(hub, tmp_path, monkeypatch, capsys)
     card = ModelCard(files["README.md"].decode())
     assert (card.data.language, card.data.license) == (["en"], "mit")
     assert not [name for name in files if name.endswith(".py")], "a mean needs no code"
-    assert re.search(r"- Time: \d+ seconds, with evaluations", card.text)
+    assert re.search(r"- Time: \d+ seconds, including evaluation", card.text)
     assert MINE not in "".join(capsys.readouterr())
 
 
@@ -475,7 +475,7 @@ print(type(AutoModel.from_config(config, trust_remote_code=True)).__name__)
 
 
 def test_what_people_push_themselves_loads_everywhere(tmp_path):
-    """A model's and a configuration's own `push_to_hub`, without this project's release, and without the project."""
+    """A model's and a configuration's own `push_to_hub`, without a release. They load without this project."""
     with LoopbackHub(TOKENS) as hub:
         process = run_python(
             "-c", PUSH_AS_PEOPLE_DO, ENCODER, cwd=PROJECT, **hub.environment(tmp_path / "pusher", MINE)

@@ -1,4 +1,4 @@
-"""The calls that people make without reading: each gives the model's own embeddings or an error, no other vectors."""
+"""Common calls, made without reading the documentation: each gives the model's own embeddings or an error."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from .conftest import ENCODER, SENTENCES, whole_model
 
 @pytest.fixture(scope="module", params=POOLERS)
 def saved(request, tmp_path_factory, tokenizer):
-    """A model of each pooler, the folder that its own `save_pretrained` wrote, and its embeddings."""
+    """A model with each pooler, the folder written by its `save_pretrained`, and its embeddings."""
     torch.manual_seed(0)
     folder = str(tmp_path_factory.mktemp("saved"))
     model = whole_model(str(ENCODER), pooler=request.param)
@@ -30,7 +30,7 @@ def saved(request, tmp_path_factory, tokenizer):
         return model, folder, model(**tokenizer(SENTENCES, padding=True, return_tensors="pt")).pooler_output.numpy()
 
 
-# What people call, by what they have: the model and its tokenizer, or a folder that was saved.
+# Common calls on a model with its tokenizer, or on a saved folder.
 CALLS = {
     "AutoModel": lambda model, tokenizer, folder: AutoModel.from_pretrained(folder, trust_remote_code=True)(
         **tokenizer(SENTENCES, padding=True, return_tensors="pt")
@@ -61,12 +61,12 @@ CALLS = {
 def test_whatever_was_saved_gives_its_own_embeddings(saved, tokenizer, call):
     model, folder, expected = saved
     given = np.asarray(CALLS[call](model, tokenizer, folder)).reshape(len(SENTENCES), -1)
-    # One at a time or in a batch, float32 sums come in another order.
+    # One at a time and in a batch, float32 sums are in a different order.
     np.testing.assert_allclose(given, expected, rtol=0, atol=1e-6 * max(1.0, np.abs(expected).max()))
 
 
 def test_embeddings_of_the_inputs_stand_for_the_inputs(saved, tokenizer):
-    """Where the special tokens matter, the ids must be there to tell them."""
+    """If special tokens matter, the ids are required as well, to find them."""
     model, _, expected = saved
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     vectors = model.get_input_embeddings()(batch["input_ids"])
@@ -114,7 +114,7 @@ def test_encode_takes_what_people_give(tokenizer):
 
 
 def test_a_resized_vocabulary_is_saved_and_loaded(tmp_path, tokenizer):
-    """transformers writes the new size to the text's own configuration, which is the encoder's."""
+    """transformers writes the new size to the text configuration, which is the encoder's."""
     model = whole_model(str(ENCODER))
     size = model.get_input_embeddings().num_embeddings + 5
     model.resize_token_embeddings(size)
@@ -133,7 +133,7 @@ def test_config_json_has_the_encoders_sizes_where_tools_look_for_them(tmp_path):
 
 
 def test_a_configuration_alone_brings_the_code_that_it_names(tmp_path):
-    """... saved by the project's class or by the one that a folder brings, of which nothing else has been loaded."""
+    """Saved by the project's class, or by the class from a folder of which only the configuration was loaded."""
     SarcseModel.from_encoder_pretrained(str(ENCODER)).config.save_pretrained(tmp_path / "one")
     AutoConfig.from_pretrained(tmp_path / "one", trust_remote_code=True).save_pretrained(tmp_path / "two")
     config = AutoConfig.from_pretrained(tmp_path / "two", trust_remote_code=True)
@@ -164,7 +164,7 @@ def loaded(model, folder, **options):
     return AutoModel.from_pretrained(folder, trust_remote_code=True, **options)
 
 
-# Ways to come by the same model again, and how far its embeddings may be off, relative to the largest value.
+# Ways to get the same model again, and how far its embeddings may be off, relative to the largest value.
 COPIES = {
     "pickle": (lambda model, folder: pickle.loads(pickle.dumps(model)), 0),
     "deepcopy": (lambda model, folder: copy.deepcopy(model), 0),
@@ -186,7 +186,7 @@ def test_a_copy_of_a_model_is_the_model(tmp_path, tokenizer, way):
 
 
 def test_a_configuration_around_a_loaded_encoder_leaves_it_alone(tokenizer):
-    """transformers sets the attention of nested configurations anew; the encoder then computed other vectors."""
+    """transformers resets the attention of nested configurations; the encoder would then compute other vectors."""
     encoder = AutoModel.from_pretrained(ENCODER, add_pooling_layer=False).eval()
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The two losses against float64 loops written from the formulas, without a tensor operation of their own."""
+"""The two losses against float64 loops written from the formulas, without tensor operations."""
 
 import math
 
@@ -29,7 +29,7 @@ def test_info_nce_equals_its_formula(temperature):
 
 def test_info_nce_leaves_duplicates_out_of_the_sum():
     first, second = torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0))
-    groups = [0, 1, 0, 2]  # the third sentence is the first once more
+    groups = [0, 1, 0, 2]  # the third sentence repeats the first
     total = 0.0
     for i, x in enumerate(first.tolist()):
         kept = [j for j in range(4) if j == i or groups[j] != groups[i]]
@@ -48,7 +48,7 @@ def test_nothing_but_duplicates_gives_a_loss_of_zero_and_a_gradient_that_is_fini
 
 
 def test_sentence_keys_are_equal_for_equal_sentences_whatever_their_padding(tokenizer):
-    """As long as their ids are: real sentences, most of them different, padded to two lengths on both sides."""
+    """Keys are equal if and only if the ids are. Real, mostly different sentences, padded in three ways."""
     sentences = (DEMO / "sentences.txt").read_text().splitlines()[:500] * 2
     ids = tokenizer(sentences, truncation=True, max_length=32)["input_ids"]
     keys = []
@@ -61,7 +61,7 @@ def test_sentence_keys_are_equal_for_equal_sentences_whatever_their_padding(toke
 
 
 def test_a_prefix_has_another_key_than_the_whole():
-    """Also where the rest is made of the id 0."""
+    """Even if the rest consists of the id 0."""
     ids = torch.tensor([[5, 0, 0], [5, 0, 1]])
     assert len(sentence_keys(ids, torch.tensor([[1, 1, 1], [1, 1, 0]])).unique()) == 2
 

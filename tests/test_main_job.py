@@ -13,9 +13,9 @@ STEPS, BATCH = 40, 64
 @pytest.mark.realdata
 def test_sarcse_beats_simcse_with_the_same_steps_and_batch(real_data, tmp_path):
     """
-    SimCSE with the first token's vector, which this small encoder never trained, and, harder to beat, with the mean.
-    The README has the same comparison at full scale, on the larger encoder. (After 20 steps SARCSE and the mean are
-    level: both begin as the untrained mean.)
+    SimCSE with the first token's vector, which this small encoder never trained, and with the mean, which is harder to
+    beat. The README has the same comparison at full scale, on the larger encoder. (After 20 steps SARCSE and the mean
+    are level, as both start as the untrained mean.)
     """
     common = {
         "model_name_or_path": real_data / "encoders" / "roberta-tiny-wiki",

@@ -23,7 +23,7 @@ from .conftest import ENCODER, PROJECT, SENTENCES, run_python, whole_model
 
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-# ModernBERT alternates local and global attention; its defaults name ids of its own, larger vocabulary.
+# ModernBERT alternates local and global attention; its default ids belong to its own, larger vocabulary.
 ENCODER_CONFIGS = {
     "roberta": RobertaConfig(**SHAPE, max_position_embeddings=40),
     "bert": BertConfig(**SHAPE, max_position_embeddings=40),
@@ -89,7 +89,7 @@ def test_embedding_does_not_depend_on_padding_or_batch_mates(wrapped):
 
 @pytest.mark.parametrize("pooler", POOLERS)
 def test_embedding_does_not_depend_on_the_padding_side(tokenizer, pooler):
-    """Where the encoder's own positions do not: RoBERTa counts them from the first token that is not padding."""
+    """For encoders whose positions do not depend on it: RoBERTa counts from the first token that is not padding."""
     torch.manual_seed(0)
     model = whole_model(str(ENCODER), pooler=pooler)
     right = embed(model, tokenizer, SENTENCES)
@@ -119,7 +119,7 @@ def test_the_mean_sees_only_the_masked_positions():
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 7])
 def test_a_convolution_of_the_mean_window_is_the_mean_of_the_convolution(width):
-    """... over each sentence's own positions, for sentences shorter and longer than the convolution is wide."""
+    """Over each sentence's own positions, for sentences shorter and longer than the convolution's width."""
     torch.manual_seed(0)
     convolution = SameConv1d(3, 5, width).double()
     lengths = torch.tensor([6, 1, 4, 0])
@@ -131,13 +131,13 @@ def test_a_convolution_of_the_mean_window_is_the_mean_of_the_convolution(width):
         of_window = F.conv1d(mean_window(values, mask, width), convolution.weight, convolution.bias).squeeze(2)
     for row, length in enumerate(lengths[:3]):
         torch.testing.assert_close(of_window[row], by_torch[row, :, :length].mean(dim=1))
-    torch.testing.assert_close(of_window[3], convolution.bias.detach())  # no position at all: nothing but the bias
+    torch.testing.assert_close(of_window[3], convolution.bias.detach())  # no position at all: only the bias
 
 
 def test_sentence_encoder_equals_its_formula_written_out(tokenizer):
     """
-    H_k = gelu(conv_k(X)) and mean(conv(concat H_k)), over the content tokens of one sentence alone, in a loop; h is
-    this and the mean of all tokens.
+    H_k = gelu(conv_k(X)) and mean(conv(concat H_k)), over the content tokens of one sentence at a time. h is the sum
+    of this and the mean of all tokens.
     """
     torch.manual_seed(0)
     model = whole_model(str(ENCODER), channels=3, kernel_sizes=[2, 3])
@@ -170,7 +170,7 @@ def test_sentence_encoder_equals_its_formula_written_out(tokenizer):
 
 @pytest.mark.parametrize("options", [{}, {"channels": 5, "activation": "relu"}], ids=str)
 def test_fresh_autoencoder_is_mean_pooling(tokenizer, options):
-    """... and its TextCNN learns all the same: training starts from mean pooling, not from random convolutions."""
+    """Its TextCNN still gets gradients: training starts from mean pooling, not from random convolutions."""
     model = SarcseModel.from_encoder_pretrained(str(ENCODER), **options)
     mean = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean")
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
@@ -181,7 +181,7 @@ def test_fresh_autoencoder_is_mean_pooling(tokenizer, options):
 
 @pytest.mark.parametrize("options", [{}, {"channels": 5, "activation": "relu"}], ids=str)
 def test_fresh_decoder_gives_the_embedding_at_every_position(tokenizer, options):
-    """... so that each error is a distance from the embedding."""
+    """So each error is a distance from the embedding."""
     model = SarcseModel.from_encoder_pretrained(str(ENCODER), **options)
     with torch.no_grad():
         output = model(**tokenizer(SENTENCES[0], return_tensors="pt"), output_reconstruction=True)
@@ -327,7 +327,7 @@ def test_save_and_load_reproduce_every_tensor_and_output(wrapped, tmp_path):
 
 
 def test_loads_with_trust_remote_code_where_the_project_is_not(saved_model, trained_like_model, tokenizer, tmp_path):
-    """As from the Hub: a new process, in another folder, that knows nothing of this project."""
+    """As from the Hub: in a new process in another folder, without this project."""
     script = """
 import json, sys
 from transformers import AutoModel, AutoTokenizer
@@ -349,7 +349,7 @@ print(json.dumps([embeddings.tolist(), tokenizer.model_max_length]))
         torch.tensor(embeddings), embed(trained_like_model, tokenizer, SENTENCES), atol=1e-6, rtol=0
     )
     assert max_length == 128
-    # A model that was loaded so can be saved again and still carries its code.
+    # A model loaded in this way can be saved again, with its code.
     assert (tmp_path / "again" / "modeling_sarcse.py").read_bytes() == (PROJECT / "modeling_sarcse.py").read_bytes()
 
 
@@ -434,7 +434,7 @@ def test_what_is_no_text_encoder_is_refused(tmp_path, tokenizer):
 
 
 def test_a_loaded_encoder_is_taken_as_it_is():
-    """... without a random one that is built and thrown away, in the encoder's type."""
+    """No random encoder is built and discarded, and the encoder's dtype is kept."""
     encoder = AutoModel.from_pretrained(ENCODER, add_pooling_layer=False, dtype=torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     model = SarcseModel(SarcseConfig(encoder_config=encoder.config), encoder=encoder)
@@ -457,8 +457,8 @@ def test_an_unknown_pooler_is_refused():
 @pytest.mark.parametrize("pooler", POOLERS)
 def test_a_model_that_was_saved_before_loads_if_it_gives_the_same_embeddings(pooler, tmp_path):
     """
-    Its configuration had two more fields; the weights' names have stayed. An autoencoder's embedding was without the
-    mean of the tokens: it must not load silently, and give others.
+    Its configuration had two more fields; the weights' names are the same. An autoencoder's embedding did not include
+    the tokens' mean, so it must not load silently and give other embeddings.
     """
     model = whole_model(str(ENCODER), pooler=pooler, channels=4, kernel_sizes=[2, 3])
     model.save_pretrained(tmp_path)

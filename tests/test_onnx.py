@@ -1,4 +1,4 @@
-"""ONNX files of a release: what they give in ONNX Runtime, which has no code of ours, nor torch."""
+"""ONNX files of a release: their output in ONNX Runtime, without this project's code and without torch."""
 
 import json
 import re
@@ -28,7 +28,7 @@ from .conftest import DEMO, ENCODER, PROJECT
 
 
 def tokens(folder: Path, sentences: list[str]) -> dict[str, np.ndarray]:
-    """As a program without Python libraries of ours does: tokenizer.json and the limit beside it."""
+    """As another program would tokenise: with tokenizer.json and the limit stored beside it."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     limit = json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"]
     padding = json.loads((folder / "config.json").read_text())["pad_token_id"]
@@ -68,7 +68,7 @@ def golden(folder: Path) -> np.ndarray:
 
 
 def test_with_code_every_reader_finds_the_embedding(release_folder):
-    """The first output, the one by its name, and each of what is taken for token vectors, however they are pooled."""
+    """The first output, the output by name, and the repeated token vectors, however they are pooled."""
     outputs = run(release_folder, FLOAT_FILE, GOLDEN_SENTENCES)
     assert list(outputs) == ["sentence_embedding", "last_hidden_state"]
     embeddings = outputs["sentence_embedding"]
@@ -86,7 +86,7 @@ def test_a_plain_file_gives_token_vectors_for_the_reader_to_pool(plain):
 
 
 def test_fastembed_gives_the_golden_embeddings(release_folder, plain):
-    """Its custom model, as the cards have it, in its own environment (`make test` makes one)."""
+    """Its custom model, as in the cards, in its own environment (created by `make test`)."""
     python = PROJECT / ".venv" / "fastembed" / "bin" / "python"
     if not python.is_file():
         pytest.skip("fastembed is not installed: make .venv/fastembed/installed")
@@ -98,7 +98,7 @@ def test_fastembed_gives_the_golden_embeddings(release_folder, plain):
 
 
 def test_any_number_of_sentences_and_tokens(release_folder):
-    """One sentence of no token but the special ones, and more than the export was shown."""
+    """A sentence with only special tokens, and more sentences than the export saw."""
     for sentences in ([""], ["Why?"], GOLDEN_SENTENCES * 3):
         output = run(release_folder, FLOAT_FILE, sentences)["sentence_embedding"]
         expected = [golden(release_folder)[GOLDEN_SENTENCES.index(sentence)] for sentence in sentences]
@@ -133,7 +133,7 @@ def test_the_card_has_the_score_of_int8_beside_that_of_float32(plain):
         similarities = torch.cosine_similarity(*sides).numpy()
         (row,) = (line for line in card.splitlines() if line.startswith(f"| `{name}`"))
         stated = float(row.split("|")[-2])
-        # int8 rounds by the batch: its input's range is that of the whole batch.
+        # int8 rounding depends on the batch: the input's range is that of the whole batch.
         tolerance = 0.01 if name == FLOAT_FILE else 1.0
         assert stated == pytest.approx(correlations(similarities, np.array(pairs["score"][:])).spearman, abs=tolerance)
 
@@ -144,7 +144,7 @@ def test_nothing_in_the_graph_names_code_or_this_machine(release_folder):
 
 
 def test_beside_a_model_with_code_the_onnx_folder_is_one_without(release_folder):
-    """A configuration of a kind that everyone has, and a pooling that finds the embedding."""
+    """It has a standard configuration, and a pooling that returns the embedding."""
     folder = release_folder / "onnx"
     assert type(AutoConfig.from_pretrained(folder)).__name__ == "RobertaConfig"
     names = ("tokenizer.json", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
@@ -167,7 +167,7 @@ def test_an_encoder_that_cannot_be_exported_is_released_without_and_with_a_word(
 
 
 def test_a_file_that_gives_other_embeddings_is_left_out(release_folder, trained_like_model, tokenizer, tmp_path):
-    """Here that of another model."""
+    """Here the file of another model."""
     (tmp_path / "onnx").mkdir()
     shutil.copy(release_folder / FLOAT_FILE, tmp_path / FLOAT_FILE)
     with pytest.raises(ValueError, match="embeddings differ by"):
@@ -175,7 +175,7 @@ def test_a_file_that_gives_other_embeddings_is_left_out(release_folder, trained_
 
 
 def test_weights_past_a_protobufs_limit_go_to_a_second_file(plain, tmp_path, monkeypatch):
-    """Under the name that Transformers.js and text-embeddings-inference look for; the first has to be told."""
+    """Under the name that Transformers.js and text-embeddings-inference expect; the former needs a setting too."""
     monkeypatch.setattr(onnx_files, "LARGEST_FILE", 1_000_000)
     model_dir = str(plain.with_name("model"))
     folder, _ = build(ReleaseOptions(model_dir, str(tmp_path / "large")))
@@ -187,5 +187,5 @@ def test_weights_past_a_protobufs_limit_go_to_a_second_file(plain, tmp_path, mon
     assert np.array_equal(one, other)
     assert re.search(r"`onnx/model.onnx` +\| 5.9 MB", (folder / "README.md").read_text())
     options = ReleaseOptions(model_dir, str(tmp_path / "none"), onnx_int8=True, pairs=str(DEMO / "sts.tsv"))
-    with pytest.raises(ValueError, match="--onnx_int8: the weights have more than 1,000,000 bytes"):
+    with pytest.raises(ValueError, match="--onnx_int8: the weights exceed 1,000,000 bytes"):
         build(options)

@@ -1,4 +1,4 @@
-"""Plain releases: models that need no code of ours, for every program that reads an encoder with its pooling."""
+"""Plain releases: models without this project's code, for every program that reads an encoder with its pooling."""
 
 import json
 import re
@@ -31,7 +31,7 @@ PLAIN = [name for name, pooler in POOLERS.items() if pooler.pooling_mode is not 
 
 @pytest.fixture(scope="module", params=PLAIN)
 def plain(request, tmp_path_factory, tokenizer) -> tuple[Path, SarcseModel]:
-    """A plain release, made by the command's function, and the model that it is of."""
+    """A plain release, made by the command's function, and its model."""
     folder = tmp_path_factory.mktemp(request.param)
     model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=request.param)
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_a_plain_release_holds_no_code_and_says_so_nowhere(plain):
         *("golden_embeddings.json", "onnx/model.onnx"),
     }
     card = ModelCard.load(folder / "README.md").text
-    assert "trust_remote_code" not in card and "no code of this repository runs" in card
+    assert "trust_remote_code" not in card and "no code from this repository runs" in card
     assert "auto_map" not in json.loads((folder / "config.json").read_text())
 
 
@@ -79,9 +79,9 @@ def test_strangers_load_it_without_a_question_or_a_report(plain, tmp_path):
 
 
 def test_the_lines_of_its_card_run(plain, tmp_path):
-    """On the folder, as the card says of a repository that is none."""
+    """On the folder, as the card says where the model has not been pushed."""
     card = (plain[0] / "README.md").read_text()
-    assert "`you/sarcse-plain` stands for a repository that this has not been pushed to" in card
+    assert "`you/sarcse-plain` is a placeholder: this model has not been pushed to the Hub" in card
     blocks = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[:2]
     code = "\n".join(blocks).replace("you/sarcse-plain", str(plain[0]))
     code += "\nimport numpy; numpy.testing.assert_allclose(embeddings, vectors, atol=1e-5)"
@@ -102,7 +102,7 @@ def test_both_forms_have_the_same_scores_to_the_last_digit(plain, tmp_path):
 
 
 def test_this_project_loads_it_as_what_it_was(plain, tokenizer):
-    """With its pooler, for scores and further training, and no trace of the release in what is saved next."""
+    """With its pooler, for scoring and further training. Nothing of the release is left in what is saved next."""
     folder, model = plain
     loaded, _ = load_model(str(folder))
     assert kind_of_model(str(folder)) == "sarcse" and loaded.config.pooler == model.config.pooler
@@ -116,7 +116,7 @@ def test_this_project_loads_it_as_what_it_was(plain, tokenizer):
 
 
 def test_weights_in_half_precision_are_released_as_they_are(tokenizer, tmp_path):
-    """And verified in single precision, in which a reader may compute with them."""
+    """They are verified in single precision, which a reader may use."""
     model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean").to(torch.bfloat16)
     write_model(model, tokenizer, tmp_path, plain=True, with_decoder=False)
     write_card(tmp_path / "README.md", read_facts(tmp_path, model, tokenizer), "you/model", None, None, [])
@@ -126,7 +126,7 @@ def test_weights_in_half_precision_are_released_as_they_are(tokenizer, tmp_path)
 
 
 def test_its_own_pooler_is_seen_to_be_no_embedding(plain):
-    """Of the class, behind the first token: zero, not random and so another one each time."""
+    """The class's own pooler output is zero, not random values that differ each time."""
     ids = torch.arange(3, 9).view(1, 6)
     assert AutoModel.from_pretrained(plain[0])(ids).pooler_output.abs().max() == 0
 
@@ -165,7 +165,9 @@ def small_model(model_type: str, pooler: str) -> SarcseModel:
 def test_what_has_no_plain_form_says_why(tokenizer):
     left = AutoTokenizer.from_pretrained(ENCODER, padding_side="left")
     assert any(config.model_type == "t5" for config in MODEL_MAPPING)
-    assert "AutoModel loads more of 't5' than the encoder" in str(why_not_plain(small_model("t5", "mean"), tokenizer))
+    assert "AutoModel expects more than the encoder for 't5'" in str(
+        why_not_plain(small_model("t5", "mean"), tokenizer)
+    )
     assert "pads on the left" in str(why_not_plain(small_model("bert", "cls"), left))
     assert why_not_plain(small_model("bert", "mean"), left) is None
     for pooler in POOLERS.keys() - PLAIN:
@@ -186,7 +188,9 @@ def test_a_plain_release_that_pools_otherwise_is_stopped(plain, tmp_path):
     for name in ("pooling_mode_cls_token", "pooling_mode_mean_tokens"):
         pooling[name] = not pooling[name]
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    with pytest.raises(ValueError, match="does not give the model's embeddings in a new process: .*transformers: "):
+    with pytest.raises(
+        ValueError, match="does not reproduce the model's embeddings in a new process: .*transformers: "
+    ):
         verify(folder)
 
 
@@ -202,8 +206,8 @@ def test_training_goes_on_from_a_plain_release_with_its_pooler(plain, tmp_path):
 
 def test_text_embeddings_inference_finds_every_field_that_it_reads(plain, release_folder):
     """
-    Version 1.9.3 cannot be run here; these are the files and fields that its source reads, and their types. A field
-    of another type, or one that is missing where it is required, stops it as it starts.
+    Version 1.9.3 cannot be run here; these are the files and fields that its source reads, and their types. It refuses
+    to start if a field has another type, or if a required field is missing.
     """
     for folder in (plain[0], release_folder):
         read = {
@@ -217,8 +221,8 @@ def test_text_embeddings_inference_finds_every_field_that_it_reads(plain, releas
         assert all(isinstance(value, str) for value in config.get("auto_map", {}).values())
         # router/src/lib.rs, STConfig: one `max_seq_length`, which is required where the file is there.
         length = read["sentence_bert_config.json"]["max_seq_length"]
-        assert type(length) is int and length <= config["max_position_embeddings"] - 2  # of RoBERTa's kind
-        # router/src/lib.rs, PoolConfig: the long form, two of whose fields are required. Without the file it would
+        assert type(length) is int and length <= config["max_position_embeddings"] - 2  # for RoBERTa-like encoders
+        # router/src/lib.rs, PoolConfig: the long form, with two required fields. Without the file it would
         # need `--pooling`.
         pooling = read["1_Pooling/config.json"]
         chosen = [name for name, value in pooling.items() if name.startswith("pooling_mode_") and value is True]
@@ -228,7 +232,7 @@ def test_text_embeddings_inference_finds_every_field_that_it_reads(plain, releas
         assert read["tokenizer.json"]["post_processor"] is not None
         assert read["tokenizer_config.json"].get("padding_side", "right") in ("left", "right")
     config = json.loads((plain[0] / "config.json").read_text())
-    # backends/candle/src/models/bert.rs, BertConfig; of the others defaults are taken.
+    # backends/candle/src/models/bert.rs, BertConfig; other fields have defaults.
     for name in ("vocab_size", "num_attention_heads", "intermediate_size", "type_vocab_size"):
         assert type(config[name]) is int, name
     for name in ("hidden_dropout_prob", "initializer_range", "layer_norm_eps"):

@@ -1,6 +1,6 @@
 """
-The Space of a release: what is written, what is refused, how it gets to the Hub; and the page itself, in a browser,
-whose numbers must be those of the model.
+The Space of a release: what is written, what is refused, and how it is pushed to the Hub. In a browser, the page's
+numbers must be those of the model.
 """
 
 import ast
@@ -46,12 +46,13 @@ PATIENCE = 600_000  # milliseconds; a machine may be busy
 
 @pytest.fixture(scope="module")
 def space(release_folder, finished_run) -> Path:
-    """Of the tiny release, which has no decoder, beside the model that its training left, which has one."""
+    """The Space of the tiny release, which has no decoder, beside the training's output, which has one."""
     folder = release_folder.parent / "space"
     command = ["-m", "model_card", release_folder, "--space", folder, "--beside", finished_run[0]]
     process = run_command(*command, cwd=PROJECT)
     assert process.returncode == 0, process.stderr
-    assert f"`python {folder}/app.py` shows it" in process.stdout
+    assert f"To run it on this machine: `pip install -r {folder}/requirements.txt`" in process.stdout
+    assert f"`python {folder}/app.py`" in process.stdout
     return folder
 
 
@@ -83,7 +84,7 @@ def test_the_hub_takes_the_metadata_of_a_space(space):
 
 
 def test_what_a_space_needs_is_what_the_tests_have():
-    """The ranges of the project's own files, and a version of Gradio that is in its range."""
+    """The same ranges as in the project's own files, and a version of Gradio within its range."""
     own = (PROJECT / "requirements.txt").read_text().splitlines()
     extra = re.search(r'^space = \["(gradio[^"]+)"\]', (PROJECT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     assert extra in REQUIREMENTS and set(REQUIREMENTS) <= {*own, extra}
@@ -100,7 +101,7 @@ def test_the_page_imports_what_a_space_installs_and_nothing_else():
 
 
 def test_a_space_is_written_over_an_earlier_one_and_leaves_what_else_is_there(space, release_folder, tmp_path):
-    """A clone of its repository, for example. Without a second model at hand it says why there is none."""
+    """For example over a clone of its repository. Without a second model it says why there is none."""
     folder = shutil.copytree(space, tmp_path / "space")
     (folder / ".git").mkdir()
     (folder / "app.py").write_text("of an earlier version")
@@ -115,27 +116,30 @@ def test_a_space_is_written_over_an_earlier_one_and_leaves_what_else_is_there(sp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{release}"], "give --release_dir OUT for a release, --space DIR for the Space of one, or both"),
-        (["{model}", "--space", "{tmp}/out"], "{model}: not a release. Give --release_dir OUT as well"),
-        (["{tmp}/none", "--space", "{tmp}/out"], "{tmp}/none: no such folder, and not the name of a model at the Hub"),
+        (["{release}"], "give --release_dir OUT to build a release, --space DIR to write a Space, or both"),
+        (["{model}", "--space", "{tmp}/out"], "{model}: not a release. Add --release_dir OUT"),
+        (["{tmp}/none", "--space", "{tmp}/out"], "{tmp}/none: no such folder, and not the name of a model on the Hub"),
         (["no/where", "--space", "{tmp}/out"], "no/where: no such folder, and HF_HUB_OFFLINE is set"),
         (["{release}", "--space", "{tmp}/full"], "--space {tmp}/full: holds something that is not a Space"),
         (["{release}", "--space", "{tmp}/full/note.txt"], "note.txt: is a file"),
         (["{release}", "--space", "{release}"], "holds something that is not a Space"),
-        (["{release}", "--space", "{release}/space"], "would be in {release}, where the model is"),
-        (["{model}", "--release_dir", "{tmp}/out", "--space", "{tmp}/out/space"], "would be in {tmp}/out, where"),
+        (["{release}", "--space", "{release}/space"], "would be inside the model's folder {release}"),
+        (
+            ["{model}", "--release_dir", "{tmp}/out", "--space", "{tmp}/out/space"],
+            "inside the model's folder {tmp}/out;",
+        ),
         (["{release}", "--push_space", "me/x"], "--push_space needs --space DIR"),
         (["{release}", "--beside", "{model}"], "--beside needs --space DIR"),
-        (["{release}", "--space", "{tmp}/out", "--push_space", "x"], "--push_space x: with its owner, you/x"),
+        (["{release}", "--space", "{tmp}/out", "--push_space", "x"], "--push_space x: add the owner, you/x"),
         (["{release}", "--space", "{tmp}/out", "--push_space", "a/b/c"], "a/b/c"),
-        (["{release}", "--space", "{tmp}/out", "--push_space", "me/x"], "its model is on this machine only. Push the"),
+        (["{release}", "--space", "{tmp}/out", "--push_space", "me/x"], "its model is only on this machine. Push the"),
         (
             ["{model}", "--release_dir", "{tmp}/out", "--space", "{tmp}/space", "--push_space", "me/x"],
-            "--push_space me/x: its model is on this machine only",
+            "--push_space me/x: its model is only on this machine",
         ),
         (
             ["me/model", "--space", "{tmp}/out", "--push_space", "me/x", "--beside", "{model}"],
-            "--beside {model}: is on this machine only. A Space on the Hub needs a model that is there",
+            "--beside {model}: is only on this machine. A Space on the Hub needs a model that is there",
         ),
         (["{release}", "--space", "{tmp}/out", "--beside", "{tmp}/full"], "{tmp}/full: no model in it"),
         (["{release}", "--space", "{tmp}/out", "--beside", "{tmp}/broken"], "{tmp}/broken: the model cannot be"),
@@ -145,10 +149,10 @@ def test_a_space_is_written_over_an_earlier_one_and_leaves_what_else_is_there(sp
         ),
         (
             ["{release}", "--space", "{tmp}/out", "--push", "me/x"],
-            "--push is of a new release: give --release_dir OUT",
+            "--push applies to a new release: add --release_dir OUT",
         ),
-        (["{release}", "--space", "{tmp}/out", "--seeds", "{model}"], "--seeds is of a new release"),
-        (["{release}", "--space", "{tmp}/out", "--plain"], "--plain is of a new release"),
+        (["{release}", "--space", "{tmp}/out", "--seeds", "{model}"], "--seeds applies to a new release"),
+        (["{release}", "--space", "{tmp}/out", "--plain"], "--plain applies to a new release"),
     ],
 )
 def test_user_errors_end_in_one_line(release_folder, finished_run, tmp_path, monkeypatch, capsys, arguments, message):
@@ -170,7 +174,7 @@ def test_user_errors_end_in_one_line(release_folder, finished_run, tmp_path, mon
 
 
 def started(app: Path, **environment: str) -> tuple[subprocess.Popen, str]:
-    """`python app.py`, from outside the project, and its address."""
+    """Starts `python app.py` outside the project; returns the process and its URL."""
     process = start_python(app, cwd=app.parent, **environment)
     lines = []
     for line in process.stdout:
@@ -180,7 +184,7 @@ def started(app: Path, **environment: str) -> tuple[subprocess.Popen, str]:
     raise AssertionError("".join(lines))
 
 
-# The command, but for the building of the release, which is there already, and without patience.
+# The command with an existing release instead of building one, and without retries.
 PUSH_BOTH = """
 from pathlib import Path
 from model_card import __main__, hub, release
@@ -192,8 +196,8 @@ __main__.main()
 
 def test_a_release_is_pushed_with_its_space_which_keeps_to_the_commit(finished_run, release_folder, tmp_path):
     """
-    In one command and, as the Hub fails in the middle, the one that this ends with. Then the model's repository moves
-    on, and the Space, as anyone would clone it, shows what it showed.
+    One command pushes both. The Hub fails in the middle, and the command named in the error message finishes. A later
+    commit to the model's repository does not change what a clone of the Space shows.
     """
     with LoopbackHub({MINE: ("me", "write")}) as hub:
         options = ["--push", "me/model", "--space", tmp_path / "space", "--push_space", "me/page", "--private"]
@@ -246,7 +250,7 @@ def test_a_space_of_somebody_elses_is_left_alone(space, monkeypatch):
     "line", ["Started from `org/encoder` at commit `{}`.", "Started from\n  `a/b`\n  at commit `{}`."]
 )
 def test_the_second_model_is_the_encoder_that_the_card_names(tmp_path, line):
-    """With its commit, also while the Hub is out of reach."""
+    """With its commit, even if the Hub cannot be reached."""
     card = ModelCard(f"---\nlicense: mit\n---\n- {line.format('c' * 40)}\n")
     second = second_model(None, card, tmp_path)
     assert second.settings() == {"name": re.search("`(.+?)`", line)[1], "revision": "c" * 40, "pooling": "mean"}
@@ -257,7 +261,7 @@ def test_the_second_model_is_the_encoder_that_the_card_names(tmp_path, line):
 
 
 def similarities(folder: Path, sentences: list[str]) -> list[list[str]]:
-    """As the page writes them, from the model's own `encode`."""
+    """Formatted as on the page, from the model's own `encode`."""
     embeddings = SarcseModel.from_pretrained(folder).encode(sentences, normalize=True)
     return [[f"{value:.3f}" for value in row] for row in embeddings @ embeddings.T]
 
@@ -278,16 +282,16 @@ def app(space) -> SimpleNamespace:
     [
         ("", "Type at least one sentence"),
         (" \n\t\n\u2028", "Type at least one sentence"),
-        ("Why?", "A second sentence, in a line of its own, gives a similarity."),
+        ("Why?", "Add a second sentence on a new line to see a similarity."),
         (
             "word " * 2000,
-            "Sentence 1 is longer than the 128 tokens that this model reads: only its beginning counts.",
+            "Sentence 1 is longer than the 128 tokens that this model reads; the rest is ignored.",
         ),
         ("x" * 10_000, "Sentence 1 is longer than the 128 tokens"),
-        ("Why?\n" * 50, "These are 50 lines: the first 20 are compared."),
+        ("Why?\n" * 50, "There are 50 lines; only the first 20 are compared."),
         ("🙂 👩‍👩‍👧\n東京は雨だった。", "🙂"),
         ("שלום עולם\nمرحبا", "שלום"),
-        ("a\0b \ud83d\x1b[31m", "A second sentence"),
+        ("a\0b \ud83d\x1b[31m", "Add a second sentence"),
         ("<script>alert(1)</script>\n<b title='\">", "&lt;"),
         ("</s><s><pad>\n<mask>", "1.000"),
     ],
@@ -297,7 +301,7 @@ def test_whatever_is_typed_has_an_answer(app, text, answer):
     assert answer in page and "nan" not in page
     assert "<script" not in page and "<b " not in page
     found = app.search(text, "Why?\n" + text, None)
-    assert "Why?" in found or "ready: type what to look for" in found
+    assert "Why?" in found or "ready: type a query" in found
 
 
 def test_a_file_is_read_as_text_or_refused_in_one_sentence(app, tmp_path):
@@ -310,9 +314,9 @@ def test_a_file_is_read_as_text_or_refused_in_one_sentence(app, tmp_path):
     }.items():
         (tmp_path / name).write_bytes(content)
         found = app.search("Why?", "", str(tmp_path / name))
-        assert found == app.note(f"{name} is not a text file in UTF-8: upload one with a sentence in each line.")
+        assert found == app.note(f"{name} is not a UTF-8 text file: upload one with one sentence per line.")
     (tmp_path / "empty.txt").write_text("\n")
-    assert "Paste sentences to search in" in app.search("Why?", "", str(tmp_path / "empty.txt"))
+    assert "Paste the sentences to search" in app.search("Why?", "", str(tmp_path / "empty.txt"))
 
 
 def test_ten_thousand_sentences_are_searched_and_none_is_embedded_twice(app, monkeypatch):
@@ -321,7 +325,7 @@ def test_ten_thousand_sentences_are_searched_and_none_is_embedded_twice(app, mon
     monkeypatch.setattr(model, "vectors", lambda ids: rows.extend(ids) or vectors(ids))
     pasted = "\n".join(f"Number {number}." for number in range(10_001))
     first = app.search("Number 7.", pasted, None)
-    assert "These are 10,001 sentences: the first 10,000 are searched." in first
+    assert "There are 10,001 sentences; only the first 10,000 are searched." in first
     assert "The nearest 10 of 10,000 sentences" in first and len(rows) == 10_000
     assert "1.000</span> <bdi>Number 7.</bdi>" in first
     assert "one new sentence" not in first and app.search("Number 7.", pasted + "\nNew.", None).count("<li>") == 10
@@ -332,7 +336,7 @@ def test_ten_thousand_sentences_are_searched_and_none_is_embedded_twice(app, mon
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_an_encoder_is_pooled_as_it_should_be(app, space, pooling):
-    """The second model by default, and a plain release; padding does not count."""
+    """As for the default second model and a plain release; padding is ignored."""
     embeddings = app.Model(os.path.relpath(ENCODER, space), None, pooling).embed(SENTENCES)
     encoder, tokenizer = AutoModel.from_pretrained(ENCODER).eval(), AutoTokenizer.from_pretrained(ENCODER)
     for sentence, embedding in zip(SENTENCES, embeddings, strict=True):
@@ -356,12 +360,14 @@ def test_a_plain_release_is_pooled_as_it_says(app, space, tokenizer, tmp_path):
 def test_a_model_that_only_sentence_transformers_can_pool_is_refused(tmp_path):
     folder = shutil.copytree(ENCODER, tmp_path / "pooled")
     (folder / "modules.json").write_text("[]")
-    with pytest.raises(ValueError, match="pooled: only sentence-transformers, which a Space does not have, makes"):
+    with pytest.raises(
+        ValueError, match="pooled: its embeddings need sentence-transformers, which a Space does not have"
+    ):
         find(str(folder), "main", tmp_path)
 
 
 def test_of_an_encoder_and_decoder_the_encoder_is_shown(app, tokenizer, tmp_path):
-    """T5, whose whole model would want a second input; and its tokenizer knows no limit."""
+    """T5: the full model would need a second input, and its tokenizer has no limit."""
     config = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
     folder = random_encoder(tmp_path / "t5", T5Model(config), None)
     AutoTokenizer.from_pretrained(ENCODER, model_max_length=10**30).save_pretrained(folder)
@@ -370,7 +376,7 @@ def test_of_an_encoder_and_decoder_the_encoder_is_shown(app, tokenizer, tmp_path
 
 
 def test_tokens_are_spaced_as_in_the_sentence(app):
-    """Whatever their tokenizer marks: words, the rest of words, or nothing."""
+    """Whether the tokenizer marks the start of words, continuations, or nothing."""
     spaced = [(" ", "Kick"), ("", "ing"), (" ", "a"), (" ", "ball"), ("", ".")]
     for texts in (["Kick", "ing", " a", " ball", "."], ["kick", "##ing", "a", "ball", "."]):
         found = app.spaced("Kicking a ball.", texts)
@@ -387,7 +393,7 @@ def test_a_second_model_that_cannot_be_loaded_is_left_out_and_a_first_one_ends_i
         (folder / "space.json").write_text(json.dumps(settings))
     page = SimpleNamespace(**runpy.run_path(str(tmp_path / "space1" / "app.py")))
     assert len(page.MODELS) == 1
-    assert "There is no second model here: nowhere could not be loaded." in page.compare("Why?")
+    assert "No second model is shown: nowhere could not be loaded." in page.compare("Why?")
     with pytest.raises(SystemExit, match="app.py: nowhere, which space.json names, could not be loaded"):
         runpy.run_path(str(tmp_path / "space0" / "app.py"))
 
@@ -415,7 +421,7 @@ def address(space) -> Iterator[str]:
 
 @pytest.fixture()
 def open_page(browser, address) -> Iterator[Callable[..., Page]]:
-    """Opens the page, with what a context of playwright can have; then nothing may have left this machine."""
+    """Opens the page with options of playwright's context; afterwards checks that no request left this machine."""
     contexts, requested = [], []
 
     def open_page(**options) -> Page:
@@ -434,14 +440,14 @@ def open_page(browser, address) -> Iterator[Callable[..., Page]]:
 
 
 def compare(page: Page, sentences: list[str]) -> None:
-    page.get_by_label("Sentences, one in each line; Shift").fill("\n".join(sentences))
+    page.get_by_label("Sentences, one per line (Shift").fill("\n".join(sentences))
     page.get_by_role("button", name="Compare").click()
     expect(page.locator(".panel").nth(1).locator(".sentences li")).to_have_count(len(sentences), timeout=PATIENCE)
     expect(page.locator(".matrix th bdi").first).to_have_text(sentences[0], timeout=PATIENCE)
 
 
 def search(page: Page, wanted: str) -> list[tuple[str, str]]:
-    page.get_by_label("What to look for").fill(wanted)
+    page.get_by_label("Query").fill(wanted)
     page.keyboard.press("Enter")
     expect(page.locator(".found")).to_be_visible(timeout=PATIENCE)
     return [
@@ -451,7 +457,7 @@ def search(page: Page, wanted: str) -> list[tuple[str, str]]:
 
 
 def test_what_is_compared_has_the_numbers_of_the_models(open_page, release_folder, finished_run, tokenizer):
-    """Similarities of both; how far the embedding moves without each token; and the errors of the reconstruction."""
+    """Similarities of both models, how far the embedding moves without each token, and the reconstruction errors."""
     page = open_page()
     compare(page, SENTENCES)
     numbers = []
@@ -477,7 +483,7 @@ def test_what_is_compared_has_the_numbers_of_the_models(open_page, release_folde
 
 @torch.no_grad()
 def movements(folder: Path, sentence: str, tokenizer) -> list[float]:
-    """1 - cosine without each token, one pass each."""
+    """1 - cosine without each token, with one forward pass each."""
     model = SarcseModel.from_pretrained(folder).eval()
     ids = tokenizer(sentence)["input_ids"]
     whole = model(torch.tensor([ids])).pooler_output
@@ -486,7 +492,7 @@ def movements(folder: Path, sentence: str, tokenizer) -> list[float]:
 
 
 def test_what_is_typed_is_text_to_the_page(open_page):
-    """No markup, no template of Gradio's, in any direction; and what a model cannot compare is one sentence."""
+    """Not as markup and not as a Gradio template, in any writing direction. Empty input gives a one-sentence note."""
     page = open_page()
     texts = ["<b>bold</b> & <img src=x onerror=alert(1)>", "${1 + 1} {{value}} @children", "שלום 🙂"]
     compare(page, texts)
@@ -495,17 +501,17 @@ def test_what_is_typed_is_text_to_the_page(open_page):
     read = ["".join(row.split()) for row in panel.locator(".sentences li").all_inner_texts()]
     assert read == ["".join(text.split()) for text in texts]
     assert panel.locator("b, img").count() == 0
-    page.get_by_label("Sentences, one in each line; Shift").fill(" ")
+    page.get_by_label("Sentences, one per line (Shift").fill(" ")
     page.get_by_role("button", name="Compare").click()
     expect(page.locator(".note")).to_have_text(re.compile("Type at least one sentence"), timeout=PATIENCE)
     assert page.locator(".error, .toast-body").count() == 0
 
 
 def test_a_search_finds_what_the_model_holds_for_nearest(open_page, release_folder, tmp_path):
-    """Among pasted sentences and those of a file; a file that is no text is one sentence."""
+    """Among pasted sentences and those of a file. A file that is not text gives a one-sentence note."""
     page = open_page()
     page.get_by_role("tab", name="Search").click()
-    page.get_by_label("Sentences to search in").fill("\n".join(SENTENCES))
+    page.get_by_label("Sentences to search, one").fill("\n".join(SENTENCES))
     more = [f"{sentence.rstrip('.')}, and {other.lower()}" for sentence in SENTENCES for other in SENTENCES[:3]]
     (tmp_path / "more.txt").write_text("\n".join(more))
     page.locator("input[type=file]").set_input_files(tmp_path / "more.txt")
@@ -520,7 +526,7 @@ def test_a_search_finds_what_the_model_holds_for_nearest(open_page, release_fold
     page.locator("input[type=file]").set_input_files(PROJECT / "docs" / "token_importance.png")
     expect(page.get_by_role("cell").first).to_contain_text("token_importance", timeout=PATIENCE)
     page.get_by_role("button", name="Search").click()
-    expect(page.locator(".note")).to_contain_text("token_importance.png is not a text file", timeout=PATIENCE)
+    expect(page.locator(".note")).to_contain_text("token_importance.png is not a UTF-8 text file", timeout=PATIENCE)
 
 
 def test_the_model_is_shown_with_its_scores_and_figures(open_page, finished_run):
@@ -534,7 +540,7 @@ def test_the_model_is_shown_with_its_scores_and_figures(open_page, finished_run)
     assert pictures == [[text, True] for text in FIGURES.values()]
 
 
-# Of all elements with a text of their own and a shade: the least contrast of the two, as WCAG 2 has it.
+# The lowest contrast between text and background over all the elements, as defined by WCAG 2.
 LEAST_CONTRAST = """
 elements => {
     const parts = color => {
@@ -565,7 +571,7 @@ elements => {
     ids=["light", "dark", "narrow"],
 )
 def test_everything_is_readable_in_light_dark_and_on_a_telephone(open_page, options):
-    """Shaded text has the contrast that WCAG asks for; no page is wider than the window, whatever is pointed at."""
+    """Shaded text has the contrast that WCAG requires, and no page is wider than the window, even on hover."""
     page = open_page(**options)
     assert page.locator("body.dark").count() == (options.get("color_scheme") == "dark")
     compare(page, [*SENTENCES, "Antidisestablishmentarianism" * 9])
@@ -599,7 +605,7 @@ def test_the_keyboard_is_enough(open_page, release_folder):
             page.keyboard.press("Tab")
         raise AssertionError(f"no way to {name}")
 
-    go_to("textbox", "Sentences, one in each line; Shift+Enter compares")
+    go_to("textbox", "Sentences, one per line (Shift+Enter to compare)")
     page.keyboard.press("Control+A")
     page.keyboard.type("Why?\nHow so?")
     page.keyboard.press("Shift+Enter")
@@ -608,7 +614,7 @@ def test_the_keyboard_is_enough(open_page, release_folder):
     )
     go_to("tab", "Search")
     page.keyboard.press("Enter")
-    go_to("textbox", "What to look for")
+    go_to("textbox", "Query")
     page.keyboard.type("birds")
     go_to("button", "Search")
     page.keyboard.press("Enter")

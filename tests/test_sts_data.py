@@ -12,7 +12,7 @@ YEARS = ("STS12", "STS13", "STS14", "STS15", "STS16")
 
 
 def write_year(root, task, subsets, prefix="STS"):
-    """A year's folder: `subsets` has, by name, the contents of the input and of the gold file, as bytes."""
+    """A year's folder; `subsets` maps each name to the contents of the input and the gold file, as bytes."""
     folder = root / STS_TASKS[task].folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, (lines, golds) in subsets.items():
@@ -23,7 +23,7 @@ def write_year(root, task, subsets, prefix="STS"):
 
 @pytest.fixture
 def year13(tmp_path):
-    """All of 2013 as SentEval's script leaves it: three subsets, tokenised."""
+    """All of 2013 as written by SentEval's script: three subsets, tokenised."""
     subsets = {
         "FNWN": (b'a cat .\ta dog .\none " two\tthree\nx\ty\n', b"1.5\n\n4\n"),
         "OnWN": (b"e\tf\ng\th\n", b"0\n5.0\n"),
@@ -52,14 +52,14 @@ def test_windows_files_with_byte_order_marks_read_the_same(year13, tmp_path):
 
 
 def test_raw_files_keep_their_case_and_lose_only_what_senteval_loses(year13, tmp_path):
-    """SentEval splits at whitespace and joins with spaces; further columns (sources, 2016) are not sentences."""
+    """SentEval splits at whitespace and joins with spaces. Further columns (sources in 2016) are not sentences."""
     (year13 / "STS.input.headlines.txt").write_bytes("It's  5\u00a0PM. \tÉcole  \tsource\tlicence\r\n".encode())
     pair = load_sts("STS13", str(tmp_path))[2]
     assert (pair["sentence1"], pair["sentence2"]) == ("It's 5 PM.", "École")
 
 
 def test_other_files_of_the_archives_are_no_subsets(year13, tmp_path):
-    """2012 comes with STS.gs.ALL.txt, 2013 with the gold scores of SMT, whose sentences are not free."""
+    """2012 includes STS.gs.ALL.txt, and 2013 the gold scores of SMT, whose sentences are not freely available."""
     expected = load_sts("STS13", str(tmp_path)).to_dict()
     (year13 / "STS.gs.ALL.txt").write_text("1\n" * 5)
     (year13 / "STS.gs.SMT.txt").write_text("1\n" * 5)
@@ -119,7 +119,7 @@ def test_real_tasks_have_the_published_pairs_and_subsets(real_data, caplog):
 
 @pytest.mark.realdata
 def test_a_real_folder_reads_the_same_when_windows_has_touched_it(real_data, tmp_path):
-    """All of 2014 with Windows line ends and byte order marks, and not tokenised but cased: the same gold scores."""
+    """All of 2014 with Windows line ends and byte order marks, cased and not tokenised, has the same gold scores."""
     source = real_data / "data" / "senteval" / STS_TASKS["STS14"].folder
     target = tmp_path / STS_TASKS["STS14"].folder
     shutil.copytree(source, target)

@@ -1,4 +1,4 @@
-"""The study: its pages say what its lines say, and a run is what the program does by its own flags."""
+"""The study: its pages agree with its lines, and a run equals what the program does with the same flags."""
 
 import lzma
 import re
@@ -21,11 +21,11 @@ def model():
 
 
 def test_token_bias_groups_by_frequency(model, tokenizer):
-    """The errors are those that token_importance tells; a group that no token is in has none."""
+    """The errors are those of token_importance; an empty group has none."""
     rows = tokenizer(SENTENCES[:2], add_special_tokens=False)["input_ids"]
     frequent = rows[0][0]
     counts = np.ones(model.config.encoder_config.vocab_size, dtype=np.int64)  # a share of 1e-5 to 1e-4 each ...
-    counts[frequent] = len(counts)  # ... but one of a half
+    counts[frequent] = len(counts)  # ... except one of a half
     found = bias.token_bias(model, tokenizer, SENTENCES[:2], counts)
     told = [error for tokens in model.token_importance(SENTENCES[:2], tokenizer) for _, error in tokens]
     ids = [token for row in rows for token in row]
@@ -73,7 +73,7 @@ def test_a_run_that_needs_a_removed_switch_is_not_made_without_it(tmp_path):
 
 @pytest.fixture
 def small_data(tmp_path):
-    """A folder like that of the real data, with the demo's encoder and sentences, and its pairs for every task."""
+    """A folder laid out like the real data, with the demo's encoder and sentences, and its pairs for every task."""
     folder = tmp_path / "shared"
     sentences = folder / "data" / "wiki500k.txt.xz"
     sentences.parent.mkdir(parents=True)
@@ -99,7 +99,7 @@ def small_data(tmp_path):
 
 
 def test_a_run_is_trained_and_measured_by_the_program_and_leaves_one_line(small_data, tmp_path, monkeypatch):
-    """All pairs here are the same, so each test set scores what STS-B dev says of the best checkpoint."""
+    """All tasks have the same pairs here, so each test score equals the best checkpoint's score on STS-B dev."""
     like_a_line = run.read_lines()[-1].keys()
     monkeypatch.chdir(PROJECT)
     monkeypatch.setattr(run, "LINES", tmp_path / "study.jsonl")
@@ -119,12 +119,12 @@ def test_a_run_is_trained_and_measured_by_the_program_and_leaves_one_line(small_
     assert {name: len(groups) for name, groups in line["bias"].items()} == {"change": 5, "error": 5, "variance": 5}
     best = max(line["dev"], key=lambda pair: pair[1])[0]
     assert line["halves_found"] == pytest.approx(dict(line["health"])[best][reading.HEALTH_NUMBER], abs=1e-3)
-    # What is left of the run is its model, of which another command says the same.
+    # Only the run's model is kept, and another command gives it the same scores.
     kept = run.kept_folder(tiny, tmp_path / "runs")
     assert [*(tmp_path / "runs").iterdir()] == [kept.parent]
     tasks = load_tasks(["STSB", "STS12"], str(small_data / "data" / "senteval"), None)
     assert score.scores(kept, tasks) == pytest.approx(dict.fromkeys(("STSB", "STS12", "average"), reading.dev(line)))
-    # A run whose line and model are there is not made again, one whose model is gone is.
+    # A run whose line and model exist is not repeated; a run whose model was deleted is.
     made: list[dict] = []
     monkeypatch.setattr(run, "make_line", lambda missing, _: made.append(missing))
     run.main()
@@ -165,7 +165,7 @@ def test_differences_are_paired_and_their_interval_is_students():
 
 
 def test_each_rung_of_the_final_ladder_is_what_development_data_prefer():
-    """Of the baselines; SARCSE has one setting for both encoders, the default, which each sees near the best."""
+    """For the baselines. SARCSE has one setting for both encoders, the default, which is close to the best on each."""
     lines = run.read_lines()
     for encoder, rungs in configurations.FINAL.items():
         for name, choices in configurations.final_choices(encoder).items():
@@ -191,7 +191,7 @@ def test_each_table_of_the_study_is_on_one_page():
 
 @pytest.mark.parametrize("path", report.PAGES, ids=lambda path: path.name)
 def test_each_interval_that_is_quoted_is_in_a_table_of_the_study(path):
-    """Or the same difference the other way round: what more seeds have moved is not quoted as it was."""
+    """Or the same difference with the opposite sign. Intervals that more seeds have changed must be updated."""
     interval = re.compile(r"\[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\]")
     rows = [row for page in report.PAGES for row in page.read_text(encoding="utf-8").splitlines() if row[:1] == "|"]
     known = {(float(low), float(high)) for row in rows for low, high in interval.findall(row)}

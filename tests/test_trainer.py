@@ -1,4 +1,4 @@
-"""SarcseTrainer as people use a Trainer: with their own data, arguments and model, and without train.py."""
+"""SarcseTrainer as users use a Trainer: with their own data, arguments and model, and without train.py."""
 
 import hashlib
 import itertools
@@ -64,7 +64,7 @@ DATA = {
 
 @pytest.mark.parametrize("kind", DATA)
 def test_sentences_are_taken_as_people_have_them(tmp_path, tokenizer, kind):
-    """... with the weights that their own tokens give, counted here one by one."""
+    """Token weights come from the sentences' own tokens, counted here one by one."""
     ids = tokenizer(TEXTS, truncation=True, max_length=32)["input_ids"]
     arguments = SarcseTrainingArguments(str(tmp_path / "out"), **SMALL)
     trainer = SarcseTrainer(
@@ -107,7 +107,7 @@ def test_a_tokenizer_of_another_model_ends_in_a_message(tmp_path, tokenizer):
 
 
 def test_a_stream_is_shuffled_and_begins_anew_at_its_end(tmp_path, tokenizer):
-    """As train.py's own: two passes have each sentence twice, in other orders."""
+    """Like train.py's own: two passes have each sentence twice, in different orders."""
     stream = datasets.Dataset.from_dict({"text": TEXTS}).to_iterable_dataset()
     arguments = SarcseTrainingArguments(str(tmp_path), **{**SMALL, "max_steps": 8})
     trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=stream, processing_class=tokenizer)
@@ -121,7 +121,7 @@ def test_a_stream_is_shuffled_and_begins_anew_at_its_end(tmp_path, tokenizer):
 
 
 def test_arguments_of_transformers_mean_the_defaults_of_sarcse(tmp_path, caplog):
-    """What is at transformers' default is at SARCSE's, which is said, and the rest is as it was given."""
+    """Arguments at transformers' default take SARCSE's default, with a message; the others stay."""
     given = TrainingArguments(
         str(tmp_path), weight_decay=0.25, seed=5, **{**SMALL, "per_device_train_batch_size": 16, "max_steps": 1}
     )
@@ -152,7 +152,7 @@ def test_the_learning_rate_of_the_new_layers_follows_one_that_a_search_sets(tmp_
 
 
 def test_a_finished_run_makes_no_step_more(tmp_path):
-    """... when it is gone on from: the model stays what it was."""
+    """When it is resumed, the model stays the same."""
     arguments = {**SMALL, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3}
     arguments = SarcseTrainingArguments(str(tmp_path), **arguments)
     finished, again = (SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS) for _ in range(2))
@@ -176,7 +176,7 @@ def test_predict_gives_the_similarities_that_evaluate_scores(tmp_path, pairs, to
 
 
 def test_the_card_is_the_releases_without_a_pinned_revision(tmp_path, pairs, caplog):
-    """... with the scores before and after on the pairs that the trainer has, and what transformers' scripts add."""
+    """With the scores before and after on the trainer's pairs, and what transformers' scripts add."""
     arguments = {**SMALL, "eval_steps": 2, "hub_model_id": "me/mine"}
     arguments = SarcseTrainingArguments(str(tmp_path), **arguments)
     trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, eval_dataset=pairs)
@@ -186,7 +186,7 @@ def test_the_card_is_the_releases_without_a_pinned_revision(tmp_path, pairs, cap
     assert (card.data.language, card.data.license, card.data.library_name) == (["en"], "mit", "sentence-transformers")
     text = " ".join(card.text.split())  # on one line
     assert "Started from `encoder`." in text and 'from_pretrained("me/mine", trust_remote_code=True)' in card.text
-    assert f"32 sentences without labels. SHA-256 of them, each followed by a newline: `{sha256(TEXTS)}`" in text
+    assert f"32 unlabelled sentences. SHA-256 of the sentences, each followed by a newline: `{sha256(TEXTS)}`" in text
     assert "revision" not in card.text and "golden" not in card.text
     scores = json.loads((tmp_path / "sts_results.json").read_text())["models"]
     evaluated = trainer.evaluate()["eval_stsb_spearman"]
@@ -207,7 +207,7 @@ def test_callbacks_stop_early_by_the_pairs(tmp_path, pairs):
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_a_model_that_the_trainer_makes_is_prepared_as_one_that_it_is_given(tmp_path, tokenizer, weight):
-    """For DistributedDataParallel nothing may be trained that gets no gradient."""
+    """With DistributedDataParallel every trainable parameter must get a gradient."""
     arguments = SarcseTrainingArguments(str(tmp_path), reconstruction_weight=weight, learning_rate=1e-3, **SMALL)
     trainer = SarcseTrainer(
         args=arguments, train_dataset=TEXTS, processing_class=tokenizer, model_init=lambda: fresh_model()
@@ -222,7 +222,7 @@ def test_a_model_that_the_trainer_makes_is_prepared_as_one_that_it_is_given(tmp_
 
 
 def test_a_search_may_bring_the_reconstruction_in(tmp_path, tokenizer):
-    """Tokens are counted whatever the weight is at first."""
+    """Tokens are counted whatever the initial weight is."""
     arguments = SarcseTrainingArguments(str(tmp_path), reconstruction_weight=0.0, learning_rate=1e-3, **SMALL)
     trainer = SarcseTrainer(
         args=arguments, train_dataset=TEXTS, processing_class=tokenizer, model_init=lambda: fresh_model()
@@ -256,7 +256,7 @@ def test_what_would_have_no_effect_or_no_scores_ends_in_a_message(tmp_path, pair
 
 
 def test_what_would_fail_later_fails_before_the_training(tmp_path):
-    """As in train.py: an optimizer that is not installed, a folder that cannot be written."""
+    """As in train.py: a missing optimizer package, a folder that cannot be written."""
     arguments = SarcseTrainingArguments(str(tmp_path / "a"), optim="adamw_bnb_8bit", **SMALL)
     with pytest.raises(ValueError, match="--optim adamw_bnb_8bit"):
         SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS).train()
@@ -294,7 +294,7 @@ def test_a_trainer_without_training_data_evaluates(tmp_path, pairs):
 
 
 def test_sentences_without_a_tokenizer_end_in_a_message(tmp_path):
-    """A model that was made from nothing has none beside it; token ids of equal length need none."""
+    """A model built from a configuration has none beside it. Token ids of equal length need none."""
     model = fresh_model()
     model.name_or_path = ""
     arguments = SarcseTrainingArguments(str(tmp_path), **SMALL)
@@ -325,7 +325,7 @@ def test_what_the_trainer_saves_is_the_model_in_sentence_transformers_too(tmp_pa
 
 
 def test_a_search_optimises_what_picks_the_best_model(tmp_path, pairs, tokenizer):
-    """... in its better direction, with every value that a trial sets; then the best values train the model."""
+    """In the right direction, with every value that a trial sets. Then the best values train the model."""
     tried, used, found = [], [], []
 
     class Watch(TrainerCallback):
@@ -383,7 +383,7 @@ def weights_after(folder, **arguments) -> dict[str, torch.Tensor]:
     ids=["gradient checkpointing", "torch.compile"],
 )
 def test_what_saves_memory_or_time_trains_the_same_model(tmp_path, arguments):
-    """With dropout, too: both draw the masks that would be drawn without them."""
+    """With dropout too: the masks are the same with and without these options."""
     without, with_it = weights_after(tmp_path / "without"), weights_after(tmp_path / "with", **arguments)
     assert any((without[name] - start).abs().max() > 1e-4 for name, start in fresh_model().state_dict().items())
     for name, tensor in without.items():
@@ -402,7 +402,7 @@ def test_tensorboard_shows_both_losses(tmp_path):
 
 
 def test_adapters_are_trained_and_merged(tmp_path, pairs, tokenizer):
-    """PEFT's LoRA: the best checkpoint is taken, and what is saved is one model with the trained embeddings."""
+    """PEFT's LoRA: the best checkpoint is taken, and the saved result is one model with the same embeddings."""
     lora = LoraConfig(target_modules=["query", "value"], modules_to_save=["sentence_encoder", "sentence_decoder"])
     model = get_peft_model(fresh_model(), lora)
     arguments = {**SMALL, "save_strategy": "steps", "learning_rate": 1e-2, "eval_steps": 1, "save_steps": 1}

@@ -68,7 +68,7 @@ def test_printed_lines_load_the_model(finished_run, tmp_path):
 
 
 def test_sentence_transformers_loads_the_output_folder_with_its_own_pooling(finished_run):
-    """Without the two files that say so it would pool the token vectors by itself, silently."""
+    """Without the two files for it, sentence-transformers would silently pool the token vectors itself."""
     folder, _ = finished_run
     model, tokenizer = load_model(str(folder))
     embeddings = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu").encode(SENTENCES)
@@ -139,7 +139,7 @@ def test_simcse_is_a_configuration_of_the_same_program(tmp_path):
 
 
 def first_step(tmp_path, **fields):
-    """The trainer of a run, and the loss of its first batch with dropout off."""
+    """The trainer of a run, and the loss of its first batch without dropout."""
     trainer = build_trainer(*parse_arguments(flags(tmp_path / "out", report_to="none", **fields)))
     with_whole_layers(trainer.model)
     for module in trainer.model.modules():
@@ -167,8 +167,8 @@ def test_of_two_passes_one_forward_sees_two_views_of_every_sentence(tmp_path):
 @pytest.mark.parametrize("pooler", ["autoencoder", "mean", "cls"])
 def test_one_pass_makes_both_views_of_the_encoders_vectors(tmp_path, pooler):
     """
-    In each, dimensions of its own are three quarters of the batch's mean, in all its vectors, and the others so much
-    further from it that the expectation stays; the target is whole. Computed view by view.
+    Each view sets some dimensions of all its vectors to three quarters of the batch's mean, and moves the others away
+    from it so that the expectation stays. The target is not changed. Computed here view by view.
     """
     options = {"pooler": pooler, "channels": 4 if pooler == "autoencoder" else None, "view_dropout": 0.25}
     trainer, batch, _ = first_step(tmp_path, **options, reconstruction_weight=0 if pooler == "cls" else 1)
@@ -196,13 +196,13 @@ def test_one_pass_makes_both_views_of_the_encoders_vectors(tmp_path, pooler):
 
 
 def test_views_of_a_large_batch_do_not_overflow_in_float16():
-    vectors = torch.full((64, 32, 8), 100.0, dtype=torch.float16)  # whose sum is beyond 65,504
+    vectors = torch.full((64, 32, 8), 100.0, dtype=torch.float16)  # their sum exceeds 65,504, float16's maximum
     views = two_views_of(vectors, torch.ones(64, 32, dtype=torch.bool), 0.25)
     torch.testing.assert_close(views.unique(), torch.tensor([75.0, 75 + 25 / 0.75]).half(), atol=0.1, rtol=0)
 
 
 def test_a_run_with_two_passes_does_not_go_on_with_one(tmp_path):
-    """Nor does a run whose checkpoints are older than the choice, or have None for two passes."""
+    """The same holds for checkpoints from before this option, or with None for two passes."""
     for settings in ("{}", '{"view_dropout": null}'):
         (tmp_path / "run_settings.json").write_text(settings)
         check_settings(tmp_path, {"view_dropout": 0.0})
@@ -222,7 +222,7 @@ def test_a_run_with_two_passes_does_not_go_on_with_one(tmp_path):
     ],
 )
 def test_one_pass_is_the_default_of_the_autoencoder_with_a_reconstruction(tmp_path, fields, rate):
-    """SimCSE stays as its paper has it. The settings of a run say what was used."""
+    """SimCSE stays as in its paper. The settings of a run record what was used."""
     trainer, batch, (_, outputs) = first_step(tmp_path, **fields)
     assert trainer.view_dropout == rate and trainer.settings()["view_dropout"] == (rate or 0.0)
     assert len(outputs.last_hidden_state) == len(batch["input_ids"]) * (2 if rate is None else 1)
@@ -238,7 +238,7 @@ def test_reconstruction_weight_scales_its_loss_alone(tmp_path):
 
 
 def test_without_reconstruction_the_decoder_is_frozen(tmp_path):
-    """Every parameter that is trained gets a gradient, as DistributedDataParallel demands."""
+    """Every trainable parameter gets a gradient, as DistributedDataParallel requires."""
     for weight in (0.0, 1.0):
         trainer, _, (loss, _) = first_step(tmp_path, reconstruction_weight=weight)
         loss.backward()
@@ -248,7 +248,7 @@ def test_without_reconstruction_the_decoder_is_frozen(tmp_path):
 
 
 def test_the_record_says_with_which_code_the_model_was_trained(finished_run):
-    """Version and commit, with a mark where the code is not that of the commit any more."""
+    """Version and commit, with a mark if the code was changed since that commit."""
     record = json.loads((finished_run[0] / "training_record.json").read_text())
     assert record["versions"]["sarcse"] == __version__
     git = ["git", "-C", str(PROJECT), "rev-parse", "HEAD"]
@@ -267,7 +267,7 @@ def test_a_choice_that_does_not_exist_is_an_error_without_the_command_too(tmp_pa
 
 
 def test_a_baseline_of_evaluations_is_not_trained(tmp_path, tokenizer):
-    """A model that was saved with it is loaded and scored, and no more."""
+    """A model that was saved with it can be loaded and scored, but not trained."""
     folder = tmp_path / "baseline"
     SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="first_last_average").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -296,13 +296,13 @@ def test_new_layers_can_have_a_learning_rate_of_their_own(tmp_path):
     ],
 )
 def test_new_layers_learn_three_times_as_fast_where_there_is_something_to_reconstruct(options, rate):
-    """SimCSE has one learning rate. The record has the rate that was used, as a person would write it."""
+    """SimCSE has one learning rate. The record has the rate that was used, in short decimal form."""
     _, _, training = parse_arguments(["--learning_rate", "1e-5", *options])
     assert str(training.new_layers_learning_rate) == rate
 
 
 def random_state_and_gradients(trainer, step) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The gradients of a step with the random numbers of seed 7, and the next random number after it."""
+    """The gradients of a step with seed 7, and the next random number after it."""
     trainer.model.zero_grad()
     torch.manual_seed(7)
     step()
@@ -322,7 +322,7 @@ def random_state_and_gradients(trainer, step) -> tuple[torch.Tensor, dict[str, t
 )
 @pytest.mark.parametrize("size", [3, 100])
 def test_the_gradient_cache_gives_the_gradients_of_the_whole_graph_under_dropout(tmp_path, fields, size):
-    """... of the same forward passes, in mini-batches, but with all their activations kept until InfoNCE."""
+    """The reference makes the same forward passes in mini-batches, but keeps all activations until InfoNCE."""
     fields = {**fields, "channels": None if "pooler" in fields else 4}
     trainer, batch, _ = first_step(tmp_path, gradient_cache_mini_batch_size=size, **fields)
     trainer.current_gradient_accumulation_steps = 1
@@ -338,7 +338,7 @@ def test_the_gradient_cache_gives_the_gradients_of_the_whole_graph_under_dropout
         options = {"output_reconstruction": trainer.reconstruct, "view_dropout": rate}
         outputs = [trainer.model(**row, **options) for row in rows]
         embeddings = [output.pooler_output for output in outputs]
-        if rate:  # each has its first views, then its second ones
+        if rate:  # first all first views, then all second views
             embeddings = [part[: len(part) // 2] for part in embeddings] + [
                 part[len(part) // 2 :] for part in embeddings
             ]
@@ -379,7 +379,7 @@ def test_equal_sentences_are_no_negatives_of_each_other(tmp_path):
 
 
 def test_a_full_disk_ends_in_a_message(tmp_path):
-    """... before the training: the model has 6 MB."""
+    """Before the training, as the model has 6 MB."""
     options = {"eval_strategy": "no", "eval_pairs": None, "save_strategy": "no", "max_train_samples": 8}
     arguments = flags(tmp_path / "model", **options)
     process = run_command(PROJECT / "train.py", *arguments, cwd=tmp_path, largest_file=2_000_000)

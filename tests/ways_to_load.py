@@ -1,11 +1,11 @@
 """
 Embed a release's golden sentences in every way that users load a model, and print how far each is from the golden
-embeddings: the largest difference, relative to the largest golden value, or 1 minus the smallest cosine similarity
-where the precision is lower on purpose. What is not installed is said to be so.
+embeddings. That is the largest difference, relative to the largest golden value. Where precision is lower on purpose,
+it is 1 minus the smallest cosine similarity. Ways that need a package that is not installed are reported as such.
 
     python ways_to_load.py RELEASE_DIR [WAY ...]
 
-It stands alone, so that it runs in other environments too (compat.py).
+It needs no other file of the project, so that it also runs in other environments (compat.py).
 """
 
 import json
@@ -24,7 +24,7 @@ TRUST = {} if PLAIN else {"trust_remote_code": True}
 
 
 class NotForPlain(Exception):
-    """A plain release has no such way: without code it is an encoder, whose vectors are pooled by the reader."""
+    """Not available for a plain release, an encoder without code whose vectors the reader pools."""
 
 
 def batch(sentences):
@@ -88,14 +88,14 @@ def sentence_transformer_normalized(sentences):
 
 
 def sentence_transformer_truncated(sentences):
-    """`truncate_dim` keeps the first dimensions; the rest is filled in from the whole."""
+    """`truncate_dim` keeps the first dimensions; the others are filled in from the full embedding."""
     whole = sentence_transformer(sentences)
     half = sentence_transformer(sentences, truncate_dim=whole.shape[1] // 2)
     return torch.cat([half, whole[:, half.shape[1] :]], dim=1)
 
 
 def sentence_transformer_tokens(sentences):
-    """`output_value="token_embeddings"` gives the token vectors, as the model has them, and the embedding stays."""
+    """`output_value="token_embeddings"` gives the model's token vectors, and the embedding is unchanged."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(RELEASE, device="cpu", **TRUST)
@@ -117,7 +117,7 @@ def feature_extraction_pipeline(sentences):
 def feature_extraction_pipeline_batched(sentences):
     if PLAIN:
         raise NotForPlain
-    extractor = pipeline(model=RELEASE, **TRUST)  # the task is told by the configuration
+    extractor = pipeline(model=RELEASE, **TRUST)  # the configuration determines the task
     return torch.cat(extractor(sentences, batch_size=3, return_tensors=True))
 
 
@@ -133,7 +133,7 @@ def compiled(sentences):
 
 
 def onnx(sentences, file="onnx/model.onnx"):
-    """By ONNX Runtime alone: the first output is the embedding, or what is left to pool."""
+    """ONNX Runtime alone: the first output is the embedding, or the vectors to pool."""
     import onnxruntime
 
     inputs = batch(sentences)
@@ -154,7 +154,7 @@ def fastembed(sentences):
 
 
 def sentence_transformer_onnx(sentences):
-    """Without code: beside a model that has some, the ONNX files are a model of their own."""
+    """Without code: the ONNX folder of a release with code is a model of its own."""
     return by_onnx_backend(sentences, RELEASE if PLAIN else f"{RELEASE}/onnx")
 
 
@@ -174,7 +174,7 @@ def by_onnx_backend(sentences, folder, **options):
 
 
 def optimum_class(sentences):
-    """optimum's own class, pooled as this release is; of a model with code by the first token."""
+    """optimum's own class, with the pooling of this release; for a model with code, the first token."""
     from optimum.onnxruntime import ORTModelForFeatureExtraction
 
     inputs = batch(sentences)
@@ -184,7 +184,7 @@ def optimum_class(sentences):
 
 
 def transformers_js(sentences, dtype="fp32"):
-    """In the folder that the environment variable names there is the package @huggingface/transformers."""
+    """Needs the package @huggingface/transformers in the folder that the environment variable names."""
     import subprocess
 
     folder = Path(os.environ.get("TRANSFORMERS_JS") or "")
@@ -194,7 +194,7 @@ def transformers_js(sentences, dtype="fp32"):
     command = ["node", folder / "transformers_js.mjs", parent, name, pooling(), dtype]
     process = subprocess.run(command, input=json.dumps(sentences), capture_output=True, text=True, check=True)
     found = torch.tensor(json.loads(process.stdout.splitlines()[-1]))
-    # It cuts the closing token off as well, from what is too long: 1 - cosine is 4e-4 then.
+    # It also drops the closing token of long sentences: 1 - cosine is 4e-4 then.
     long = [index for index, sentence in enumerate(sentences) if len(sentence) > 2000]
     expected = exact(sentences).float()
     if dtype == "fp32" and torch.cosine_similarity(found[long], expected[long]).min() > 0.99:
@@ -208,9 +208,8 @@ def transformers_js_q8(sentences):
 
 def exact(sentences):
     """
-    Without rounding errors, in float64. ONNX Runtime is another program, and one sentence a matrix of another shape:
-    with sums in another order they are, as torch's batches in float32, each within 1e-6 of this (4e-7, 4e-7 and 8e-7
-    on a tiny encoder and one processor), but on some processors not of each other.
+    The embeddings in float64, nearly without rounding errors. ONNX Runtime and other batch shapes sum in another
+    order. Like torch's float32 batches they are within 1e-6 of this, but on some processors not of each other.
     """
     return embed(AutoModel.from_pretrained(RELEASE, dtype=torch.float64, **TRUST), sentences)
 
@@ -267,7 +266,7 @@ def main() -> None:
         except ImportError as error:
             differences[way.__name__] = f"not installed: {error.name}"
             continue
-        except Exception as error:  # whatever it is, the other ways are still of interest
+        except Exception as error:  # whatever the error, the other ways are still run
             differences[way.__name__] = f"{type(error).__name__}: {error}"[:300]
             continue
         if way in EXACT:
