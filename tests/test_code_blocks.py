@@ -138,12 +138,12 @@ def check(call: list[str], folder: Path, hub: LoopbackHub) -> None:
 
 
 def shortened(arguments: list[str]) -> list[str]:
-    """A training in one step, and where its sentences or pairs would come from the Hub or take long, without them."""
+    """A training in one step, and without what would come from the Hub or take long."""
     if arguments[0] != "train.py":
         return arguments
-    own_text = "--train_file" in arguments
-    without_pairs = "health" in arguments
-    return [*arguments, *ONE_STEP, *([] if own_text else SENTENCES_HERE), *([] if without_pairs else NO_EVALUATION)]
+    changes = [*ONE_STEP, *([] if "--train_file" in arguments else SENTENCES_HERE)]
+    changes += [] if "health" in arguments else NO_EVALUATION  # by the health it needs nothing from elsewhere
+    return [*arguments, *changes, *(["--sts_tasks", "STSB"] if "--sts_dir" in arguments else [])]
 
 
 def run(command: list[str], folder: Path, hub: LoopbackHub) -> None:
@@ -209,13 +209,12 @@ def needs_data(page: Path) -> bool:
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("page", [*filter(needs_data, PAGES)], ids=name_of)
-def test_shell_blocks_on_real_data_run(page, folder, hub, made, real_data):
+def test_shell_blocks_on_real_data_run(page, folder, hub, made, real_data, tmp_path):
     """With a smaller encoder and the first sentences."""
-    data = folder / "shared"
-    (data / "data").mkdir(parents=True)
-    (data / "data" / "senteval").symlink_to(real_data / "data" / "senteval")
-    with lzma.open(data / "data" / "wiki500k.txt.xz", "wt") as file:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "senteval").symlink_to(real_data / "data" / "senteval")
+    with lzma.open(tmp_path / "data" / "wiki500k.txt.xz", "wt") as file:
         file.write((folder / "sentences.txt").read_text())
-    (data / "encoders").mkdir()
-    (data / "encoders" / "roberta-mini-wiki").symlink_to(ENCODER)
-    check_page(page, folder, hub, made, data)
+    (tmp_path / "encoders").mkdir()
+    (tmp_path / "encoders" / "roberta-mini-wiki").symlink_to(ENCODER)
+    check_page(page, folder, hub, made, tmp_path)
