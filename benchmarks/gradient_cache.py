@@ -40,6 +40,7 @@ def one_step(flags: list[str], gradients: str) -> tuple[float, float]:
 
 def main() -> None:
     parser = parser_for(__doc__)
+    parser.epilog = "All other flags are train.py's."
     parser.add_argument("--batch_size", type=int, default=512)
     parser.add_argument("--mini_batch_sizes", type=int, nargs="+", default=[128, 32])
     parser.add_argument("--output_dir", type=Path, default=Path("output/gradient-cache"))

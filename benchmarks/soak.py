@@ -48,6 +48,7 @@ def soak(minutes: float, output_dir: Path, flags: list[str]) -> list[tuple[float
 
 def main() -> None:
     parser = parser_for(__doc__)
+    parser.epilog = "All other flags are train.py's."
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--output_dir", type=Path, default=Path("output/soak"))
     arguments, flags = parser.parse_known_args()

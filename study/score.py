@@ -31,11 +31,11 @@ from study.run import TASKS, kept_folder
 NOT_AT_HAND = [task for task in STS_TASKS if task not in TASKS]
 
 
-def scores(folder: Path, tasks: dict[str, datasets.Dataset]) -> dict[str, float]:
-    """The score of each task, and their average."""
+def scores(folder: Path, tasks: dict[str, datasets.Dataset], bf16: bool) -> dict[str, float]:
+    """The score of each task, and their average, in the precision of the run."""
     model = SarcseModel.from_pretrained(folder).eval()
     embed = partial(encode, model, AutoTokenizer.from_pretrained(folder))
-    with torch.autocast("cpu", torch.bfloat16):  # the precision that the study's runs are scored in
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         similarities = measure(embed, tasks, model.config.pooler).similarities
     found = {task: correlations(similarities[task], gold_scores(pairs)).spearman for task, pairs in tasks.items()}
     return {**found, "average": float(np.mean(list(found.values())))}
@@ -48,7 +48,7 @@ def seeds_of(encoder: str, choice: dict[str, Any], output_dir: Path) -> dict[int
     return {seed: folder for seed, folder in folders.items() if folder.is_dir()}
 
 
-def table(tasks: dict[str, datasets.Dataset], output_dir: Path) -> str:
+def table(tasks: dict[str, datasets.Dataset], output_dir: Path, bf16: bool) -> str:
     """
     Raises:
         ValueError: no model was kept.
@@ -57,7 +57,7 @@ def table(tasks: dict[str, datasets.Dataset], output_dir: Path) -> str:
     rows = []
     for encoder, rungs in FINAL.items():
         for name, choice in rungs.items():
-            of = {seed: scores(path, tasks) for seed, path in seeds_of(encoder, choice, output_dir).items()}
+            of = {seed: scores(path, tasks, bf16) for seed, path in seeds_of(encoder, choice, output_dir).items()}
             if of:
                 cells = (mean_and_deviation(of, itemgetter(column)) for column in columns)
                 rows.append([encoder, name, str(len(of)), *cells])
@@ -71,9 +71,10 @@ def main() -> None:
     parser.add_argument("--sts_dir", help="Folder with the tasks in SentEval's layout. Default: the Hub's data sets.")
     parser.add_argument("--tasks", nargs="+", choices=STS_TASKS, default=NOT_AT_HAND)
     parser.add_argument("--output_dir", type=Path, default=Path("output/study"), help="The --output_dir of study.run.")
+    parser.add_argument("--float32", action="store_true", help="If the models were trained so.")
     arguments = parser.parse_args()
     try:
-        print(table(load_tasks(arguments.tasks, arguments.sts_dir, None), arguments.output_dir))
+        print(table(load_tasks(arguments.tasks, arguments.sts_dir, None), arguments.output_dir, not arguments.float32))
     except ValueError as error:
         print(f"study.score: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -136,7 +136,7 @@ def check(call: list[str], folder: Path, hub: LoopbackHub) -> None:
     elif arguments[0].endswith("app.py"):
         assert (folder / arguments[0]).is_file()  # it serves until it is stopped: tests/test_space.py
     elif "--push_to_hub" in arguments:
-        parse_arguments([str(PROJECT / arguments[1]), *arguments[2:]])  # tests/test_hub.py
+        parse(arguments[1:])  # tests/test_hub.py
     elif any(argument.startswith("you/") for argument in arguments):
         run([sys.executable, *shortened(arguments)], folder, hub)
     else:
@@ -163,13 +163,17 @@ def run(command: list[str], folder: Path, hub: LoopbackHub) -> None:
     assert process.returncode == 0, process.stderr
 
 
+def parse(arguments: list[str]) -> None:
+    """Whether train.py takes these."""
+    parse_arguments([str(PROJECT / each) if each.startswith("recipes/") else each for each in arguments])
+
+
 def check_launch(arguments: list[str], folder: Path) -> None:
     """`accelerate launch`: its own flags, those of the script behind them, and a file of its settings."""
     assert arguments[0] == "launch"
     launch = launch_command_parser().parse_args(arguments[1:])
     assert launch.training_script == "train.py"
-    recipe, *flags = launch.training_script_args
-    parse_arguments([str(PROJECT / recipe), *flags])
+    parse(launch.training_script_args)
     if launch.config_file:
         file = folder / launch.config_file
         assert load_config_from_file(str(file)).to_dict().items() >= yaml.safe_load(file.read_text()).items()
@@ -179,7 +183,7 @@ def check_flags(arguments: list[str], folder: Path) -> None:
     """Whether `--help` of a module, or of the training that it measures, knows what it is called with."""
     module, *rest = arguments
     helped = run_command("-m", module, "--help", cwd=folder).stdout
-    known = helped + (run_command("train.py", "--help", cwd=folder).stdout if "train.py's flags" in helped else "")
+    known = helped + (run_command("train.py", "--help", cwd=folder).stdout if "train.py's" in helped else "")
     for argument in rest:
         if argument.startswith("--"):
             assert re.search(rf"{argument}\b", known), (module, argument)

@@ -100,17 +100,27 @@ def small_data(tmp_path):
 
 def test_a_run_is_trained_and_measured_by_the_program_and_leaves_one_line(small_data, tmp_path, monkeypatch):
     """All tasks have the same pairs here, so each test score equals the best checkpoint's score on STS-B dev."""
-    like_a_line = run.read_lines()[-1].keys()
+    always = run.read_lines()[-1].keys() - {"health", "precision"}
     monkeypatch.chdir(PROJECT)
     monkeypatch.setattr(run, "LINES", tmp_path / "study.jsonl")
     small = {"max_train_samples": 32, "per_device_train_batch_size": 8, "channels": 4}
     tiny = {"encoder": run.ENCODER, "configuration": {**run.START, **run.REMOVED, **small}, "seed": 1}
     monkeypatch.setitem(run.PARTS, "health", [tiny["configuration"]])
-    arguments = ["--seeds", "1", "--keep", "1", "--data", str(small_data), "--output_dir", str(tmp_path / "runs")]
+    arguments = [
+        "--float32",
+        "--seeds",
+        "1",
+        "--keep",
+        "1",
+        "--data",
+        str(small_data),
+        "--output_dir",
+        str(tmp_path / "runs"),
+    ]
     monkeypatch.setattr(sys, "argv", ["study.run", "health", *arguments])
     run.main()
     (line,) = run.read_lines()
-    assert line.keys() == {*like_a_line, "health"}, "the candidates, which only the health's part has"
+    assert line.keys() == {*always, "health", "precision"}  # of candidates and --float32
     assert tiny.items() <= line.items()
     assert [step for step, _ in line["dev"]] == [1, 2, 3, 4]
     assert [*line["sts"].values(), line["sick"]] == pytest.approx([reading.dev(line)] * 5)
@@ -123,7 +133,9 @@ def test_a_run_is_trained_and_measured_by_the_program_and_leaves_one_line(small_
     kept = run.kept_folder(tiny, tmp_path / "runs")
     assert [*(tmp_path / "runs").iterdir()] == [kept.parent]
     tasks = load_tasks(["STSB", "STS12"], str(small_data / "data" / "senteval"), None)
-    assert score.scores(kept, tasks) == pytest.approx(dict.fromkeys(("STSB", "STS12", "average"), reading.dev(line)))
+    assert score.scores(kept, tasks, bf16=False) == pytest.approx(
+        dict.fromkeys(("STSB", "STS12", "average"), reading.dev(line))
+    )
     # A run whose line and model exist is not repeated; a run whose model was deleted is.
     made: list[dict] = []
     monkeypatch.setattr(run, "make_line", lambda missing, _: made.append(missing))

@@ -159,7 +159,7 @@ def test_a_finished_run_makes_no_step_more(tmp_path):
     assert finished.train().global_step == again.train(resume_from_checkpoint=True).global_step == 2
     for name, tensor in finished.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], tensor), name
-    with pytest.raises(ValueError, match="is of a run with train_data 'a data set without a name, 32 sentences"):
+    with pytest.raises(ValueError, match="belongs to a run with train_data 'a data set without a name, 32 sentences"):
         SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS[:16]).train(resume_from_checkpoint=True)
 
 
