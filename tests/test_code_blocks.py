@@ -93,8 +93,7 @@ def test_python_blocks_run_one_after_the_other(page, folder):
     """But for the one that pushes, which tests/test_hub.py runs."""
     code = "".join(block for block in blocks(page, "python") if "push_to_hub()" not in block)
     code = re.sub(r"max_steps=\d+, eval_steps=\d+, save_steps=\d+", FEW_STEPS, code)
-    process = run_python("-c", code, cwd=folder, PYTHONPATH=str(PROJECT))
-    assert process.returncode == 0, process.stderr
+    succeeds(run_python("-c", code, cwd=folder, PYTHONPATH=str(PROJECT)))
 
 
 # --- Shells ----------------------------------------------------------------------------------------------------------
@@ -130,7 +129,7 @@ def check(call: list[str], folder: Path, hub: LoopbackHub) -> None:
     elif program == "hf":
         main = hub.repositories["models", arguments[1]].branches["main"]
         commit = [main if argument == "COMMIT" else argument for argument in arguments]
-        run([str(Path(sys.executable).with_name("hf")), *commit], folder, hub)
+        succeeds(run_python(Path(sys.executable).with_name("hf"), *commit, cwd=folder, **of_hub(hub, folder)))
     elif arguments[0] == "-m" and arguments[1].startswith(LONG):
         check_flags(arguments[1:], folder)
     elif arguments[0].endswith("app.py"):
@@ -138,10 +137,10 @@ def check(call: list[str], folder: Path, hub: LoopbackHub) -> None:
     elif "--push_to_hub" in arguments:
         parse(arguments[1:])  # tests/test_hub.py
     elif any(argument.startswith("you/") for argument in arguments):
-        run([sys.executable, *shortened(arguments)], folder, hub)
+        # A process of its own: the Hub's address is read when its client is imported.
+        succeeds(run_python(*shortened(arguments), cwd=folder, **of_hub(hub, folder)))
     else:
-        process = run_command(*shortened(arguments), cwd=folder)
-        assert process.returncode == 0, process.stderr
+        succeeds(run_command(*shortened(arguments), cwd=folder))
 
 
 def shortened(arguments: list[str]) -> list[str]:
@@ -156,11 +155,12 @@ def shortened(arguments: list[str]) -> list[str]:
     return [*arguments, *changes, *(["--sts_tasks", "STSB"] if "--sts_dir" in arguments else [])]
 
 
-def run(command: list[str], folder: Path, hub: LoopbackHub) -> None:
-    """A program that talks to the Hub, whose address it reads when it begins."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **hub.environment(folder / "home", TOKEN)}
-    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+def succeeds(process: subprocess.CompletedProcess) -> None:
     assert process.returncode == 0, process.stderr
+
+
+def of_hub(hub: LoopbackHub, folder: Path) -> dict[str, str]:
+    return hub.environment(folder / "home", TOKEN)
 
 
 def parse(arguments: list[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from docs.docstrings import as_markdown
 from docs.drawing import drawing
+from docs.hooks import PAGES as PAGES_OUTSIDE
 from docs.hooks import PARTS, for_site
 
 from .conftest import PROJECT, run_python
@@ -18,7 +19,7 @@ from .prose import faults
 
 
 PAGES = [
-    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "demo/README.md"),
+    *PAGES_OUTSIDE,
     *sorted(str(page.relative_to(PROJECT)) for page in (PROJECT / "docs").glob("*.md")),
 ]
 API = (PROJECT / "docs" / "api.md").read_text()
@@ -145,11 +146,14 @@ def test_the_drawing_is_what_its_script_draws():
 # --- Links -----------------------------------------------------------------------------------------------------------
 
 
+def without_code(page: Path) -> str:
+    return re.sub(r"^( *)(```+).*?^\1\2$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives the headings of a page."""
-    text = re.sub(r"^( *)(```+).*?^\1\2$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     found: list[str] = []
-    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+    for heading in re.findall(r"^#+ (.*)$", without_code(page), re.MULTILINE):
         plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
         slug = re.sub(r"[^\w\- ]", "", plain.lower()).strip().replace(" ", "-")
         found.append(slug if slug not in found else f"{slug}-{found.count(slug)}")
@@ -159,13 +163,12 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("name", PAGES)
 def test_the_links_of_a_page_lead_somewhere_in_the_repository(name):
     page = PROJECT / name
-    text = re.sub(r"^( *)(```+).*?^\1\2$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    for address in re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"", text):
+    for address in re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"", without_code(page)):
         path, _, anchor = "".join(address).partition("#")
         if re.match(r"[a-z]+:", path):
             continue
         target = (page.parent / path).resolve() if path else page
-        made = target.parent == PROJECT / "docs" and target.name in ("changelog.md", "contributing.md", "demo.md")
+        made = target.parent == PROJECT / "docs" and target.name in PAGES_OUTSIDE.values()
         assert target.exists() and not made, f"{name}: {address}"
         assert not anchor or anchor in anchors(target), f"{name}: {address}"
 
