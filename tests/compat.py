@@ -33,7 +33,7 @@ ENVIRONMENTS = {
     # langchain-huggingface 1.2 needs huggingface_hub 1.
     "transformers-5.11": ["transformers==5.11.0", "sentence-transformers>=6,<7", "langchain-huggingface", TORCH],
     "transformers-5.17": ["transformers==5.17.0", "sentence-transformers>=6,<7", "onnxruntime", TORCH],
-    "transformers-5.23": ["transformers==5.23.0", "sentence-transformers>=6,<7", "onnxruntime", TORCH],
+    "transformers-5.24": ["transformers==5.24.0", "sentence-transformers>=6,<7", "onnxruntime", TORCH],
 }
 # optimum, the ONNX backend of sentence-transformers, supports transformers up to 4.57.
 READERS = ["sentence-transformers[onnx]>=5.7,<6", "fastembed>=0.9,<1", TORCH]

@@ -13,6 +13,8 @@ from .conftest import ENCODER, PROJECT, flags, start_command, start_python, whol
 
 BATCH = 16
 WORLD_SIZES = (1, 2, 4)
+# Of a step's length. Sums in another order differ by 2e-7 to 1.1e-6 in float32, depending on the number of threads.
+ROUNDING = 1e-5
 # What is compared between the world sizes, each one step of SGD on the same 16 sentences with dropout 0.
 EXACT_RUNS = {
     "both-losses": {},
@@ -123,28 +125,28 @@ def test_several_processes_take_the_step_of_one_on_the_same_global_batch(runs, r
     """Measured on the steps themselves, so that a gradient of half the size could not hide behind the weights."""
     start, one, several = (parameters(runs / name) for name in ("start-1", f"{run}-1", f"{run}-{world_size}"))
     assert (one - start).norm() > 1e-3 * start.norm()
-    assert difference(one - start, several - start) < 1e-6
+    assert difference(one - start, several - start) < ROUNDING
 
 
 @pytest.mark.parametrize("run", ["one-pass", "one-pass-cache"])
 def test_one_pass_for_two_equal_views_takes_the_step_of_two(runs, run):
     """Without dropout a second pass repeats the first, and the gradient flows back through one pass only."""
     start, two, one = (parameters(runs / name) for name in ("start-1", "both-losses-1", f"{run}-1"))
-    assert difference(two - start, one - start) < 1e-6
+    assert difference(two - start, one - start) < ROUNDING
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES[:2])
 def test_a_trainer_of_ones_own_takes_the_step_of_train_py(runs, world_size):
     """The trainer makes its own model, whose decoder gets no gradient."""
     start, one, own = (parameters(runs / name) for name in ("start-1", "contrastive-loss-1", f"own-{world_size}"))
-    assert difference(one - start, own - start) < 1e-6
+    assert difference(one - start, own - start) < ROUNDING
 
 
 def test_an_encoder_with_parameters_that_take_no_part_is_trained_on_several_processes(runs):
     """DistributedDataParallel waits for the gradient of every parameter, unless it is told to find unused ones."""
     start, one, two = (parameters(runs / name) for name in ("xlnet-start-1", "xlnet-1", "xlnet-2"))
     assert (one - start).norm() > 1e-3 * start.norm()
-    assert difference(one - start, two - start) < 1e-6
+    assert difference(one - start, two - start) < ROUNDING
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
@@ -152,7 +154,7 @@ def test_the_gradient_cache_takes_the_step_of_the_whole_batch(runs, world_size):
     start, plain, cached = (
         parameters(runs / name) for name in ("start-1", f"both-losses-{world_size}", f"gradient-cache-{world_size}")
     )
-    assert difference(plain - start, cached - start) < 1e-6
+    assert difference(plain - start, cached - start) < ROUNDING
 
 
 def test_each_process_and_each_view_draws_its_own_dropout_mask_reproducibly(runs):
