@@ -71,6 +71,7 @@ EVALUATIONS = 4  # evaluations on STS-B dev per run; the best one picks the chec
 HELD_OUT = 500  # sentences, the last ones of the corpus
 HEALTH_SENTENCES = 256  # out of these
 BINS = 100  # for cosines from -1 to 1
+CANDIDATES = "candidates"  # the key of their numbers in the trainer's history
 COUNTED = 100_000  # first sentences, for the token shares: 5,120 training sentences say nothing about rare tokens
 
 
@@ -146,7 +147,7 @@ def one_run(run: dict[str, Any], data: str, folder: str, candidates: bool, bf16:
     history = [line for line in trainer.state.log_history if "eval_stsb_spearman" in line]
     return {
         "dev": [[line["step"], line["eval_stsb_spearman"]] for line in history],
-        **({"health": watch.lines} if watch else {}),
+        **({"health": watch.lines(trainer.state)} if watch else {}),
         **measured(trainer.model.eval(), trainer.processing_class, tasks, held_out, counts),
         "seconds": round(seconds, 1),
         **({} if bf16 else {"precision": "float32"}),
@@ -170,12 +171,17 @@ class CandidatesWatch(TrainerCallback):
 
     def __init__(self, trainer: SarcseTrainer, sentences: list[str], counts: np.ndarray) -> None:
         self.candidates = Candidates(trainer.model, trainer.processing_class, sentences, counts)
-        self.lines = [[0, self.candidates(trainer.model)]]
+        self.before = self.candidates(trainer.model)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: SarcseModel, **_: Any
     ) -> None:
-        self.lines.append([state.global_step, self.candidates(model)])
+        # In the history, since the checkpoints keep it: a resumed run has the numbers from before the interruption.
+        state.log_history.append({"step": state.global_step, CANDIDATES: self.candidates(model)})  # type: ignore[dict-item]
+
+    def lines(self, state: TrainerState) -> list[list[Any]]:
+        measured = [[line["step"], line[CANDIDATES]] for line in state.log_history if CANDIDATES in line]
+        return [[0, self.before], *measured]
 
 
 def sick_pairs(data: str) -> Dataset:

@@ -5,9 +5,11 @@ import re
 import shutil
 import sys
 from math import sqrt
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from sarcse.sts import STS_TASKS, load_tasks
 from study import bias, configurations, older_tables, reading, report, run, score, tables
@@ -144,6 +146,22 @@ def test_a_run_is_trained_and_measured_by_the_program_and_leaves_one_line(small_
     shutil.rmtree(kept)
     run.main()
     assert made == [tiny]
+
+
+def test_an_interrupted_run_has_the_candidates_from_before_the_interruption(model, tokenizer, tmp_path):
+    """The Trainer writes its state into each checkpoint, and a resumed run reads it."""
+    trainer = SimpleNamespace(model=model, processing_class=tokenizer)
+    sentences = (DEMO / "sentences.txt").read_text().splitlines()
+    ids = np.concatenate(tokenizer(sentences)["input_ids"])
+    counts = np.bincount(ids, minlength=model.config.encoder_config.vocab_size)
+    watch = run.CandidatesWatch(trainer, sentences[:32], counts)
+    state, arguments, control = TrainerState(global_step=3), TrainingArguments(tmp_path), TrainerControl()
+    watch.on_evaluate(arguments, state, control, model=model)
+    state.save_to_json(tmp_path / "trainer_state.json")
+    resumed = TrainerState.load_from_json(tmp_path / "trainer_state.json")
+    resumed.global_step = 4
+    watch.on_evaluate(arguments, resumed, control, model=model)
+    assert watch.lines(resumed) == [[step, watch.before] for step in (0, 3, 4)]
 
 
 def test_each_run_of_the_study_has_one_line():
