@@ -52,7 +52,7 @@ class SarcseConfig(PretrainedConfig):
         pooler (`str`, defaults to `"autoencoder"`):
             How the sentence embedding is made: a key of `POOLERS` (modeling_sarcse.py), checked by [`SarcseModel`].
         kernel_sizes (`list[int]`, defaults to `[3, 4, 5]`):
-            Widths, in tokens, of the TextCNN's convolutions (paper, section on the autoencoder).
+            Widths, in tokens, of the TextCNN's convolutions (as in the paper).
         channels (`int`, *optional*):
             Output channels of each of these convolutions. Default: an eighth of the encoder's hidden size, rounded up
             to a multiple of 8 for speed on GPUs: 96 for RoBERTa-base. More channels were no better.
