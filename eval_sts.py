@@ -70,7 +70,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.batch_size < 1:
         parser.error(f"argument --batch_size: must be at least 1, got {args.batch_size}")
+    check_effect(parser, args)
     return args
+
+
+def check_effect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a message if an option was given that another one makes ineffective."""
+    of_scores = ("pooler", "sts_dir", "tasks", "pairs", "batch_size", "bf16", "int8")
+    for given, without_effect in (("explain", of_scores), ("pairs", ("sts_dir", "tasks"))):
+        for name in without_effect if getattr(args, given) else ():
+            if getattr(args, name) != parser.get_default(name):
+                parser.error(f"argument --{name}: has no effect with --{given}. Leave it out.")
 
 
 def utf8(text: str) -> str:

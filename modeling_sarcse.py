@@ -626,9 +626,10 @@ class SarcseModel(PreTrainedModel):
             output = self(**batch, output_reconstruction=True)
         finally:
             self.train(training)
+        special = [token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id]  # it is content
         importance = []
         for errors, ids, mask in zip(output.reconstruction_errors(), output.content_input_ids, output.content_mask):
-            content = mask & ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
+            content = mask & ~torch.isin(ids, torch.tensor(special, device=ids.device))
             importance.append(_whole_characters(ids[content].tolist(), errors[content].tolist(), tokenizer))
         return importance
 

@@ -67,6 +67,12 @@ def how_to_go_on(training: SarcseTrainingArguments) -> str:
     return " To continue from the last checkpoint, add `--resume_from_checkpoint last` to the same command."
 
 
+def own_message(error: UnreadableDataError) -> str:
+    """Its message, without the worker's traceback that torch's DataLoader puts before it."""
+    _, found, message = str(error).rpartition(f"{type(error).__name__}: ")
+    return message.strip() if found else str(error)
+
+
 def main() -> None:
     with one_line_errors("train.py"):
         trainer = build_trainer(*parse_arguments(sys.argv[1:] or [str(DEMO_RECIPE)]))
@@ -82,7 +88,7 @@ def main() -> None:
             print(f"\ntrain.py: error: {error}", file=sys.stderr)
         sys.exit(1)
     except UnreadableDataError as error:
-        print(f"\ntrain.py: error: {error}{how_to_go_on(training)}", file=sys.stderr)
+        print(f"\ntrain.py: error: {own_message(error)}{how_to_go_on(training)}", file=sys.stderr)
         sys.exit(1)
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):

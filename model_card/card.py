@@ -4,11 +4,11 @@ The README.md of a release, written from what was measured and recorded. Nothing
 
 import math
 import re
-import statistics
 import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from model_card.facts import Facts, Onnx
@@ -218,8 +218,8 @@ def seeds_table(seeds: dict[int, ModelScores]) -> str:
         # A missing score becomes NaN, and so does any mean that includes it.
         rows[f"seed {seed}"] = [math.nan if value is None else value for value in values]
     columns = list(zip(*rows.values()))
-    rows["mean"] = [statistics.fmean(column) for column in columns]
-    rows["standard deviation"] = [statistics.stdev(column) for column in columns]
+    rows["mean"] = [float(np.mean(column)) for column in columns]
+    rows["standard deviation"] = [float(np.std(column, ddof=1)) for column in columns]
     cells = [[name, *(f"{value:.2f}" for value in row)] for name, row in rows.items()]
     return markdown_table([["", *tasks, "average"], *cells])
 

@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedTokenizerBase
 
 from modeling_sarcse import SarcseModel
-from sarcse.comparison import ModelScores
+from sarcse.comparison import RESULTS_NAME, ModelScores
 from sarcse.figures import FIGURES
 from sarcse.record import FILE_NAME
 
@@ -113,7 +113,7 @@ def read_facts(
         ValueError: a file cannot be read, `results_file` has no row for this model, or the runs of `seed_dirs` differ
             in more than their seeds.
     """
-    results_path = Path(results_file) if results_file else model_dir / "sts_results.json"
+    results_path = Path(results_file) if results_file else model_dir / RESULTS_NAME
     models, row = read_scores(results_path, model_dir) if results_file or results_path.is_file() else ({}, None)
     record_path = model_dir / FILE_NAME
     return Facts(
@@ -164,15 +164,15 @@ def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[
         seed = record["hyperparameters"].pop("seed")
         trained = {name: record[name] for name in ("base_model", "architecture", "train_data", "hyperparameters")}
         if common is not None and trained != common:
-            pairs = [(part, name) for part in trained for name in trained[part]]
-            differing = [f"{part}.{name}" for part, name in pairs if trained[part][name] != common[part][name]]
+            pairs = [(part, name) for part in trained for name in {**trained[part], **common[part]}]
+            differing = [f"{part}.{name}" for part, name in pairs if trained[part].get(name) != common[part].get(name)]
             raise ValueError(
                 f"--seeds {folder}: differs from {model_dir} in more than the seed: {', '.join(differing)}."
             )
         if seed in seeds:
             raise ValueError(f"--seeds {folder}: seed {seed} was given already.")
         common = trained
-        models, row = read_scores(folder / "sts_results.json", folder)
+        models, row = read_scores(folder / RESULTS_NAME, folder)
         seeds[seed] = models[row]
     if len({tuple(scores.tasks) for scores in seeds.values()}) > 1:
         raise ValueError("--seeds: the runs were scored on different tasks.")

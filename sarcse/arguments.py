@@ -107,7 +107,7 @@ def check_metric(name: str | None, eval_name: str) -> None:
         ValueError: if no evaluation will have a metric of this name.
     """
     known = (f"{eval_name}_spearman", HEALTH, *LOWER_IS_BETTER)
-    if name is not None and metric_name(name) not in known:
+    if name is not None and name not in known:
         raise ValueError(f"--metric_for_best_model {name}: the evaluations measure {', '.join(known)}.")
 
 
@@ -207,8 +207,8 @@ class SarcseArguments(ReleaseArguments):
         default=256,
         metadata={
             "help": "Number of training sentences held out to check the model's health without labels at each "
-            "evaluation (eval_health). If the data are a stream, or fewer than ten times as many sentences, they are "
-            "also trained on. 0: no such check."
+            "evaluation (eval_health). They are also trained on if the data are a stream or fewer than ten times as "
+            "many sentences, or the rest would not fill a batch. 0: no such check."
         },
     )
     learning_rate_budget: float | None = field(
@@ -339,6 +339,8 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
             self.load_best_model_at_end = False  # no evaluation finds the best one, or no checkpoint has it
         if self.eval_strategy == "no":
             self.metric_for_best_model = None
+        if self.metric_for_best_model is not None:
+            self.metric_for_best_model = metric_name(self.metric_for_best_model)
         if self.eval_steps is None:
             self.eval_steps = self.save_steps  # so that each checkpoint has a score
         if self.data_seed is None:
@@ -359,7 +361,7 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
             raise ValueError(
                 "--per_device_train_batch_size 1 on one process: InfoNCE has no negatives, so nothing is learnt, with "
                 "or without --gradient_accumulation_steps. Set it to at least 2. If a batch does not fit into memory, "
-                "use --gradient_cache_mini_batch_size 2."
+                "use --gradient_cache_mini_batch_size 16."
             )
         for name in ("contrastive_temperature", "frequency_smoothing"):
             if not getattr(self, name) > 0:
@@ -371,7 +373,7 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
             )
         if self.reconstruction_weight < 0:
             raise ValueError(f"--reconstruction_weight must not be negative, got {self.reconstruction_weight}.")
-        for name in ("learning_rate_budget", "health_sentences"):
+        for name in ("learning_rate_budget", "health_sentences", "learning_rate", "autoencoder_learning_rate"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}.")
         if self.lr_scheduler_type == "greedy" and self.rate_budget > 0:
@@ -401,6 +403,7 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         default = TrainingArguments(args.output_dir, use_cpu=args.use_cpu)
         names = [f.name for f in fields(TrainingArguments) if f.init and f.name != "output_dir"]
         given = {name: getattr(args, name) for name in names if getattr(args, name) != getattr(default, name)}
+        evaluations_as_given(args, given)
         given.pop("accelerator_config", None)  # an object without equality; its split_batches is refused below
         if args.use_cpu:
             given["use_cpu"] = True
@@ -430,7 +433,7 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
     @property
     def picked_by_health(self) -> bool:
         """Whether the health, rather than graded pairs, picks the model to keep."""
-        return metric_name(self.metric_for_best_model or "") == HEALTH
+        return self.metric_for_best_model == HEALTH
 
     def view_dropout_of(self, pooler: str) -> float | None:
         """The share of dimensions that a view drops if this pooler is trained in one pass; None for two passes."""
@@ -480,7 +483,7 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         """
         if self.metric_for_best_model is None:
             return
-        greater_is_better = metric_name(self.metric_for_best_model) not in LOWER_IS_BETTER
+        greater_is_better = self.metric_for_best_model not in LOWER_IS_BETTER
         if self.greater_is_better not in (None, greater_is_better):
             better = "greater" if greater_is_better else "lower"
             raise ValueError(
@@ -515,6 +518,27 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
                 "accelerate starts several processes on CPUs only through MPI: add --mpirun_hostfile FILE, or use "
                 "`torchrun --nproc-per-node N train.py ...`."
             )
+
+
+def evaluations_as_given(args: TrainingArguments, given: dict[str, Any]) -> None:
+    """
+    Remove what transformers derived from the `given` arguments, and make the others fit SARCSE's defaults: a
+    checkpoint at each evaluation, of which the best is kept.
+    """
+    given.pop("greater_is_better", None)  # follows from the metric
+    if given.get("metric_for_best_model") == "loss":  # transformers' default; no evaluation here measures it
+        del given["metric_for_best_model"]
+    if "logging_steps" not in given and given.get("eval_steps") == args.logging_steps:
+        del given["eval_steps"]
+    if not {"save_strategy", "save_steps"} & given.keys():
+        for kind in ("strategy", "steps"):
+            if f"eval_{kind}" in given:
+                given[f"save_{kind}"] = given[f"eval_{kind}"]
+    evaluated, saved = (given.get(f"{what}_strategy", "steps") for what in ("eval", "save"))
+    every = given.get("save_steps", SarcseTrainingArguments.save_steps) / given.get("eval_steps", 1)
+    fits = saved == "best" or evaluated == saved and (saved != "steps" or "eval_steps" not in given or every % 1 == 0)
+    if not fits:
+        given.setdefault("load_best_model_at_end", False)
 
 
 def started_with_others() -> bool:

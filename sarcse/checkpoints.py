@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -280,6 +281,9 @@ class SaveOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.is_alone, self.is_first = args.world_size == 1, state.is_world_process_zero
+        self.received, self.agreed = None, False
+        if threading.current_thread() is not threading.main_thread():
+            return  # signals arrive in the main thread only
         for number in (signal.SIGINT, signal.SIGTERM):
             self.handlers[number] = signal.signal(number, self.receive)
 

@@ -380,6 +380,9 @@ def report(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+RESULTS_NAME = "sts_results.json"  # in a trained model's folder
+
+
 def write_results(results: Results, json_file: Path) -> None:
     """Write `json_file`, and the report as Markdown beside it."""
     json_file.parent.mkdir(parents=True, exist_ok=True)

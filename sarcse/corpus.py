@@ -16,7 +16,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from configuration_sarcse import SarcseConfig
 from sarcse.arguments import SarcseTrainingArguments
 from sarcse.sentences import SentenceStream, fingerprint, first_part, without_blank
-from sarcse.tokens import check_length, check_readable, token_counts, tokenize, tokenize_batch
+from sarcse.tokens import check_ids, check_length, check_readable, token_counts, tokenize, tokenize_batch
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,14 @@ def read_corpus(
     vocabulary_size = getattr(config.encoder_config, "vocab_size", None)
     if vocabulary_size is None:  # CANINE's
         vocabulary_size = len(tokenizer or ())
+    if not is_text:
+        check_ids(tokens, vocabulary_size, None if tokenizer is None else tokenizer.model_max_length)
     counts = token_counts(tokens, vocabulary_size, config.special_token_ids)
     if tokenizer is not None:
         check_readable(counts, tokenizer, name)
-    aside, trained = keep_aside(tokens, args.kept_aside)
+    aside, trained = keep_aside(tokens, args.kept_aside, args.global_batch_size)
     digest = fingerprint(first)
-    known = {"sentences": len(first), "sha256": digest}
+    known = {"sentences": len(first), "sha256": digest, **({} if is_text else {"token_ids": True})}
     return Corpus(
         rows=SentenceStream(name, rows, args.data_seed, args.process_index, args.world_size) if is_stream else trained,
         collator=collator_for(tokenizer, args.max_seq_length if is_stream and is_text else None),
@@ -106,15 +108,20 @@ def read_corpus(
 SHARE_ASIDE = 10
 
 
-def keep_aside(tokens: datasets.Dataset, number: int) -> tuple[list[list[int]], datasets.Dataset]:
+def keep_aside(tokens: datasets.Dataset, number: int, batch_size: int) -> tuple[list[list[int]], datasets.Dataset]:
     """
-    Hold out `number` sentences, evenly spaced because a corpus may be sorted: their token ids, and the remaining rows.
-    If there are too few rows, all remain. So do those of a stream, where `tokens` are only its first sentences.
+    Hold out `number` sentences, evenly spaced because a corpus may be sorted: their token ids without padding, and the
+    remaining rows. If there are too few rows, or the rest does not fill a batch, all remain. So do those of a stream,
+    where `tokens` are only its first sentences.
     """
     number = min(number, len(tokens))
     places = np.arange(number) * len(tokens) // max(number, 1)
-    aside = tokens.select(places)["input_ids"][:]
-    if number == 0 or len(tokens) < SHARE_ASIDE * number:
+    chosen = tokens.select(places).with_format(None)  # lists, whatever format the caller's data set has
+    aside = chosen["input_ids"][:]
+    if "attention_mask" in chosen.column_names:
+        masks = chosen["attention_mask"][:]
+        aside = [[token for token, kept in zip(*row) if kept] for row in zip(aside, masks)]
+    if number == 0 or len(tokens) < max(SHARE_ASIDE * number, number + batch_size):
         return aside, tokens
     return aside, tokens.select(np.delete(np.arange(len(tokens)), places))
 

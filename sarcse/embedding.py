@@ -29,6 +29,7 @@ from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel
 from sarcse import figures
 from sarcse.comparison import (
+    RESULTS_NAME,
     Geometry,
     Measurement,
     Results,
@@ -189,19 +190,22 @@ class EmbeddedPairs:
         )
 
 
-def embed_pairs(embed: Embed, pairs: datasets.Dataset) -> EmbeddedPairs:
+def embed_pairs(embed: Embed, pairs: datasets.Dataset, alone: bool = False) -> EmbeddedPairs:
     """
     Embed each distinct sentence of `pairs` once. With several processes each embeds a share and all get the result, so
-    all of them must call this.
+    all of them must call this; `alone`, only the calling process does.
     """
     first, second = pairs["sentence1"][:], pairs["sentence2"][:]
     sentences = sorted({*first, *second})
     row = {sentence: index for index, sentence in enumerate(sentences)}
-    state = PartialState()
-    shares = gather_object([embed(sentences[state.process_index :: state.num_processes])])
+    if alone:
+        shares = [embed(sentences)]
+    else:
+        state = PartialState()
+        shares = gather_object([embed(sentences[state.process_index :: state.num_processes])])
     embeddings = torch.empty(len(sentences), shares[0].shape[1], dtype=torch.float64)
     for process, share in enumerate(shares):
-        embeddings[process :: state.num_processes] = share.double()
+        embeddings[process :: len(shares)] = share.double()
     return EmbeddedPairs(
         F.normalize(embeddings, dim=1),
         torch.tensor([row[sentence] for sentence in first]),
@@ -259,6 +263,18 @@ def pair_metrics(embedded: EmbeddedPairs, name: str) -> dict[str, float | None]:
 # --- Alignment and uniformity ----------------------------------------------------------------------------------------
 
 
+def check_alignment(metric: str | None, pairs: datasets.Dataset | None) -> None:
+    """
+    Raises:
+        ValueError: if alignment is to pick the checkpoint, but no pair has a score that is high enough to measure it.
+    """
+    if metric == "alignment" and pairs is not None and max(pairs["score"][:]) < POSITIVE_SCORE:
+        raise ValueError(
+            f"--metric_for_best_model alignment: it is measured on pairs with a score of at least {POSITIVE_SCORE}, "
+            "and there is none."
+        )
+
+
 def alignment(first: torch.Tensor, second: torch.Tensor) -> float | None:
     """
     Mean squared distance of positive pairs (Wang and Isola, arXiv 2005.10242, section 4.1, alpha = 2). The rows
@@ -312,6 +328,13 @@ def draw_figures(
             output_dir / "alignment_uniformity",
         )
     figures.training_curve({labels[name]: log_history(name) for name in models}, output_dir / "training_curve")
+
+
+def remove_results(folder: Path) -> None:
+    """Delete the scores of a trained model and all its figures, if there are any."""
+    for name in (Path(RESULTS_NAME).stem, *figures.FIGURES):
+        for file in folder.glob(f"{name}.*"):
+            file.unlink()
 
 
 def log_history(name_or_path: str) -> list[dict[str, float]]:

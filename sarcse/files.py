@@ -32,8 +32,10 @@ class UnreadableDataError(ValueError):
 class MissingColumnError(UnreadableDataError):
     """A requested column is missing."""
 
-    def __init__(self, name: str, missing: Iterable[str], found: Iterable[str]) -> None:
-        super().__init__(f"{name}: no column {', '.join(missing)}; it has {', '.join(found)}.")
+    @classmethod
+    def of(cls, name: str, missing: Iterable[str], found: Iterable[str]) -> "MissingColumnError":
+        """(A constructor with these arguments would lose the type in a DataLoader's worker.)"""
+        return cls(f"{name}: no column {', '.join(missing)}; it has {', '.join(found)}.")
 
 
 # --- Which files -----------------------------------------------------------------------------------------------------
@@ -258,7 +260,7 @@ def check_columns(file: str, columns: tuple[str, ...], found: list[str]) -> None
     """
     missing = [name for name in columns if name not in found]
     if missing:
-        raise MissingColumnError(file, missing, found)
+        raise MissingColumnError.of(file, missing, found)
     for name in columns:
         if found.count(name) > 1:
             raise UnreadableDataError(f"{file}: the column {name} occurs {found.count(name)} times.")

@@ -109,6 +109,8 @@ def training_record(
     """
     values = args.to_dict()
     values["view_dropout"] = args.view_dropout_of(config.pooler)
+    if sentences.get("token_ids"):
+        values["max_seq_length"] = None  # they were cut elsewhere, if at all
     if values["eval_strategy"] != "steps":
         values["eval_steps"] = None
     return {

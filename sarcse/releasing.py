@@ -18,9 +18,9 @@ from model_card.release import ReleaseOptions, check_releasable, is_plain, relea
 from modeling_sarcse import SarcseModel
 from sarcse import figures
 from sarcse.arguments import ReleaseArguments, SarcseTrainingArguments
-from sarcse.comparison import Measurement, Results, write_results
+from sarcse.comparison import RESULTS_NAME, Measurement, Results, write_results
 from sarcse.corpus import Corpus
-from sarcse.embedding import draw_figures
+from sarcse.embedding import draw_figures, remove_results
 from sarcse.record import FILE_NAME as RECORD_NAME
 from sarcse.record import training_record, write_json
 
@@ -80,6 +80,8 @@ class ReleasingTrainer(Trainer):
         if not self.is_world_process_zero():
             return None
         folder, model = self.model_dir, self.merged()
+        if self.state.global_step > 0:
+            remove_results(folder)  # of an earlier training: the card would take them for this model's
         model.save_pretrained(folder)  # not save_model, which adds a pickle of the arguments
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
@@ -91,7 +93,7 @@ class ReleasingTrainer(Trainer):
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             figures.training_curve({folder.name: self.state.log_history}, folder / "training_curve")
         if self.results is not None:
-            write_results(self.results, folder / "sts_results.json")
+            write_results(self.results, folder / RESULTS_NAME)
             draw_figures(self.results, self.measurements, self.tasks, folder)
         return self.results
 

@@ -83,6 +83,8 @@ def load_sentences(arguments: DataArguments) -> datasets.Dataset | datasets.Iter
     """
     if arguments.dataset_name is not None and arguments.train_file is not None:
         raise ValueError("give either --train_file or --dataset_name, not both.")
+    if arguments.max_train_samples is not None and arguments.max_train_samples < 1:
+        raise ValueError(f"--max_train_samples must be at least 1, got {arguments.max_train_samples}.")
     name = name_of_sentences(arguments)
     try:
         if arguments.dataset_name is None:
@@ -152,10 +154,10 @@ def sentences_of_dataset(name: str, arguments: DataArguments) -> datasets.Datase
         if first is None:
             raise ValueError(f"{name}: no sentence in it.")
         if column not in first:
-            raise MissingColumnError(name, [column], first)
+            raise MissingColumnError.of(name, [column], first)
         return sentences.select_columns(column).map(partial(_checked, name=name, column=column))
     if column not in features:
-        raise MissingColumnError(name, [column], features)
+        raise MissingColumnError.of(name, [column], features)
     if features[column] not in (datasets.Value("string"), datasets.Value("large_string")):
         raise ValueError(f"{name}: column {column!r} holds {features[column]}, not text.")
     return sentences.select_columns(column)

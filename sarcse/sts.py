@@ -217,6 +217,15 @@ def check_pairs(name: str, pairs: Any) -> None:
         raise ValueError(
             f"{name} must be a data set with the columns sentence1, sentence2 and score (from 0 to 5), not {columns}."
         )
+    rows = pairs.with_format(None)
+    for column in ("sentence1", "sentence2"):
+        for row, sentence in enumerate(rows[column][:]):
+            if not isinstance(sentence, str):
+                raise ValueError(f"{name}, row {row}: {column} must be text, not {sentence!r}.")
+    for row, score in enumerate(rows["score"][:]):
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise ValueError(f"{name}, row {row}: the score must be a number, not {score!r}.")
+    with_two_scores(rows, name)
 
 
 def load_pairs(path: str) -> datasets.Dataset:

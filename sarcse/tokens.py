@@ -64,6 +64,33 @@ def token_lengths(tokens: datasets.Dataset) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(lengths))
 
 
+def check_ids(tokens: datasets.Dataset, vocabulary_size: int, longest: int | None) -> None:
+    """
+    Check the `input_ids` of a data set that was tokenised elsewhere.
+
+    Args:
+        tokens (`datasets.Dataset`): Not empty.
+        vocabulary_size (`int`): The encoder's.
+        longest (`int`, *optional*): The largest number of tokens that the encoder reads, if that is known.
+
+    Raises:
+        ValueError: if an id is not in the vocabulary, or a sentence is too long.
+    """
+    for table in tokens.with_format("arrow").iter(batch_size=10_000):
+        ids = table["input_ids"].combine_chunks().flatten().to_numpy()
+        if len(ids) > 0 and not 0 <= ids.min() <= ids.max() < vocabulary_size:
+            wrong = ids[(ids < 0) | (ids >= vocabulary_size)][0]
+            raise ValueError(
+                f"train_dataset has the token id {wrong}, but the encoder's vocabulary has {vocabulary_size:,}. Are "
+                "the `input_ids` of another tokenizer?"
+            )
+    if longest is not None and (found := int(token_lengths(tokens).max())) > longest:
+        raise ValueError(
+            f"train_dataset has a sentence of {found} tokens, but the encoder reads {longest} at most: cut the "
+            "`input_ids`, or pass the sentences as text."
+        )
+
+
 def token_counts(tokens: datasets.Dataset, vocabulary_size: int, special_token_ids: list[int]) -> np.ndarray:
     """How often each id occurs in the `input_ids` of the data set, `(vocabulary_size,)`; special tokens count zero."""
     counts = np.zeros(vocabulary_size, dtype=np.int64)

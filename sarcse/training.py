@@ -8,16 +8,9 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
 from modeling_sarcse import SarcseModel
-from sarcse.arguments import (
-    HEALTH,
-    ModelArguments,
-    SarcseTrainingArguments,
-    check_metric,
-    check_reconstruction,
-    metric_name,
-)
+from sarcse.arguments import HEALTH, ModelArguments, SarcseTrainingArguments, check_metric, check_reconstruction
 from sarcse.checkpoints import check_settings, checkpoint_to_resume, checkpoints
-from sarcse.embedding import POSITIVE_SCORE
+from sarcse.embedding import check_alignment
 from sarcse.loading import load_model
 from sarcse.sentences import DataArguments, load_sentences, source_of_sentences
 from sarcse.sts import load_sts, load_tasks
@@ -39,6 +32,8 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
         training.train_sampling_strategy = "random"  # for the record: a stream cannot be sorted
     if data.streaming and training.max_steps <= 0:
         raise ValueError("--streaming needs --max_steps, because the length of the corpus is unknown.")
+    if data.eval_pairs is not None and data.sts_dir is not None:
+        raise ValueError("--sts_dir has no effect with --eval_pairs, which replaces the STS data: leave one out.")
     if data.dataset_config_name is not None and data.dataset_name is None:
         raise ValueError("--dataset_config_name has no effect without --dataset_name.")
     if not data.streaming and training.token_count_samples != SarcseTrainingArguments.token_count_samples:
@@ -86,11 +81,7 @@ def load_sts_data(
             pairs = load_sts("STSB", data.sts_dir, split="dev")
     except ValueError as error:
         raise ValueError(f"{error}\nTo train without pairs: --metric_for_best_model {HEALTH}.") from error
-    if metric_name(training.metric_for_best_model or "") == "alignment" and max(pairs["score"]) < POSITIVE_SCORE:
-        raise ValueError(
-            f"--metric_for_best_model alignment: it is measured on pairs with a score of at least {POSITIVE_SCORE}, "
-            "and there is none."
-        )
+    check_alignment(training.metric_for_best_model, pairs)
     return pairs, tasks
 
 
@@ -138,7 +129,10 @@ def build_trainer(
             train_source=source_of_sentences(data),
             model_revision=model_arguments.model_revision,
         )
-    except (ImportError, RuntimeError) as error:  # a package for transformers' reports is not installed
+    except (ImportError, RuntimeError) as error:
+        # transformers says "WandbCallback requires wandb to be installed".
+        if "requires" not in str(error):
+            raise
         raise ValueError(f"--report_to {' '.join(training.report_to)}: {error}") from error
     if training.resume_from_checkpoint:
         check_settings(Path(training.resume_from_checkpoint), trainer.settings())

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, DataCollatorWithPadding
 from sarcse.files import UnreadableDataError
 from sarcse.sentences import DataArguments, SentenceStream, first_part, load_sentences
 from sarcse.tokens import LengthGroupedSampler, token_counts, token_lengths, token_weights, tokenize, tokenize_batch
+from train import own_message
 
 from .conftest import ENCODER
 
@@ -237,6 +238,25 @@ def test_a_stream_that_turns_out_to_be_unreadable_says_where(tmp_path):
         file.write(b"caf\xe9\n")
     with pytest.raises(UnreadableDataError, match=r"part-1.txt, line 32: not UTF-8"):
         list(itertools.islice(stream(tmp_path / "corpus" / "*.txt"), 100))
+
+
+def test_a_worker_that_cannot_read_on_says_where_in_one_line(tmp_path):
+    """torch puts the worker's traceback before the message."""
+    sharded_corpus(tmp_path / "corpus", files=2)
+    with (tmp_path / "corpus" / "part-1.txt").open("ab") as file:
+        file.write(b"caf\xe9\n")
+    (tmp_path / "0.jsonl").write_text('{"text": "A dog runs."}\n' * 20_000)
+    (tmp_path / "1.jsonl").write_text('{"title": "A dog runs."}\n')
+    for pattern, message in (
+        ("corpus/*.txt", "part-1.txt, line 32: not UTF-8."),
+        ("*.jsonl", "1.jsonl: no column text; it has title."),
+    ):
+        loader = DataLoader(stream(tmp_path / pattern), batch_size=None, num_workers=1)
+        with pytest.raises(UnreadableDataError) as error:
+            list(itertools.islice(loader, 100_000))
+        assert "Traceback" in str(error.value)
+        found = own_message(error.value)
+        assert found.startswith(str(tmp_path)) and message.removesuffix(".") in found and "\n" not in found
 
 
 @pytest.mark.parametrize("streaming", [False, True])

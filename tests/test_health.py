@@ -65,11 +65,12 @@ def test_embeddings_that_are_all_the_same_find_nothing(tokenizer):
 
 def test_sentences_that_are_kept_aside_are_spread_over_the_corpus_and_not_trained_on():
     tokens = datasets.Dataset.from_dict({"input_ids": [[number] for number in range(100)]})
-    aside, rest = keep_aside(tokens, 10)
+    aside, rest = keep_aside(tokens, 10, batch_size=90)
     assert aside == [[number] for number in range(0, 100, 10)]
     assert sorted([*aside, *rest["input_ids"][:]]) == tokens["input_ids"][:]
-    for number in (0, 11, 200):  # none, or too many to keep aside
-        aside, rest = keep_aside(tokens, number)
+    # None, too many to keep aside, or so many that the rest does not fill a batch:
+    for number, batch_size in ((0, 1), (11, 1), (200, 1), (10, 91)):
+        aside, rest = keep_aside(tokens, number, batch_size)
         assert len(aside) == min(number, 100) and rest["input_ids"][:] == tokens["input_ids"][:]
 
 

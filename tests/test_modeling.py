@@ -307,6 +307,11 @@ def test_token_importance_joins_the_bytes_of_a_character(trained_like_model, tok
     )
 
 
+def test_token_importance_has_unknown_tokens_which_are_content(trained_like_model, tokenizer):
+    (tokens,) = trained_like_model.token_importance(["A <unk> runs."], tokenizer)
+    assert "".join(text for text, _ in tokens) == "A <unk> runs."
+
+
 def test_save_and_load_reproduce_every_tensor_and_output(wrapped, tmp_path):
     model, tokenizer, _ = wrapped
     model.save_pretrained(tmp_path)

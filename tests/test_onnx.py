@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from model_card import onnx_files
 from model_card.folder import GOLDEN_SENTENCES
 from model_card.hub import files_of
-from model_card.onnx_files import FLOAT_FILE, INT8_FILES
+from model_card.onnx_files import FLOAT_FILE, INT8_FILES, score
 from model_card.release import ReleaseOptions, build
 from modeling_sarcse import SarcseModel
 from sarcse.comparison import correlations
@@ -118,6 +118,14 @@ def test_int8_is_a_quarter_of_the_size_and_near(plain):
     vectors = run(plain, INT8_FILES[0], GOLDEN_SENTENCES)["last_hidden_state"]
     found, expected = torch.from_numpy((vectors * mask).sum(axis=1)), torch.from_numpy(golden(plain))
     assert torch.cosine_similarity(found, expected).min() > 0.95
+
+
+def test_the_first_of_several_processes_scores_alone(plain, tokenizer, monkeypatch):
+    """After a training on several processes the others have ended, and would not answer."""
+    monkeypatch.setattr("sarcse.embedding.gather_object", lambda _: pytest.fail("waits for other processes"))
+    pooler = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean").sentence_encoder
+    scores = score(plain, pooler, tokenizer, load_pairs(str(DEMO / "sts.tsv")))
+    assert scores.keys() == {FLOAT_FILE, *INT8_FILES}
 
 
 def test_the_card_has_the_score_of_int8_beside_that_of_float32(plain):

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import math
 import re
 import shutil
 import statistics
@@ -19,7 +20,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from model_card import folder as folder_module
 from model_card.__main__ import main
 from model_card.card import WIDGET, eval_result_entries, seeds_table, write_card
-from model_card.facts import Facts, Onnx, read_facts, read_scores
+from model_card.facts import Facts, Onnx, read_facts, read_scores, read_seeds
 from model_card.folder import GOLDEN_SENTENCES, verify, write_model
 from model_card.hub import files_of
 from model_card.release import ReleaseOptions, build
@@ -447,6 +448,10 @@ def test_runs_that_differ_in_their_seed_alone_are_read(finished_run, tmp_path, t
     (tmp_path / "sts_results.json").write_text(json.dumps(results))
     facts = read_facts(model_dir, SarcseModel.from_pretrained(model_dir), tokenizer, seed_dirs=[str(tmp_path)])
     assert {seed: scores.average for seed, scores in facts.seeds.items()} == {42: own["average"], 1: 12.5}
+    record["train_data"] = {"name": "corpus", "hub_id": None, "token_count_samples": 100}  # of a stream
+    (tmp_path / "training_record.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="in more than the seed: .*train_data.token_count_samples"):
+        read_seeds(model_dir, [str(tmp_path)])
 
 
 TASK = {"spearman": 1.0, "pearson": 1.0, "pairs": 9, "subsets": {}, "interval": [0.0, 2.0]}
@@ -481,6 +486,8 @@ def test_seeds_give_mean_and_deviation():
     seeds = {seed: scored({"STS12": 60.0 + seed, "STSB": 70.0 - 2 * seed}) for seed in (1, 2, 4)}
     rows = {cells[1].strip(): cells[2:5] for cells in (row.split("|") for row in seeds_table(seeds).splitlines())}
     columns = ([61.0, 62.0, 64.0], [68.0, 66.0, 62.0], [64.5, 64.0, 63.0])
+    missing = seeds_table({1: scored({"STS12": math.nan}), 2: scored({"STS12": 3.0})})
+    assert missing.splitlines()[-1].count(" nan ") == 2
     for values, mean, deviation in zip(columns, rows["mean"], rows["standard deviation"], strict=True):
         assert float(mean) == pytest.approx(sum(values) / 3, abs=0.005)
         center = sum(values) / 3

@@ -4,6 +4,8 @@ import hashlib
 import itertools
 import json
 import re
+import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
@@ -47,12 +49,21 @@ def pairs():
     return load_pairs(str(DEMO / "sts.tsv")).select(range(40))
 
 
+def padded(ids: list[list[int]]) -> datasets.Dataset:
+    """As from `tokenizer(texts, padding="max_length")`."""
+    masks = [[1] * len(row) + [0] * (32 - len(row)) for row in ids]
+    return datasets.Dataset.from_dict(
+        {"input_ids": [row + [1] * (32 - len(row)) for row in ids], "attention_mask": masks}
+    )
+
+
 DATA = {
     "a text file": lambda folder, ids: datasets.load_dataset("text", data_files=text_file(folder), split="train"),
     "a stream": lambda folder, ids: datasets.load_dataset(
         "text", data_files=text_file(folder), split="train", streaming=True
     ),
     "a list": lambda folder, ids: TEXTS,
+    "padded token ids in tensors": lambda folder, ids: padded(ids).with_format("torch"),
     "text beside other columns": lambda folder, ids: datasets.Dataset.from_dict(
         {"title": ["x"] * len(TEXTS), "text": TEXTS}
     ),
@@ -75,6 +86,7 @@ def test_sentences_are_taken_as_people_have_them(tmp_path, tokenizer, kind):
     share = torch.tensor([content.count(token) / len(content) for token in content[:20]], dtype=torch.float64)
     wanted = FREQUENCY_WEIGHTINGS["smooth_inverse"](share, 1e-4, 1 / len(content)).float()
     torch.testing.assert_close(trainer.token_weights[content[:20]], wanted)
+    assert trainer.corpus.aside == ids  # all, since there are few; the health is measured on these
     assert trainer.train().global_step == 2
 
 
@@ -83,6 +95,9 @@ UNREADABLE = {
     "train_dataset: column 'text' holds Value\\('int64'\\), not text": {"text": [1, 2, 3]},
     "a data set without a name: no sentence in it": {"text": ["", " ", None]},
     "4 sentences do not fill one batch of 8": {"text": [*TEXTS[:4], *[""] * 8]},
+    "train_dataset has the token id 8192, but the encoder's vocabulary has 8,192": {"input_ids": [[0, 8192, 2]] * 8},
+    "train_dataset has the token id -100, but": {"input_ids": [[0, -100, 2]] * 8},
+    "train_dataset has a sentence of 129 tokens, but the encoder reads 128 at most": {"input_ids": [[5] * 129] * 8},
 }
 
 
@@ -132,6 +147,33 @@ def test_arguments_of_transformers_mean_the_defaults_of_sarcse(tmp_path, caplog)
     assert (args.learning_rate, args.contrastive_temperature, args.dataloader_drop_last) == (1e-5, 0.05, True)
     assert "have those of SarcseTrainingArguments: " in caplog.text and "learning_rate 1e-05" in caplog.text
     assert trainer.train().global_step == 1
+
+
+# What is given, and then: evaluation strategy and steps, checkpoint strategy and steps, whether the best one is kept.
+EVALUATIONS = [
+    ({"eval_strategy": "steps"}, ("steps", 125, "steps", 125, True)),
+    ({"eval_strategy": "epoch"}, ("epoch", 125, "epoch", 125, True)),
+    ({"eval_strategy": "steps", "eval_steps": 50}, ("steps", 50, "steps", 50, True)),
+    ({"eval_strategy": "steps", "logging_steps": 20}, ("steps", 20, "steps", 20, True)),
+    (
+        {"eval_strategy": "steps", "eval_steps": 50, "save_steps": 100, "load_best_model_at_end": True},
+        ("steps", 50, "steps", 100, True),
+    ),
+    ({"eval_strategy": "steps", "eval_steps": 40, "save_steps": 100}, ("steps", 40, "steps", 100, False)),
+    ({"eval_strategy": "steps", "eval_steps": 40, "save_strategy": "epoch"}, ("steps", 40, "epoch", 125, False)),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), EVALUATIONS)
+@pytest.mark.parametrize("metric", [None, "eval_alignment"])
+def test_evaluations_of_transformers_arguments_are_made_as_given(tmp_path, given, expected, metric):
+    """What transformers derives from other arguments does not count as given."""
+    args = TrainingArguments(str(tmp_path), report_to="none", metric_for_best_model=metric, **given)
+    args = SarcseTrainingArguments.of(args)
+    evaluated, saved = (args.eval_strategy, args.eval_steps), (args.save_strategy, args.save_steps)
+    assert (*evaluated, *saved, args.load_best_model_at_end) == expected
+    assert args.metric_for_best_model == ("stsb_spearman" if metric is None else "alignment")
+    assert args.greater_is_better == (metric is None)
 
 
 def test_without_pairs_and_without_a_health_check_the_end_of_the_training_is_kept(tmp_path):
@@ -253,6 +295,77 @@ def test_what_would_have_no_effect_or_no_scores_ends_in_a_message(tmp_path, pair
     with pytest.raises(ValueError, match=f"eval_dataset {named} .*, not NoneType"):
         arguments = SarcseTrainingArguments(str(tmp_path), health_sentences=0, **SMALL)
         SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS).evaluate()
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("sentence1", ["a", None], "eval_dataset, row 1: sentence1 must be text, not None"),
+        ("score", [1.0, None], "eval_dataset, row 1: the score must be a number, not None"),
+        ("score", [1.0, float("nan")], "eval_dataset, row 1: the score must be a number, not nan"),
+        ("score", [2.0, 2.0], "eval_dataset: a correlation needs two pairs with different scores; all 2 have"),
+        ("score", [0.2, 0.9], "alignment: it is measured on pairs with a score of at least 4"),
+    ],
+)
+def test_pairs_that_cannot_be_scored_end_in_a_message(tmp_path, column, values, message):
+    columns = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "score": [1.0, 5.0], column: values}
+    arguments = SarcseTrainingArguments(str(tmp_path), metric_for_best_model="alignment", report_to="none")
+    with pytest.raises(ValueError, match=message):
+        SarcseTrainer(fresh_model(), arguments, None, TEXTS, datasets.Dataset.from_dict(columns))
+
+
+def test_pairs_without_a_tokenizer_end_in_a_message(tmp_path, pairs):
+    model = fresh_model()
+    model.config._name_or_path = model.name_or_path = ""
+    with pytest.raises(ValueError, match="The pairs are text: pass the tokenizer as `processing_class`"):
+        SarcseTrainer(model, SarcseTrainingArguments(str(tmp_path), **SMALL), None, None, pairs)
+
+
+def test_a_training_that_failed_or_was_interrupted_leaves_signals_and_the_trainer_as_they_were(tmp_path):
+    """In a notebook the same trainer trains again, and Ctrl-C still works."""
+
+    class Fails(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise error
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=TEXTS)
+    trainer.add_callback(fails := Fails())
+    for error in (RuntimeError("out of memory"), KeyboardInterrupt(signal.SIGINT)):
+        trainer.save_on_signal.received = signal.SIGINT if isinstance(error, KeyboardInterrupt) else None
+        with pytest.raises(type(error)):
+            trainer.train()
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    trainer.remove_callback(fails)
+    trainer.save_on_signal.received = signal.SIGINT  # of the training before
+    assert trainer.train().global_step == 2
+
+
+def test_a_training_runs_outside_the_main_thread(tmp_path):
+    """As in a web server or a parallel search: Python allows no signal handlers there."""
+    trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=TEXTS)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(trainer.train).result().global_step == 2
+
+
+def test_no_scores_of_an_earlier_training_stay_beside_a_new_model(tmp_path, pairs):
+    """The card would state them as its own."""
+    arguments = SarcseTrainingArguments(str(tmp_path), **SMALL, eval_strategy="no")
+    for given in (pairs, None):
+        trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, eval_dataset=given)
+        trainer.train()
+        trainer.save_results()
+        scored = {"sts_results.json", "sts_results.md", "similarity_densities.png", "alignment_uniformity.svg"}
+        assert scored & {file.name for file in tmp_path.iterdir()} == (scored if given else set())
+
+
+@pytest.mark.parametrize(("fields", "warned"), [({}, True), ({"view_dropout": 0}, False)])
+def test_views_with_the_mean_of_few_sentences_are_warned_about(tmp_path, caplog, fields, warned):
+    arguments = {**SMALL, "per_device_train_batch_size": 16}
+    for cached in (None, 4):
+        args = SarcseTrainingArguments(str(tmp_path), **arguments, gradient_cache_mini_batch_size=cached, **fields)
+        SarcseTrainer(fresh_model(), args, train_dataset=TEXTS)
+        assert ("read together, here only 4" in caplog.text) == (warned and cached is not None)
 
 
 def test_what_would_fail_later_fails_before_the_training(tmp_path):
