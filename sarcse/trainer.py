@@ -64,7 +64,7 @@ from sarcse.losses import (
 from sarcse.record import code_commit, describe_base_model
 from sarcse.releasing import ReleasingTrainer, has_adapters
 from sarcse.sentences import SentenceStream, fingerprint
-from sarcse.sts import check_pairs
+from sarcse.sts import check_pairs, with_two_scores
 from sarcse.tokens import LengthGroupedSampler, token_lengths, token_weights
 from sarcse.watch import (
     HealthAtStart,
@@ -149,6 +149,7 @@ class SarcseTrainer(ReleasingTrainer):
         for pairs_name, pairs in {"eval_dataset": eval_dataset, **(tasks or {})}.items():
             if pairs is not None:
                 check_pairs(pairs_name, pairs)
+                with_two_scores(pairs, pairs_name)
         check_alignment(own_args.metric_for_best_model, eval_dataset)
         if model is None and model_init is None:
             raise ValueError("SarcseTrainer needs a `model` or a `model_init`.")

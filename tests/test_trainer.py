@@ -213,6 +213,7 @@ def test_predict_gives_the_similarities_that_evaluate_scores(tmp_path, pairs, to
     wanted = torch.cosine_similarity(torch.from_numpy(first), torch.from_numpy(second))
     np.testing.assert_allclose(predicted.predictions, wanted, atol=1e-6)
     assert predicted.label_ids.tolist() == pairs["score"][:]
+    assert trainer.predict(pairs.select([3])).predictions == pytest.approx(predicted.predictions[3:4], abs=1e-6)
     names = ("stsb_spearman", "alignment", "uniformity")
     assert [predicted.metrics[f"test_{name}"] for name in names] == [evaluated[f"eval_{name}"] for name in names]
 
