@@ -145,7 +145,8 @@ def test_settings_of_a_run_are_in_its_checkpoints_and_a_checkpoint_without_them_
 def test_a_metric_that_no_evaluation_has_is_refused_before_anything_is_loaded(tmp_path, name):
     message = refusal(tmp_path, metric_for_best_model=name, train_file="absent.txt", model_name_or_path="absent")
     assert message == (
-        f"--metric_for_best_model {name}: the evaluations measure pairs_spearman, health, alignment, uniformity."
+        f"--metric_for_best_model {name.removeprefix('eval_')}: the evaluations measure pairs_spearman, health, "
+        "alignment, uniformity."
     )
     with pytest.raises(ValueError, match="the evaluations measure stsb_spearman"):
         build_trainer(*parse_arguments(["--metric_for_best_model", "pairs_spearman", "--sts_dir", str(tmp_path)]))

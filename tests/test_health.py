@@ -109,6 +109,7 @@ def test_sentences_too_short_for_halves_are_told_and_trained_on(tmp_path, caplog
 def test_a_fall_is_a_warning_with_a_step_numbers_and_advice(tmp_path, tokenizer, caplog):
     arguments = SarcseTrainingArguments(str(tmp_path), **QUIET)
     trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, processing_class=tokenizer)
+    caplog.clear()
     trainer.state.log_history = [{"step": 0, "eval_health": 30.0}, {"step": 4, "eval_health": 40.0}]
     with caplog.at_level(logging.WARNING, logger="sarcse.watch"):
         check_health(trainer, 40 * HEALTHY_SHARE + 0.1)
