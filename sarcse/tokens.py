@@ -4,6 +4,7 @@ Prepare sentences for training: token ids, batches of similar length, and freque
 
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import datasets
 import numpy as np
@@ -57,10 +58,15 @@ def tokenize_batch(
     return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
+def arrow_rows(tokens: datasets.Dataset) -> Iterator[Any]:
+    """The `input_ids` of 10,000 sentences at a time, as arrow's arrays of lists."""
+    for table in tokens.with_format("arrow").iter(batch_size=10_000):
+        yield table["input_ids"].combine_chunks()
+
+
 def token_lengths(tokens: datasets.Dataset) -> torch.Tensor:
     """The number of tokens of each sentence, special tokens included: `(len(tokens),)`."""
-    tables = tokens.with_format("arrow").iter(batch_size=10_000)
-    lengths = [table["input_ids"].combine_chunks().value_lengths().to_numpy() for table in tables]
+    lengths = [rows.value_lengths().to_numpy() for rows in arrow_rows(tokens)]
     return torch.from_numpy(np.concatenate(lengths))
 
 
@@ -76,8 +82,8 @@ def check_ids(tokens: datasets.Dataset, vocabulary_size: int, longest: int | Non
     Raises:
         ValueError: if an id is not in the vocabulary, or a sentence is too long.
     """
-    for table in tokens.with_format("arrow").iter(batch_size=10_000):
-        ids = table["input_ids"].combine_chunks().flatten().to_numpy()
+    for rows in arrow_rows(tokens):
+        ids = rows.flatten().to_numpy()
         if len(ids) > 0 and not 0 <= ids.min() <= ids.max() < vocabulary_size:
             wrong = ids[(ids < 0) | (ids >= vocabulary_size)][0]
             raise ValueError(
@@ -94,8 +100,8 @@ def check_ids(tokens: datasets.Dataset, vocabulary_size: int, longest: int | Non
 def token_counts(tokens: datasets.Dataset, vocabulary_size: int, special_token_ids: list[int]) -> np.ndarray:
     """How often each id occurs in the `input_ids` of the data set, `(vocabulary_size,)`; special tokens count zero."""
     counts = np.zeros(vocabulary_size, dtype=np.int64)
-    for table in tokens.with_format("arrow").iter(batch_size=10_000):
-        counts += np.bincount(table["input_ids"].combine_chunks().flatten().to_numpy(), minlength=vocabulary_size)
+    for rows in arrow_rows(tokens):
+        counts += np.bincount(rows.flatten().to_numpy(), minlength=vocabulary_size)
     counts[special_token_ids] = 0
     return counts
 
