@@ -22,7 +22,7 @@ CUSTOM_PIPELINES = {
 # With these two files sentence-transformers uses `pooler_output` as the sentence embedding; without them it would
 # silently pool the token vectors itself. Inputs stay padded: with flash attention it would otherwise concatenate the
 # sentences of a batch, and a pooler here would see a single one.
-SENTENCE_TRANSFORMERS_FILES = {
+SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
     "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "modeling_sarcse.SarcseTransformer"}],
     "sentence_bert_config.json": {
         "transformer_task": "feature-extraction",
@@ -34,6 +34,9 @@ SENTENCE_TRANSFORMERS_FILES = {
 
 # Where AutoConfig and AutoModel find the code, in the folder of config.json.
 AUTO_MAP = {"AutoConfig": "configuration_sarcse.SarcseConfig", "AutoModel": "modeling_sarcse.SarcseModel"}
+
+# The field of the encoder's configuration with the pooler of a plain release, which is an encoder to all other tools.
+POOLER_FIELD = "sarcse_pooler"
 
 # Fields of the encoder's configuration that tools also look for at the top level of config.json.
 OF_ENCODER = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
@@ -119,6 +122,23 @@ class SarcseConfig(PretrainedConfig):
             kwargs.pop(name, None)
         _check_earlier_fields(pooler, kwargs)
         super().__init__(**{"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES), **kwargs})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """
+        As in transformers, which would replace a configuration of another type by RoBERTa-base's, with random weights.
+
+        Raises:
+            ValueError: if it is an encoder's configuration, or a field has an impossible value.
+        """
+        found, pooler = config_dict.get("model_type", cls.model_type), config_dict.get(POOLER_FIELD)
+        if found != cls.model_type:
+            arguments = "..." if pooler is None else f"..., pooler={pooler!r}"
+            raise ValueError(
+                f"This is an encoder (model_type={found!r}), not a SARCSE model. For fresh layers on it: "
+                f"`SarcseModel.from_encoder_pretrained({arguments})`."
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def hidden_size(self) -> int:

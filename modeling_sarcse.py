@@ -7,7 +7,9 @@ reconstruction has R rows and T = min(L, decoder_length) positions.
 
 import importlib
 import inspect
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -326,6 +328,9 @@ class SarcseModel(PreTrainedModel):
     # the number of gradient accumulation steps.
     accepts_loss_kwargs = False
 
+    # Where `from_pretrained` was told to look: a revision, a subfolder or a cache.
+    loaded_from: Mapping[str, str] = MappingProxyType({})
+
     def __init__(self, config: SarcseConfig, encoder: PreTrainedModel | None = None) -> None:
         if config.pooler not in POOLERS:
             raise ValueError(f"`pooler` must be one of {', '.join(POOLERS)}, got {config.pooler!r}.")
@@ -349,6 +354,14 @@ class SarcseModel(PreTrainedModel):
     def _initialize_new_layers(self) -> None:
         for layers in filter(None, (self.sentence_encoder, self.sentence_decoder, self.projection)):
             layers.to(device=self.encoder.device, dtype=self.encoder.dtype)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. The model also remembers its revision, whose tokenizer [`load_tokenizer`] returns."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        model.loaded_from = {name: kwargs[name] for name in ("revision", "subfolder", "cache_dir") if kwargs.get(name)}
+        return loaded
 
     @classmethod
     def from_encoder_pretrained(
@@ -402,6 +415,7 @@ class SarcseModel(PreTrainedModel):
         )
         model = cls(config, encoder=encoder)
         model.config._name_or_path = model.name_or_path = name_or_path  # what cards call the base model
+        model.loaded_from = {"revision": revision}
         _check_encoder(name_or_path, model.eval(), tokenizer)
         return model
 
@@ -475,6 +489,9 @@ class SarcseModel(PreTrainedModel):
             attention_mask = torch.ones(next(iter(read.values())).shape[:2], dtype=torch.long, device=self.device)
         if pooler.with_first_layer:
             encoder_kwargs["output_hidden_states"] = True
+        for name in ("output_hidden_states", "output_attentions"):
+            if getattr(self.config, name, False):  # as in `from_pretrained(..., output_hidden_states=True)`
+                encoder_kwargs.setdefault(name, True)
         encoded = self.encoder(**read, attention_mask=attention_mask, **encoder_kwargs)
         vectors, mask = encoded.last_hidden_state, attention_mask.bool()  # (B, L, d), (B, L)
         if pooler.with_first_layer:
@@ -547,6 +564,25 @@ class SarcseModel(PreTrainedModel):
         content = attended & ~special
         return content | attended & ~content.any(dim=1, keepdim=True)
 
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """
+        The tokenizer beside the model, of the revision that the model was loaded from.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        # With the encoder's configuration; otherwise it would load the model's, and ask to run its code.
+        encoder_config, problem = self.config.encoder_config, None
+        try:
+            if self.name_or_path:
+                tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=encoder_config, **self.loaded_from)
+                if not is_made_up(tokenizer, encoder_config):
+                    return tokenizer
+        except (OSError, ValueError) as error:
+            problem = error
+        place = self.name_or_path or "this model, which was not loaded from anywhere,"
+        raise ValueError(f"{place} has no tokenizer that can be loaded: pass the model's own.") from problem
+
     @torch.no_grad()
     def encode(
         self,
@@ -562,8 +598,9 @@ class SarcseModel(PreTrainedModel):
         Sentences of similar length share a batch, so that there is hardly any padding.
 
         Args:
-            sentences (`list[str]`): Cut at the tokenizer's `model_max_length`.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*): Default: the one beside the model, loaded on every call.
+            sentences (`list[str]`): Cut at the tokenizer's `model_max_length`. Any iterable of strings will do.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*):
+                Default: the one beside the model ([`load_tokenizer`]), loaded on every call.
             batch_size (`int`): Sentences encoded at once.
             normalize (`bool`): Scale the embeddings to length 1, so that their products are cosine similarities.
             device (`str`, *optional*): Moves the model there first, and leaves it there. Default: where it is.
@@ -573,18 +610,16 @@ class SarcseModel(PreTrainedModel):
             `np.ndarray` of shape `(len(sentences), d)`, float32, in the order of `sentences`.
 
         Raises:
-            ValueError: if `sentences` is one string, or `batch_size` is below 1.
+            ValueError: if `sentences` is one string, `batch_size` is below 1, or there is no tokenizer.
         """
-        if isinstance(sentences, str):
-            raise ValueError("`sentences` must be a list of strings: pass a single one as [sentence].")
+        texts = _as_list(sentences)
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         if tokenizer is None:
-            # With the encoder's configuration; otherwise it would load the model's, and ask to run its code.
-            tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config.encoder_config)
+            tokenizer = self.load_tokenizer()
         if device is not None:
             self.to(device)
-        token_ids = tokenizer(list(sentences), truncation=True)["input_ids"] if len(sentences) > 0 else []
+        token_ids = tokenizer(texts, truncation=True)["input_ids"] if texts else []
         batches = rows_by_length(token_ids, batch_size)
         pad = DataCollatorWithPadding(tokenizer)
         embeddings = torch.empty(len(token_ids), self.config.hidden_size)
@@ -617,12 +652,16 @@ class SarcseModel(PreTrainedModel):
             error is the mean squared difference over d, in squared units of the encoder's vectors.
 
         Raises:
-            ValueError: if the pooler has no reconstruction, or the model has no decoder.
+            ValueError: if the pooler has no reconstruction, the model has no decoder, or `sentences` is one string.
         """
+        self.require_decoder()
+        texts = _as_list(sentences)
+        if not texts:
+            return []
         training = self.training
         self.eval()
         try:
-            batch = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt").to(self.device)
+            batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(self.device)
             output = self(**batch, output_reconstruction=True)
         finally:
             self.train(training)
@@ -632,6 +671,26 @@ class SarcseModel(PreTrainedModel):
             content = mask & ~torch.isin(ids, torch.tensor(special, device=ids.device))
             importance.append(_whole_characters(ids[content].tolist(), errors[content].tolist(), tokenizer))
         return importance
+
+
+def is_made_up(tokenizer: PreTrainedTokenizerBase, encoder_config: Any) -> bool:
+    """
+    Whether a tokenizer has far fewer tokens than the encoder. Where a tokenizer's files are missing, transformers
+    makes one up of a handful of tokens, to which every word is unknown.
+    """
+    # Encoders round their vocabulary up, to a multiple of 128 at the most or by a few hundred reserved tokens.
+    size = getattr(encoder_config, "vocab_size", None)
+    return isinstance(size, int) and len(tokenizer) < size / 2
+
+
+def _as_list(sentences: Iterable[str]) -> list[str]:
+    """
+    Raises:
+        ValueError: if it is one string, whose characters would be taken for sentences.
+    """
+    if isinstance(sentences, str):
+        raise ValueError("`sentences` must be a list of strings: pass a single one as [sentence].")
+    return list(sentences)
 
 
 def rows_by_length(token_ids: list[list[int]], batch_size: int) -> list[list[int]]:

@@ -15,7 +15,7 @@ from transformers import ProgressCallback
 
 from configuration_sarcse import SarcseConfig
 from sarcse.arguments import SarcseTrainingArguments
-from sarcse.checkpoints import checkpoints
+from sarcse.checkpoints import last_good_checkpoint
 from sarcse.comparison import report
 from sarcse.files import UnreadableDataError
 from sarcse.loading import needs_own_code
@@ -62,7 +62,7 @@ embeddings = model(**tokenizer(["A sentence.", "Another."], padding=True, return
 
 
 def how_to_go_on(training: SarcseTrainingArguments) -> str:
-    if not checkpoints(training.output_dir):
+    if last_good_checkpoint(training.output_dir) is None:
         return ""
     return " To continue from the last checkpoint, add `--resume_from_checkpoint last` to the same command."
 

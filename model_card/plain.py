@@ -11,27 +11,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from configuration_sarcse import __version__
+from configuration_sarcse import POOLER_FIELD, __version__
 from modeling_sarcse import POOLERS, SarcseModel
-from sarcse.loading import POOLER_FIELD
+from sarcse.loading import PLAIN_MODULES, POOLING_MODES
 from sarcse.record import write_json
-
-
-# The names from before sentence-transformers 6, which every version and other programs know.
-MODULES = [
-    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-]
-
-# Fields in the long form of 1_Pooling/config.json.
-POOLING_MODES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 
 
 def why_not_plain(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -86,7 +69,7 @@ def write_sentence_transformers_files(
     folder: Path, dimensions: int, pooling_mode: str, max_length: int | None
 ) -> None:
     """Write the files of sentence-transformers' Transformer and Pooling."""
-    write_json(folder / "modules.json", MODULES)
+    write_json(folder / "modules.json", PLAIN_MODULES)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     write_pooling(folder, dimensions, pooling_mode)
 

@@ -18,10 +18,11 @@ from transformers import PretrainedConfig
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
+from configuration_sarcse import POOLER_FIELD
 from model_card.card import WIDGET
 from model_card.hub import RELEASE_MARK, SPACE_MARK, explain, files_of, push_space
 from sarcse.figures import COLORS
-from sarcse.loading import POOLER_FIELD, kind_of_model, loadable
+from sarcse.loading import kind_of_model, loadable
 from sarcse.record import write_json
 
 

@@ -158,7 +158,7 @@ class ReleaseArguments:
         default=False,
         metadata={
             "help": "Release a plain encoder with its pooling, which any tool loads without this project's code. This "
-            "is the default where the pooler allows it, and an error elsewhere."
+            "is the default where the pooler allows it; with this flag, any other release is an error."
         },
     )
     with_code: bool = field(
@@ -175,8 +175,8 @@ class ReleaseArguments:
     )
 
 
-# The share of dimensions that a view of one pass drops, where that is the default: no worse than two passes in ten
-# seeds on either encoder (docs/choices.md). Under mean pooling two passes were 0.2 better.
+# The share of dimensions that a view of one pass drops, where that is the default. Half of it was no worse than two
+# passes in ten seeds on either encoder; under mean pooling the results are mixed (docs/choices.md).
 VIEW_DROPOUT = 0.1
 # The limit on the sum of the learning rates of all steps: less than what ruined an encoder of the study (which ended
 # worse than before training), and enough for the best scores (docs/choices.md). SimCSE, which has no
@@ -184,14 +184,10 @@ VIEW_DROPOUT = 0.1
 LEARNING_RATE_BUDGET = 0.003
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SarcseArguments(ReleaseArguments):
-    """
-    The arguments that SARCSE adds to transformers' own; a separate class, so that `--help` shows them first. Also
-    `output_dir`, because it is the first argument of `TrainingArguments`.
-    """
+    """The arguments that SARCSE adds to transformers' own; a separate class, so that `--help` shows them first."""
 
-    output_dir: str = field(default="output/sarcse-roberta-base", metadata={"help": "Where the model is written."})
     max_seq_length: int = field(
         default=32, metadata={"help": "Training sentences are cut at this many tokens, special tokens included."}
     )
@@ -215,7 +211,7 @@ class SarcseArguments(ReleaseArguments):
         default=None,
         metadata={
             "help": "Limit on the sum of the encoder's learning rates over all steps; beyond it, all rates are scaled "
-            "down. It keeps a long training from making the embeddings worse than before. 0: no limit. "
+            "down. It is meant to keep a long training from ruining the encoder. 0: no limit. "
             f"Default: {LEARNING_RATE_BUDGET:g} with a reconstruction, else 0."
         },
     )
@@ -275,6 +271,9 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
 
     _argument_group_name = "training: SARCSE's own options, then those of transformers' TrainingArguments"
 
+    output_dir: str = field(
+        default="output/sarcse", metadata={"help": "Where the model and its checkpoints are written."}
+    )
     push_to_hub: bool = field(
         default=False, metadata={"help": "After training, build a release in OUTPUT_DIR/release, verify and push it."}
     )

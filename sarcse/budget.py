@@ -1,6 +1,6 @@
 """
-A budget for the sum of the learning rates of all steps. It keeps a long training, or one at a high learning rate, from
-ruining the encoder: from making its embeddings worse than before training.
+A budget for the sum of the encoder's learning rates over all steps. It is meant to keep a long training, or one at a
+high learning rate, from ruining the encoder: from making its embeddings worse than before training.
 
 A step of Adam moves a weight by about the learning rate at most, so their sum bounds how far any weight moves from its
 pretrained value. In the study this sum decides whether embeddings get better or are ruined; neither the learning rate

@@ -112,7 +112,10 @@ def checkpoint_to_resume(resume_from_checkpoint: str, output_dir: str) -> Path:
         raise ValueError(f"--resume_from_checkpoint {resume_from_checkpoint}: no checkpoint in {output_dir}.")
     checkpoint = last_good_checkpoint(output_dir)
     if checkpoint is None:
-        raise ValueError(f"{output_dir}: no checkpoint is complete. Remove them to start from the beginning.")
+        raise ValueError(
+            f"{output_dir}: no checkpoint is complete ({checkpoints(output_dir)[0].name}: "
+            f"{flaw(checkpoints(output_dir)[0])}). Start again in another --output_dir."
+        )
     return checkpoint
 
 
@@ -237,6 +240,21 @@ def load_weights(model: PreTrainedModel, folder: str | Path) -> None:
     model.load_state_dict(loaded_again(model, folder).state_dict())
 
 
+def writable_folder(name: str) -> Path:
+    """
+    Create the output folder, before the work rather than after it.
+
+    Raises:
+        ValueError: if the folder cannot be created or written to.
+    """
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=name):
+            return Path(name)
+    except OSError as error:
+        raise ValueError(f"--output_dir {name}: {error.strerror}.") from error
+
+
 def check_saving(model: PreTrainedModel, output_dir: Path) -> None:
     """
     Save the model and load it again, before a training whose result could be lost otherwise.
@@ -305,7 +323,8 @@ class SaveOnSignal(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        control.should_save |= self.agreed
+        if self.agreed:
+            control.should_save, args.save_only_model = True, False  # to resume, the optimizer is needed, too
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.agreed:

@@ -9,6 +9,7 @@ rows, and shift the cells of a row with one too many. They also treat `[` in a f
 import csv
 import glob
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,15 @@ import datasets
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import parquet
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
+
+# As `csv` and pandas write a cell with quotation marks in it: quoted, with each of them doubled.
+QUOTED_CELL = re.compile(r'(?:^|\t)"[^\t]*""[^\t]*"(?:\t|$)', re.MULTILINE)
 
 # csv's own limit of 131,072 characters is shorter than the longest lines of real corpora.
 csv.field_size_limit(2**31 - 1)
@@ -205,22 +212,48 @@ def csv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> 
         # Without `strict`, csv would read the rest of the file as one cell after a quotation mark that is not closed.
         reader = csv.reader(lines, strict=True)
         try:
-            yield from table_rows(file, ((reader.line_num, cells) for cells in reader), columns, optional)
+            numbered = ((reader.line_num, cells) for cells in reader)
+            yield from table_rows(file, numbered, columns, optional, "an unquoted comma or quotation mark")
         except csv.Error as error:
             raise UnreadableDataError(f"{file}, line {reader.line_num}: not CSV ({error}).") from error
 
 
 def tsv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
-    """Tab-separated cells. As in SentEval's files, quotation marks have no special meaning."""
+    """
+    Tab-separated cells. As in SentEval's files, quotation marks have no special meaning; a warning says so where
+    pandas or a spreadsheet seems to have quoted a cell.
+    """
     with opened_text(file) as lines:
-        numbered = ((number, line.removesuffix("\n").split("\t")) for number, line in enumerate(lines, start=1))
-        yield from table_rows(file, numbered, columns, optional)
+        numbered = (
+            (number, line.removesuffix("\n").split("\t")) for number, line in enumerate(unquoted(file, lines), 1)
+        )
+        yield from table_rows(file, numbered, columns, optional, "a tab, which quotation marks do not protect in TSV")
+
+
+def unquoted(file: str, lines: Iterable[str]) -> Iterator[str]:
+    """The lines as they are, with a warning at the first that seems to have a quoted cell."""
+    warned = False
+    for number, line in enumerate(lines, start=1):
+        if not warned and QUOTED_CELL.search(line):
+            warned = True
+            logger.warning(
+                f"{file}, line {number}: a cell looks quoted, but quotation marks are part of the text in .tsv files. "
+                "If they should not be, save it as .csv."
+            )
+        yield line
 
 
 def table_rows(
-    file: str, numbered: Iterator[tuple[int, list[str]]], columns: tuple[str, ...], optional: tuple[str, ...]
+    file: str,
+    numbered: Iterator[tuple[int, list[str]]],
+    columns: tuple[str, ...],
+    optional: tuple[str, ...],
+    suspect: str,
 ) -> Iterator[Row]:
-    """The requested cells of a table whose first row names the columns; blank lines are skipped."""
+    """
+    The requested cells of a table whose first row names the columns; blank lines are skipped. `suspect` is what makes
+    a row too long or too short in this kind of file.
+    """
     rows = ((number, cells) for number, cells in numbered if cells and cells != [""])
     _, header = next(rows, (0, None))
     if header is None:
@@ -232,7 +265,7 @@ def table_rows(
         if len(cells) != len(header):
             raise UnreadableDataError(
                 f"{place}: {len(cells)} cells, but the header has {len(header)} ({', '.join(header)}). Does the text "
-                "have an unquoted comma, tab or quotation mark?"
+                f"have {suspect}?"
             )
         yield place, {name: cells[index] for name, index in wanted.items()}
 

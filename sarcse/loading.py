@@ -3,6 +3,7 @@ Load a model and its tokenizer by name: a SARCSE model as it was saved, or any o
 What cannot be used is reported here, in one message, before anything is trained or scored.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,18 +21,32 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.utils import has_file
+from transformers.utils import cached_file, has_file
 
-from configuration_sarcse import SarcseConfig
-from modeling_sarcse import SarcseModel
+from configuration_sarcse import POOLER_FIELD, SENTENCE_TRANSFORMERS_FILES, SarcseConfig
+from modeling_sarcse import SarcseModel, is_made_up
 
 
 # The project's own classes, not the copies in a SARCSE folder: no code from a loaded model is run.
 AutoConfig.register(SarcseConfig.model_type, SarcseConfig)
 AutoModel.register(SarcseConfig, SarcseModel)
 
-# The field of the encoder's configuration with the pooler of a plain release, which is an encoder to all other tools.
-POOLER_FIELD = "sarcse_pooler"
+# sentence-transformers' modules of a plain release, by their names from before its version 6, which every version and
+# other programs know.
+PLAIN_MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
+
+# Fields in the long form of 1_Pooling/config.json.
+POOLING_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
 
 
 def load_model(
@@ -155,12 +170,10 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, encoder_confi
     Check that a tokenizer can be the encoder's own.
 
     Raises:
-        ValueError: if the tokenizer cannot pad, or its vocabulary is not the encoder's. If its files are missing,
-            transformers creates one of a handful of tokens, to which every word is unknown.
+        ValueError: if the tokenizer cannot pad, or its vocabulary is not the encoder's.
     """
     size, vocabulary_size = len(tokenizer), getattr(encoder_config, "vocab_size", None)
-    # Encoders round their vocabulary up, to a multiple of 128 at the most or by a few hundred reserved tokens.
-    if isinstance(vocabulary_size, int) and size < vocabulary_size / 2:
+    if is_made_up(tokenizer, encoder_config):
         raise ValueError(
             f"{name} has no tokenizer of its own: the one found there has {size} tokens, but the encoder has "
             f"{vocabulary_size}. Put the tokenizer's files (tokenizer.json, or the vocabulary) beside the model."
@@ -270,16 +283,44 @@ def point_to_code(encoder_config: PretrainedConfig, name_or_path: str) -> None:
 def kind_of_model(name_or_path: str, revision: str = "main") -> Literal["sarcse", "sentence-transformers", "encoder"]:
     """
     The kind of a model, which decides how to load it. A SARCSE release counts as `sarcse`, though it also has a
-    `modules.json` for sentence-transformers. What cannot be read counts as an encoder, since loading it gives the best
-    error message.
+    `modules.json` for sentence-transformers, unless that changes the embeddings: by other pooling, a further module
+    or a prompt. What cannot be read counts as an encoder, since loading it gives the best error message.
     """
     try:
         fields, _ = PretrainedConfig.get_config_dict(name_or_path, revision=revision)
     except (OSError, ValueError):
         fields = {}  # older sentence-transformers models have their configuration in a subfolder
-    if fields.get("model_type") == SarcseConfig.model_type or POOLER_FIELD in fields:
-        return "sarcse"
+    is_sarcse = fields.get("model_type") == SarcseConfig.model_type or POOLER_FIELD in fields
     try:
+        if is_sarcse and not changed_in_sentence_transformers(name_or_path, fields.get(POOLER_FIELD), revision):
+            return "sarcse"
         return "sentence-transformers" if has_file(name_or_path, "modules.json", revision=revision) else "encoder"
     except (OSError, ValueError):
-        return "encoder"
+        return "sarcse" if is_sarcse else "encoder"
+
+
+def changed_in_sentence_transformers(name_or_path: str, pooler: str | None, revision: str) -> bool:
+    """
+    Whether sentence-transformers' files beside a SARCSE model give other embeddings than the model itself. `pooler` is
+    that of a plain release, and None for a model with code.
+    """
+
+    def content(name: str) -> Any:
+        file = cached_file(name_or_path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+
+    modules = content("modules.json")
+    if not modules:
+        return False
+    written: Any = SENTENCE_TRANSFORMERS_FILES["modules.json"] if pooler is None else PLAIN_MODULES
+    # Without their packages, whose names depend on the version.
+    types, expected = ([module["type"].rpartition(".")[2] for module in each] for each in (modules, written))
+    other_pooling = pooler is not None and pooling_mode(content("1_Pooling/config.json")) != pooler
+    prompt = content("config_sentence_transformers.json").get("default_prompt_name")
+    return types != expected or other_pooling or prompt is not None
+
+
+def pooling_mode(fields: dict[str, Any]) -> str | None:
+    """The mode of sentence-transformers' Pooling: one field since its version 6, and before that a field for each."""
+    modes = [mode for name, mode in POOLING_MODES.items() if fields.get(name)]
+    return fields.get("pooling_mode", modes[0] if len(modes) == 1 else None)

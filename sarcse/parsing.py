@@ -44,7 +44,8 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     groups = (ModelArguments, DataArguments, SarcseTrainingArguments)
     parser = ArgumentParser(
         groups,
-        description="Train a SARCSE model. The fields of RECIPE.yaml are these flags without the dashes.",
+        description="Train a SARCSE model. The fields of RECIPE.yaml are these flags without the dashes. "
+        "Flags of transformers that would have no effect here are refused, with the reason.",
         usage="train.py [RECIPE.yaml] [--field value ...]",
         formatter_class=HelpFormatter,
         allow_abbrev=False,

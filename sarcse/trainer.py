@@ -18,7 +18,6 @@ import torch
 from accelerate.utils import broadcast_object_list, set_seed
 from torch.utils.data import DataLoader
 from transformers import (
-    AutoTokenizer,
     IntervalStrategy,
     PreTrainedTokenizerBase,
     TrainerControl,
@@ -109,7 +108,7 @@ class SarcseTrainer(ReleasingTrainer):
         tasks (`dict[str, datasets.Dataset]`, *optional*):
             Graded pairs that are scored before and after training, for the card. Default: the `eval_dataset`.
         train_source (`dict`, *optional*): `name` and `hub_id` of the training data, for the card.
-        model_revision (`str`): Branch, tag or commit that the model was loaded from, for the card.
+        model_revision (`str`, *optional*): Branch, tag or commit of the model, for the card. Default: as loaded.
 
     Raises:
         ValueError: if the model, the tokenizer, the data and the arguments do not fit together; the message says why.
@@ -137,7 +136,7 @@ class SarcseTrainer(ReleasingTrainer):
         eval_name: str = "stsb",
         tasks: dict[str, datasets.Dataset] | None = None,
         train_source: dict[str, str | None] | None = None,
-        model_revision: str = "main",
+        model_revision: str | None = None,
         **kwargs: Any,
     ) -> None:
         own_args = SarcseTrainingArguments.of(args)
@@ -160,9 +159,11 @@ class SarcseTrainer(ReleasingTrainer):
             model, own_args, data_collator, train_dataset, evaluated, processing_class, model_init, **kwargs
         )
         self.eval_dataset = eval_dataset
+        if has_adapters(self.model) and not hasattr(self.model, "merge_and_unload"):
+            raise ValueError("The adapters could not be merged into a release: add them with `peft.get_peft_model`.")
         name = self.model.name_or_path
         if processing_class is None and name:
-            processing_class = AutoTokenizer.from_pretrained(name, config=self.model.config.encoder_config)
+            processing_class = self.unwrapped.load_tokenizer()
         if processing_class is not None:
             check_tokenizer(name or "the model", processing_class, self.model.config.encoder_config)
             fit_tokenizer(name or "the model", self.model, processing_class)
@@ -173,7 +174,9 @@ class SarcseTrainer(ReleasingTrainer):
         self.eval_name = eval_name
         self.tasks = tasks if tasks is not None else {} if eval_dataset is None else {"pairs": eval_dataset}
         self.measurements, self.results = {}, None
-        self.base_model = describe_base_model(name, model_revision)
+        self.base_model = describe_base_model(
+            name, model_revision or self.unwrapped.loaded_from.get("revision", "main")
+        )
         self.commit = self.seconds = None
         self.rehearsed = False
         self.given_weights = token_weights
@@ -243,6 +246,7 @@ class SarcseTrainer(ReleasingTrainer):
         """Prepare the model for its first step, with the current arguments."""
         model, args = self.model, self.args
         check_trainable(model)
+        check_precision(model)
         check_reconstruction(model.config.pooler, args.reconstruction_weight)
         if self.reconstruct:
             self.unwrapped.require_decoder()
@@ -305,16 +309,16 @@ class SarcseTrainer(ReleasingTrainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """
-        `Trainer.train`, with the `tasks` scored before and after. `resume_from_checkpoint=True` resumes from the last
-        complete checkpoint.
+        `Trainer.train`, with the `tasks` scored before and after. `resume_from_checkpoint` is a checkpoint's folder,
+        or True or "last" for the last complete one.
 
         Raises:
             ValueError: if the checkpoint belongs to a run with other settings, or has a flaw.
             FloatingPointError: if a loss is not finite.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is saved.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = str(checkpoint_to_resume("last", self.args.output_dir))
+        if resume_from_checkpoint:  # a path, "last" or True
+            resume_from_checkpoint = str(checkpoint_to_resume(str(resume_from_checkpoint), self.args.output_dir))
         if not self.rehearsed:
             self.rehearse()
         self.commit = code_commit()
@@ -602,6 +606,21 @@ def check_trainable(model: SarcseModel) -> None:
     if not model.sentence_encoder.trainable:
         able = ", ".join(TRAINABLE_POOLERS)
         raise ValueError(f"pooler={model.config.pooler!r} is for evaluations only; these can be trained: {able}.")
+
+
+def check_precision(model: SarcseModel) -> None:
+    """
+    Check that the weights can take small steps.
+
+    Raises:
+        ValueError: if some that are to be trained are in half precision, in which most of AdamW's steps are lost.
+    """
+    half = {str(p.dtype) for p in model.parameters() if p.requires_grad and p.dtype in (torch.float16, torch.bfloat16)}
+    if half:
+        raise ValueError(
+            f"The model's weights are {' and '.join(sorted(half))}, in which most of the optimizer's small steps are "
+            "lost. Load it with dtype=torch.float32; --bf16 computes in half precision, but keeps the weights in full."
+        )
 
 
 def idle_parameters(model: SarcseModel, reconstruct: bool) -> list[str]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import HEALTH, ModelArguments, SarcseTrainingArguments, check_metric, check_reconstruction
-from sarcse.checkpoints import check_settings, checkpoint_to_resume, checkpoints
+from sarcse.checkpoints import check_settings, checkpoint_to_resume, checkpoints, writable_folder
 from sarcse.embedding import check_alignment
 from sarcse.loading import load_model
 from sarcse.sentences import DataArguments, load_sentences, source_of_sentences
@@ -52,6 +52,11 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
         raise ValueError(
             f"{training.output_dir} has checkpoints of an earlier run. Resume it with `--resume_from_checkpoint "
             "last`, or choose another --output_dir."
+        )
+    if Path(model.model_name_or_path).resolve() == Path(training.output_dir).resolve():
+        raise ValueError(
+            f"--output_dir {training.output_dir}: would overwrite the model that the training starts from. Choose "
+            "another --output_dir."
         )
 
 
@@ -116,6 +121,7 @@ def build_trainer(
     with training.main_process_first(desc="reading the data"):
         sentences = load_sentences(data)
         eval_pairs, tasks = load_sts_data(data, training)
+    writable_folder(training.output_dir)
     model, tokenizer = build_model(model_arguments)
     try:
         trainer = SarcseTrainer(

@@ -70,10 +70,10 @@ def is_until(name: str, step: int) -> bool:
 # --- Stopped and resumed ---------------------------------------------------------------------------------------------
 
 
-def stopped_run(folder: Path, number: int, step: int) -> tuple[int, str]:
+def stopped_run(folder: Path, number: int, step: int, **fields) -> tuple[int, str]:
     """Exit code and output of a run that gets the signal in this step; it waits there for the signal."""
     write_few_pairs(folder.parent)
-    arguments = flags(folder, **LONG_RUN)
+    arguments = flags(folder, **{**LONG_RUN, **fields})
     process = start_python("-c", WAITING_RUN, step, *arguments, cwd=folder.parent, PYTHONPATH=str(PROJECT))
     lines = []
     for line in process.stdout:
@@ -121,6 +121,15 @@ def test_a_stopped_run_resumes_to_the_weights_of_the_uninterrupted_one(uninterru
     assert scores(one) == scores(other) and one["best_global_step"] == other["best_global_step"]
     assert 1 <= len(checkpoints(folder)) <= 2, "--save_total_limit 2"
     assert folder / f"checkpoint-{one['best_global_step']}" in checkpoints(folder), "the best is never deleted"
+
+
+def test_an_interrupted_run_that_saves_only_its_model_saves_what_it_needs_to_resume(uninterrupted, tmp_path):
+    folder = tmp_path / "model"
+    returncode, output = stopped_run(folder, signal.SIGINT, 4, save_only_model="true")
+    assert returncode == 128 + signal.SIGINT and "`--resume_from_checkpoint last`" in output
+    resumed = train(folder, resume_from_checkpoint="last", save_only_model="true")
+    assert resumed.returncode == 0, resumed.stderr
+    assert equal(folder, uninterrupted)
 
 
 def scores(state: dict) -> list[float]:

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import datasets
+import pandas
 import pytest
 
 from sarcse.files import UnreadableDataError
@@ -58,6 +59,24 @@ def test_a_row_that_does_not_fit_is_named_and_never_trained_on(tmp_path, name, c
 def test_pairs_with_an_unquoted_comma_are_named(tmp_path, content, message):
     with pytest.raises(ValueError, match=f"pairs.csv, {message}"):
         load_pairs(str(write(tmp_path / "pairs.csv", content)))
+
+
+def test_a_table_that_seems_to_have_quoted_cells_is_read_as_it_is_with_a_warning(tmp_path, caplog):
+    """pandas quotes a cell with quotation marks in it. In SentEval's files they are part of the text."""
+    table = pandas.DataFrame(
+        {"sentence1": ['He said "hello" to her.', "C"], "sentence2": ["A", "B"], "score": [3.0, 1.0]}
+    )
+    for name, separator, text in (
+        ("p.tsv", "\t", '"He said ""hello"" to her."'),
+        ("p.csv", ",", 'He said "hello" to her.'),
+    ):
+        caplog.clear()
+        table.to_csv(tmp_path / name, sep=separator, index=False)
+        assert load_pairs(str(tmp_path / name))["sentence1"][0] == text
+        assert ("p.tsv, line 2: a cell looks quoted" in caplog.text) == (separator == "\t")
+    senteval = write(tmp_path / "s.tsv", 'sentence1\tsentence2\tscore\n"A" and "b"\tHe said "c"\t3\nA\tB\t1\n')
+    caplog.clear()
+    assert load_pairs(str(senteval))["sentence1"][0] == '"A" and "b"' and not caplog.text
 
 
 @pytest.mark.parametrize("streaming", [False, True])

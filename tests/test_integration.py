@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import shutil
 import warnings
 from functools import partial
 
@@ -13,7 +14,9 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel, AutoTokenizer, pipeline
 
 from configuration_sarcse import OF_ENCODER, SarcseConfig
+from model_card.plain import write_plain_model
 from modeling_sarcse import POOLERS, SarcseModel
+from sarcse import SarcseTrainer, SarcseTrainingArguments
 
 from .conftest import ENCODER, SENTENCES, whole_model
 
@@ -107,10 +110,75 @@ def test_encode_takes_what_people_give(tokenizer):
     assert embeddings.dtype == np.float32 and model.training
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(model.encode(SENTENCES[::-1], tokenizer, normalize=True)[::-1], embeddings, atol=1e-6)
-    with pytest.raises(ValueError, match="must be a list of strings"):
-        model.encode("A sentence.")
+    for others in (iter(SENTENCES), np.array(SENTENCES)):
+        np.testing.assert_array_equal(model.encode(others, tokenizer, normalize=True), embeddings)
+    whole = model.token_importance(SENTENCES, tokenizer)
+    assert model.token_importance(iter(SENTENCES), tokenizer) == whole and model.token_importance([], tokenizer) == []
+    for call in (model.encode, partial(model.token_importance, tokenizer=tokenizer)):
+        with pytest.raises(ValueError, match="must be a list of strings"):
+            call("A sentence.")
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
         model.encode(SENTENCES, tokenizer, batch_size=0)
+
+
+def test_a_model_without_its_tokenizer_embeds_nothing(tmp_path):
+    """transformers would make up a tokenizer to which every word is unknown: all sentences would be alike."""
+    model = whole_model(str(ENCODER))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path} has no tokenizer that can be loaded: pass the model's own"):
+        AutoModel.from_pretrained(tmp_path, trust_remote_code=True).encode(SENTENCES)
+    with pytest.raises(ValueError, match="was not loaded from anywhere, has no tokenizer"):
+        SarcseModel(SarcseConfig(encoder_config=model.encoder.config.to_dict())).encode(SENTENCES)
+
+
+def cached_repository(cache, folder: str, name: str) -> list[str]:
+    """A repository in the Hub's cache with two commits, the second of which is main and has another vocabulary."""
+    commits = ["1" * 40, "2" * 40]
+    for commit in commits:
+        shutil.copytree(folder, cache / f"models--{name.replace('/', '--')}" / "snapshots" / commit)
+    snapshots = cache / f"models--{name.replace('/', '--')}" / "snapshots"
+    (snapshots.parent / "refs").mkdir()
+    (snapshots.parent / "refs" / "main").write_text(commits[1])
+    content = json.loads((snapshots / commits[1] / "tokenizer.json").read_text())
+    words = [word for word, number in content["model"]["vocab"].items() if number > 300]
+    numbers = [content["model"]["vocab"][word] for word in words]
+    content["model"]["vocab"] |= dict(zip(words, [*numbers[1:], numbers[0]]))
+    (snapshots / commits[1] / "tokenizer.json").write_text(json.dumps(content))
+    return commits
+
+
+def test_a_pinned_model_takes_the_tokenizer_of_its_revision(saved, tmp_path, tokenizer):
+    _, folder, embeddings = saved
+    first, second = cached_repository(tmp_path, folder, "you/two")
+    given = {
+        commit: SarcseModel.from_pretrained("you/two", revision=commit, cache_dir=tmp_path)
+        for commit in (first, second)
+    }
+    np.testing.assert_allclose(given[first].encode(SENTENCES), embeddings, atol=1e-6)
+    assert np.abs(given[second].encode(SENTENCES) - embeddings).max() > 1e-2
+    if given[first].config.pooler == "autoencoder":
+        arguments = SarcseTrainingArguments(str(tmp_path / "out"), report_to="none", per_device_train_batch_size=2)
+        trainer = SarcseTrainer(given[first], arguments, train_dataset=SENTENCES)
+        assert trainer.processing_class(SENTENCES)["input_ids"] == tokenizer(SENTENCES)["input_ids"]
+
+
+def test_an_encoder_is_not_taken_for_a_sarcse_model(tmp_path, tokenizer):
+    """transformers would build RoBERTa-base with random weights, and report them as missing."""
+    with pytest.raises(ValueError, match=r"an encoder \(model_type='roberta'\).*from_encoder_pretrained\(...\)"):
+        SarcseModel.from_pretrained(str(ENCODER))
+    write_plain_model(whole_model(str(ENCODER), pooler="mean"), tokenizer, tmp_path, "5GB")
+    with pytest.raises(ValueError, match=r"from_encoder_pretrained\(..., pooler='mean'\)"):
+        SarcseModel.from_pretrained(tmp_path)
+
+
+def test_outputs_that_were_asked_for_at_loading_are_returned(saved, tokenizer):
+    _, folder, _ = saved
+    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    for name, value in (("output_hidden_states", "hidden_states"), ("output_attentions", "attentions")):
+        model = AutoModel.from_pretrained(folder, trust_remote_code=True, attn_implementation="eager", **{name: True})
+        plain = AutoModel.from_pretrained(folder, trust_remote_code=True, attn_implementation="eager")
+        for one, other in zip(model(**batch)[value], plain(**batch, **{name: True})[value], strict=True):
+            assert torch.equal(one, other)
 
 
 def test_a_resized_vocabulary_is_saved_and_loaded(tmp_path, tokenizer):

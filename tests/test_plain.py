@@ -5,10 +5,13 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 from transformers import MODEL_MAPPING, AutoModel, AutoTokenizer
 
 from configuration_sarcse import SarcseConfig
@@ -192,6 +195,38 @@ def test_a_plain_release_that_pools_otherwise_is_stopped(plain, tmp_path):
         ValueError, match="does not reproduce the model's embeddings in a new process: .*transformers: "
     ):
         verify(folder)
+
+
+def test_what_sentence_transformers_changes_is_scored_as_it_is_there_and_not_released(plain, saved_model, tmp_path):
+    """A further module, other pooling or a prompt, saved by sentence-transformers itself: never as without it."""
+
+    def with_layer(model):
+        torch.manual_seed(0)
+        model.append(Dense(model.get_embedding_dimension(), 4))
+
+    def with_prompt(model):
+        model.prompts["topic"], model.default_prompt_name = "Something about football and banks: ", "topic"
+
+    def with_other_pooling(model):
+        model[1] = Pooling(model.get_embedding_dimension(), {"mean": "cls", "cls": "mean"}[plain[1].config.pooler])
+
+    changes = {"layer": with_layer, "prompt": with_prompt, "pooling": with_other_pooling}
+    for source, change in [
+        *((plain[0], change) for change in changes),
+        (saved_model, "layer"),
+        (saved_model, "prompt"),
+    ]:
+        folder = tmp_path / f"{source.name}-{change}"
+        model = SentenceTransformer(str(source), device="cpu", trust_remote_code=True)
+        model.save_pretrained(str(folder))
+        assert kind_of_model(str(folder)) == "sarcse", "saved again, it is what it was"
+        changes[change](model)
+        model.save_pretrained(str(folder))
+        ((_, kind, embed),) = load_embedders(str(folder), ["mean"], "main", torch.device("cpu"), 8, False, True)
+        assert kind == "sentence-transformers"
+        np.testing.assert_allclose(embed(SENTENCES), model.encode(SENTENCES), atol=1e-6)
+        with pytest.raises(ValueError, match="sentence-transformers' files beside it change its embeddings"):
+            build(ReleaseOptions(str(folder), str(tmp_path / "release")))
 
 
 def test_training_goes_on_from_a_plain_release_with_its_pooler(plain, tmp_path):

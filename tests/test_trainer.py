@@ -13,7 +13,7 @@ import optuna
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
@@ -379,6 +379,42 @@ def test_what_would_fail_later_fails_before_the_training(tmp_path):
     (tmp_path / "b").touch()
     with pytest.raises(ValueError, match="--output_dir .*b: nothing can be saved there"):
         trainer.train()
+
+
+def test_weights_in_half_precision_are_not_trained(tmp_path):
+    """A training at 1e-5 would change one weight in twenty. transformers 5 loads weights as they were saved."""
+    fresh_model().to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    model = SarcseModel.from_pretrained(tmp_path / "half")
+    arguments = SarcseTrainingArguments(str(tmp_path / "out"), **SMALL)
+    with pytest.raises(ValueError, match=r"weights are torch.bfloat16.*Load it with dtype=torch.float32"):
+        SarcseTrainer(model, arguments, train_dataset=TEXTS, processing_class=fresh_model().load_tokenizer())
+
+
+def test_adapters_that_could_not_be_merged_are_refused(tmp_path):
+    model = inject_adapter_in_model(LoraConfig(target_modules=["query"]), fresh_model())
+    model.peft_config = {"default": LoraConfig(target_modules=["query"])}  # as `model.add_adapter` leaves it
+    with pytest.raises(ValueError, match="add them with `peft.get_peft_model`"):
+        SarcseTrainer(model, SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=TEXTS)
+
+
+def test_a_checkpoint_with_a_flaw_is_not_resumed(tmp_path):
+    """Given by its path or as the last one. Without the optimizer's state a run would go on to other weights."""
+    arguments = {**SMALL, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "no"}
+    arguments["load_best_model_at_end"] = False
+
+    def trainer() -> SarcseTrainer:
+        return SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **arguments), train_dataset=TEXTS)
+
+    trainer().train()
+    assert trainer().train("last").global_step == 2
+    (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
+    with pytest.raises(ValueError, match="checkpoint-2: optimizer.pt is missing"):
+        trainer().train(str(tmp_path / "checkpoint-2"))
+    with pytest.raises(ValueError, match="nowhere: trainer_state.json is missing"):
+        trainer().train("nowhere")
+    (tmp_path / "checkpoint-1" / "optimizer.pt").unlink()
+    with pytest.raises(ValueError, match=r"no checkpoint is complete \(checkpoint-2: optimizer.pt is missing\)"):
+        trainer().train(resume_from_checkpoint=True)
 
 
 def test_an_optimizer_and_a_schedule_of_ones_own_are_used(tmp_path):

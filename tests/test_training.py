@@ -24,7 +24,18 @@ from sarcse.loading import load_model
 from sarcse.parsing import parse_arguments
 from sarcse.training import build_model, build_trainer
 
-from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, refusal, run_command, run_python, with_whole_layers
+from .conftest import (
+    DEMO,
+    ENCODER,
+    PROJECT,
+    SENTENCES,
+    flags,
+    random_encoder,
+    refusal,
+    run_command,
+    run_python,
+    with_whole_layers,
+)
 
 
 def test_output_folder_holds_what_a_user_needs(finished_run):
@@ -275,6 +286,16 @@ def test_a_baseline_of_evaluations_is_not_trained(tmp_path, tokenizer):
     assert refusal(tmp_path, **options) == (
         "pooler='first_last_average' is for evaluations only; these can be trained: autoencoder, cls, mean."
     )
+
+
+def test_an_output_folder_that_cannot_be_used_ends_in_a_message(tmp_path, tokenizer):
+    """`refusal` trains into the folder `out`. In the last case it would overwrite the encoder it starts from."""
+    (tmp_path / "out").touch()
+    for folder in (tmp_path, tmp_path / "out"):
+        assert refusal(folder).startswith(f"--output_dir {folder / 'out'}: ")
+    encoder = random_encoder(tmp_path / "x" / "out", AutoModel.from_pretrained(ENCODER), tokenizer)
+    refused = refusal(tmp_path / "x", model_name_or_path=encoder)
+    assert "would overwrite the model that the training starts from" in refused
 
 
 def test_new_layers_can_have_a_learning_rate_of_their_own(tmp_path):
