@@ -134,6 +134,10 @@ def one_column(given: Any) -> tuple[datasets.Dataset | datasets.IterableDataset,
     Raises:
         ValueError: if it is unclear which column holds the sentences, or they are not text.
     """
+    if isinstance(given, list):
+        strange = next((row for row in given if not isinstance(row, str | None)), None)
+        if strange is not None:
+            raise ValueError(f"train_dataset has {strange!r} among its sentences, which is not text.")
     rows = datasets.Dataset.from_dict({"text": given}) if isinstance(given, list) else given
     if not isinstance(rows, datasets.Dataset | datasets.IterableDataset):
         raise ValueError(

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.trainer_utils import BestRun, PredictionOutput, TrainOutput
 from transformers.utils import logging
 
+from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel, SarcseModelOutput
 from sarcse.arguments import (
     HEALTH,
@@ -159,6 +160,11 @@ class SarcseTrainer(ReleasingTrainer):
             model, own_args, data_collator, train_dataset, evaluated, processing_class, model_init, **kwargs
         )
         self.eval_dataset = eval_dataset
+        if self.model.config.model_type != SarcseConfig.model_type:
+            raise ValueError(
+                f"SarcseTrainer trains a SarcseModel, not {type(self.model).__name__}. Fresh layers on an encoder: "
+                "`SarcseModel.from_encoder_pretrained`."
+            )
         if has_adapters(self.model) and not hasattr(self.model, "merge_and_unload"):
             raise ValueError("The adapters could not be merged into a release: add them with `peft.get_peft_model`.")
         name = self.model.name_or_path
@@ -259,6 +265,11 @@ class SarcseTrainer(ReleasingTrainer):
         weights = self.given_weights
         if weights is None:
             weights = token_weights(corpus.counts, args.frequency_weighting, args.frequency_smoothing)
+        if weights.shape != (len(corpus.counts),):
+            raise ValueError(
+                f"token_weights must have the shape ({len(corpus.counts)},), one for each token id; got "
+                f"{tuple(weights.shape)}."
+            )
         self.token_weights = weights.to(args.device)  # (vocabulary_size,)
 
     def check_views(self) -> None:

@@ -282,6 +282,16 @@ def test_a_trainer_without_a_model_ends_in_a_message(tmp_path):
         SarcseTrainer(args=SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=TEXTS)
 
 
+def test_what_is_given_by_mistake_ends_in_a_message(tmp_path):
+    arguments = SarcseTrainingArguments(str(tmp_path), **SMALL)
+    with pytest.raises(ValueError, match="trains a SarcseModel, not RobertaModel.*from_encoder_pretrained"):
+        SarcseTrainer(AutoModel.from_pretrained(ENCODER), arguments, train_dataset=TEXTS)
+    with pytest.raises(ValueError, match="train_dataset has 7 among its sentences, which is not text"):
+        SarcseTrainer(fresh_model(), arguments, train_dataset=[*TEXTS, 7])
+    with pytest.raises(ValueError, match=r"must have the shape \(8192,\), one for each token id; got \(3,\)"):
+        SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, token_weights=torch.ones(3))
+
+
 def test_what_would_have_no_effect_or_no_scores_ends_in_a_message(tmp_path, pairs):
     arguments = SarcseTrainingArguments(str(tmp_path), **SMALL)
     with pytest.raises(ValueError, match="compute_metrics has no effect"):
