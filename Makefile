@@ -8,8 +8,8 @@ export HF_HUB_OFFLINE := 1
 .PHONY: demo test compat benchmarks lint docs clean
 
 # Trains SARCSE and SimCSE on demo/ with the same data, steps and batch size, scores both and the encoder that they
-# start from, and loads the result in a new process. SimCSE gets the learning rate that suits it better.
-SIMCSE := --pooler cls --reconstruction_weight 0 --view_dropout 0 --learning_rate 1e-4
+# start from, and loads the result in a new process. SimCSE gets the learning rate and temperature that suit it better.
+SIMCSE := --pooler cls --reconstruction_weight 0 --view_dropout 0 --learning_rate 1e-3 --contrastive_temperature 0.02
 demo: .venv/installed
 	$(BIN)/python train.py
 	$(BIN)/python train.py recipes/demo.yaml $(SIMCSE) --output_dir output/demo-simcse
