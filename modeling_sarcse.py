@@ -581,7 +581,8 @@ class SarcseModel(PreTrainedModel):
         except (OSError, ValueError) as error:
             problem = error
         place = self.name_or_path or "this model, which was not loaded from anywhere,"
-        raise ValueError(f"{place} has no tokenizer that can be loaded: pass the model's own.") from problem
+        reason = next(iter(str(problem or "no files").splitlines()), "")
+        raise ValueError(f"{place} has no tokenizer that can be loaded ({reason}): pass the model's own.") from problem
 
     @torch.no_grad()
     def encode(

@@ -225,12 +225,13 @@ def tsv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> 
     """
     with opened_text(file) as lines:
         numbered = (
-            (number, line.removesuffix("\n").split("\t")) for number, line in enumerate(unquoted(file, lines), 1)
+            (number, line.removesuffix("\n").split("\t"))
+            for number, line in enumerate(watched_for_quotes(file, lines), 1)
         )
         yield from table_rows(file, numbered, columns, optional, "a tab, which quotation marks do not protect in TSV")
 
 
-def unquoted(file: str, lines: Iterable[str]) -> Iterator[str]:
+def watched_for_quotes(file: str, lines: Iterable[str]) -> Iterator[str]:
     """The lines as they are, with a warning at the first that seems to have a quoted cell."""
     warned = False
     for number, line in enumerate(lines, start=1):

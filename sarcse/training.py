@@ -53,7 +53,8 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
             f"{training.output_dir} has checkpoints of an earlier run. Resume it with `--resume_from_checkpoint "
             "last`, or choose another --output_dir."
         )
-    if Path(model.model_name_or_path).resolve() == Path(training.output_dir).resolve():
+    source = Path(model.model_name_or_path)
+    if source.is_dir() and source.resolve() == Path(training.output_dir).resolve():
         raise ValueError(
             f"--output_dir {training.output_dir}: would overwrite the model that the training starts from. Choose "
             "another --output_dir."

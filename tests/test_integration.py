@@ -125,7 +125,7 @@ def test_a_model_without_its_tokenizer_embeds_nothing(tmp_path):
     """transformers would make up a tokenizer to which every word is unknown: all sentences would be alike."""
     model = whole_model(str(ENCODER))
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"{tmp_path} has no tokenizer that can be loaded: pass the model's own"):
+    with pytest.raises(ValueError, match=f"{tmp_path} has no tokenizer that can be loaded .*: pass the model's own"):
         AutoModel.from_pretrained(tmp_path, trust_remote_code=True).encode(SENTENCES)
     with pytest.raises(ValueError, match="was not loaded from anywhere, has no tokenizer"):
         SarcseModel(SarcseConfig(encoder_config=model.encoder.config.to_dict())).encode(SENTENCES)
