@@ -456,7 +456,17 @@ def health_runs(encoder: str) -> list[dict[str, Any]]:
 # The final ladder, on the current program, in 313 steps: the candidates for each method's learning rate, temperature
 # and smoothing. With a budget, all rates above it give the same training, so one represents them.
 FINAL_SENTENCES = 20_032
-UNTRAINED_MEAN = "untrained, mean pooling"
+UNTRAINED_MEAN, UNTRAINED_FIRST = "untrained, mean pooling", "untrained, first token"
+
+
+# SimCSE's temperatures and learning rates beyond the first grid, whose best settings were at its edge.
+BEYOND = {
+    ENCODER: [(0.002, 3e-5), (0.001, 3e-5)],
+    SMALL_ENCODER: [
+        *itertools.product((0.05, 0.02, 0.005), (3e-4, 1e-3, 3e-3)),
+        (0.1, 1e-3),
+    ],
+}
 
 
 def final_choices(encoder: str) -> dict[str, list[dict[str, Any]]]:
@@ -464,8 +474,8 @@ def final_choices(encoder: str) -> dict[str, list[dict[str, Any]]]:
     common = {"max_train_samples": FINAL_SENTENCES}
     budget = {**common, **GUARDS["budget"], "learning_rate": 1e-4}
     contrast = {
-        "SimCSE": (SIMCSE, (1e-5, 3e-5, 1e-4, 3e-4), (0.05, 0.02, 0.005)),
-        "mean pooling": (MEAN, (3e-5, 1e-4, 3e-4, 1e-3), (0.05, 0.1, 0.2)),
+        "SimCSE": (SIMCSE, [*itertools.product((0.05, 0.02, 0.005), (1e-5, 3e-5, 1e-4)), *BEYOND[encoder]]),
+        "mean pooling": (MEAN, itertools.product((0.05, 0.1, 0.2), (3e-5, 1e-4, 3e-4, 1e-3))),
     }
     reconstruction = {
         MEAN_RECONSTRUCTED: {**DIRECT, **budget},
@@ -478,13 +488,13 @@ def final_choices(encoder: str) -> dict[str, list[dict[str, Any]]]:
     ]
     return {
         UNTRAINED_MEAN: [{**MEAN, "learning_rate": 0.0, "max_train_samples": 128}],
+        UNTRAINED_FIRST: [{**SIMCSE, "learning_rate": 0.0, "max_train_samples": 128}],
         **{
             name: [
                 {**choice, **common, "learning_rate": rate, "contrastive_temperature": temperature}
-                for temperature in temperatures
-                for rate in rates
+                for temperature, rate in settings
             ]
-            for name, (choice, rates, temperatures) in contrast.items()
+            for name, (choice, settings) in contrast.items()
         },
         **{name: [{**choice, **variant} for variant in variants] for name, choice in reconstruction.items()},
     }
@@ -494,13 +504,13 @@ def final_choices(encoder: str) -> dict[str, list[dict[str, Any]]]:
 # which no other setting beats on both encoders.
 CHOSEN: dict[str, dict[str, dict[str, float]]] = {
     ENCODER: {
-        "SimCSE": {"contrastive_temperature": 0.005, "learning_rate": 3e-5},
+        "SimCSE": {"contrastive_temperature": 0.002, "learning_rate": 3e-5},
         "mean pooling": {"contrastive_temperature": 0.1, "learning_rate": 1e-4},
         MEAN_RECONSTRUCTED: {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-5},
         "SARCSE": {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-4},
     },
     SMALL_ENCODER: {
-        "SimCSE": {"contrastive_temperature": 0.05, "learning_rate": 3e-4},
+        "SimCSE": {"contrastive_temperature": 0.05, "learning_rate": 1e-3},
         "mean pooling": {"contrastive_temperature": 0.1, "learning_rate": 1e-4},
         MEAN_RECONSTRUCTED: {"contrastive_temperature": 0.02, "frequency_smoothing": 1e-4},
         "SARCSE": {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-4},
@@ -510,7 +520,7 @@ CHOSEN: dict[str, dict[str, dict[str, float]]] = {
 
 def chosen(encoder: str) -> dict[str, dict[str, Any]]:
     """The rungs of the final ladder."""
-    settings = {UNTRAINED_MEAN: {}, **CHOSEN[encoder]}
+    settings = {UNTRAINED_MEAN: {}, UNTRAINED_FIRST: {}, **CHOSEN[encoder]}
     return {
         name: next(choice for choice in choices if settings[name].items() <= choice.items())
         for name, choices in final_choices(encoder).items()

@@ -192,7 +192,7 @@ def bias_table(lines: list[dict[str, Any]]) -> str:
 
 
 def error_table(lines: list[dict[str, Any]]) -> str:
-    """Reconstruction errors over the variance of the vectors, by group: 1 is what their mean would reach."""
+    """Reconstruction errors by group, over what the mean vector of all tokens would leave there."""
     rows = [["share of the corpus", *GROUPS]]
     models = {
         "START, a decoder that starts at random": START,
