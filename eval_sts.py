@@ -11,6 +11,8 @@ and their cosine similarities give one Spearman correlation, times 100.
 
 import argparse
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +20,6 @@ from accelerate import PartialState
 
 from modeling_sarcse import POOLERS
 from sarcse import figures
-from sarcse.checkpoints import writable_folder
 from sarcse.comparison import Measurement, compare, report, write_results
 from sarcse.embedding import draw_figures, explain, explanation_text, load_embedders, measure
 from sarcse.sts import STS_TASKS, load_tasks
@@ -104,6 +105,21 @@ def choose_device(name: str | None) -> torch.device:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {error}") from error
+
+
+def writable_folder(name: str) -> Path:
+    """
+    Create the output folder, before the scoring rather than after it.
+
+    Raises:
+        ValueError: if the folder cannot be created or written to.
+    """
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=name):
+            return Path(name)
+    except OSError as error:
+        raise ValueError(f"--output_dir {name}: {error.strerror}.") from error
 
 
 def score_command(args: argparse.Namespace, device: torch.device) -> None:

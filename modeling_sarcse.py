@@ -7,9 +7,7 @@ reconstruction has R rows and T = min(L, decoder_length) positions.
 
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -328,9 +326,6 @@ class SarcseModel(PreTrainedModel):
     # the number of gradient accumulation steps.
     accepts_loss_kwargs = False
 
-    # Where `from_pretrained` was told to look: a revision, a subfolder or a cache.
-    loaded_from: Mapping[str, str] = MappingProxyType({})
-
     def __init__(self, config: SarcseConfig, encoder: PreTrainedModel | None = None) -> None:
         if config.pooler not in POOLERS:
             raise ValueError(f"`pooler` must be one of {', '.join(POOLERS)}, got {config.pooler!r}.")
@@ -338,6 +333,8 @@ class SarcseModel(PreTrainedModel):
             sizes = f"{encoder.config.hidden_size}, but the configuration says {config.hidden_size}"
             raise ValueError(f"`encoder` has vectors of size {sizes}.")
         super().__init__(config)
+        # Where `from_pretrained` was told to look: a revision, a subfolder or a cache.
+        self.source: dict[str, str] = {}
         if encoder is None:
             auto_class, options = _encoder_class(config.encoder_config)
             self.encoder = auto_class.from_config(config.encoder_config, **options)
@@ -357,10 +354,10 @@ class SarcseModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. The model also remembers its revision, whose tokenizer [`load_tokenizer`] returns."""
+        """As in transformers. The model also remembers its revision, whose tokenizer [`own_tokenizer`] returns."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-        model.loaded_from = {name: kwargs[name] for name in ("revision", "subfolder", "cache_dir") if kwargs.get(name)}
+        model.source = {name: kwargs[name] for name in ("revision", "subfolder", "cache_dir") if kwargs.get(name)}
         return loaded
 
     @classmethod
@@ -415,7 +412,7 @@ class SarcseModel(PreTrainedModel):
         )
         model = cls(config, encoder=encoder)
         model.config._name_or_path = model.name_or_path = name_or_path  # what cards call the base model
-        model.loaded_from = {"revision": revision}
+        model.source = {"revision": revision}
         _check_encoder(name_or_path, model.eval(), tokenizer)
         return model
 
@@ -489,9 +486,11 @@ class SarcseModel(PreTrainedModel):
             attention_mask = torch.ones(next(iter(read.values())).shape[:2], dtype=torch.long, device=self.device)
         if pooler.with_first_layer:
             encoder_kwargs["output_hidden_states"] = True
-        for name in ("output_hidden_states", "output_attentions"):
-            if getattr(self.config, name, False):  # as in `from_pretrained(..., output_hidden_states=True)`
-                encoder_kwargs.setdefault(name, True)
+        # As asked for by `from_pretrained(..., output_hidden_states=True)`.
+        if self.config.output_hidden_states:
+            encoder_kwargs.setdefault("output_hidden_states", True)
+        if self.config.output_attentions:
+            encoder_kwargs.setdefault("output_attentions", True)
         encoded = self.encoder(**read, attention_mask=attention_mask, **encoder_kwargs)
         vectors, mask = encoded.last_hidden_state, attention_mask.bool()  # (B, L, d), (B, L)
         if pooler.with_first_layer:
@@ -564,7 +563,7 @@ class SarcseModel(PreTrainedModel):
         content = attended & ~special
         return content | attended & ~content.any(dim=1, keepdim=True)
 
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+    def own_tokenizer(self) -> PreTrainedTokenizerBase:
         """
         The tokenizer beside the model, of the revision that the model was loaded from.
 
@@ -575,7 +574,7 @@ class SarcseModel(PreTrainedModel):
         encoder_config, problem = self.config.encoder_config, None
         try:
             if self.name_or_path:
-                tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=encoder_config, **self.loaded_from)
+                tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=encoder_config, **self.source)
                 if not is_made_up(tokenizer, encoder_config):
                     return tokenizer
         except (OSError, ValueError) as error:
@@ -601,7 +600,7 @@ class SarcseModel(PreTrainedModel):
         Args:
             sentences (`list[str]`): Cut at the tokenizer's `model_max_length`. Any iterable of strings will do.
             tokenizer (`PreTrainedTokenizerBase`, *optional*):
-                Default: the one beside the model ([`load_tokenizer`]), loaded on every call.
+                Default: the one beside the model ([`own_tokenizer`]), loaded on every call.
             batch_size (`int`): Sentences encoded at once.
             normalize (`bool`): Scale the embeddings to length 1, so that their products are cosine similarities.
             device (`str`, *optional*): Moves the model there first, and leaves it there. Default: where it is.
@@ -617,7 +616,7 @@ class SarcseModel(PreTrainedModel):
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         if tokenizer is None:
-            tokenizer = self.load_tokenizer()
+            tokenizer = self.own_tokenizer()
         if device is not None:
             self.to(device)
         token_ids = tokenizer(texts, truncation=True)["input_ids"] if texts else []
@@ -680,11 +679,11 @@ def is_made_up(tokenizer: PreTrainedTokenizerBase, encoder_config: Any) -> bool:
     makes one up of a handful of tokens, to which every word is unknown.
     """
     # Encoders round their vocabulary up, to a multiple of 128 at the most or by a few hundred reserved tokens.
-    size = getattr(encoder_config, "vocab_size", None)
+    size = encoder_config.vocab_size if hasattr(encoder_config, "vocab_size") else None  # CANINE has none
     return isinstance(size, int) and len(tokenizer) < size / 2
 
 
-def _as_list(sentences: Iterable[str]) -> list[str]:
+def _as_list(sentences: Any) -> list[str]:
     """
     Raises:
         ValueError: if it is one string, whose characters would be taken for sentences.

@@ -215,11 +215,14 @@ def pairs_for_int8(options: ReleaseOptions) -> dict[str, datasets.Dataset]:
 def check_folders(model_dir: Path, release_dir: Path) -> None:
     if not model_dir.is_dir():
         raise ValueError(f"{model_dir}: no such folder.")
-    if kind_of_model(str(model_dir)) != "sarcse":
+    kind = kind_of_model(str(model_dir))
+    if kind == "sentence-transformers":
         raise ValueError(
             f"{model_dir}: no SARCSE model in it, or sentence-transformers' files beside it change its embeddings, "
             "which a release would not keep. Give the output folder of a training."
         )
+    if kind != "sarcse":
+        raise ValueError(f"{model_dir}: no SARCSE model in it. Give the output folder of a training.")
     fields, _ = PretrainedConfig.get_config_dict(str(model_dir))
     check_releasable(str(model_dir), fields.get("encoder_config", fields))
     if release_dir.resolve() == model_dir.resolve() or release_dir.resolve() in model_dir.resolve().parents:

@@ -108,13 +108,13 @@ def checkpoint_to_resume(resume_from_checkpoint: str, output_dir: str) -> Path:
         if problem is not None:
             raise ValueError(f"--resume_from_checkpoint {resume_from_checkpoint}: {problem}.")
         return Path(resume_from_checkpoint)
-    if not checkpoints(output_dir):
+    if not (found := checkpoints(output_dir)):
         raise ValueError(f"--resume_from_checkpoint {resume_from_checkpoint}: no checkpoint in {output_dir}.")
     checkpoint = last_good_checkpoint(output_dir)
     if checkpoint is None:
         raise ValueError(
-            f"{output_dir}: no checkpoint is complete ({checkpoints(output_dir)[0].name}: "
-            f"{flaw(checkpoints(output_dir)[0])}). Start again in another --output_dir."
+            f"{output_dir}: no checkpoint is complete ({found[0].name}: {flaw(found[0])}). Start again in another "
+            "--output_dir."
         )
     return checkpoint
 
@@ -238,21 +238,6 @@ def load_weights(model: PreTrainedModel, folder: str | Path) -> None:
         ValueError: if the checkpoint lacks a weight, or has one of another size.
     """
     model.load_state_dict(loaded_again(model, folder).state_dict())
-
-
-def writable_folder(name: str) -> Path:
-    """
-    Create the output folder, before the work rather than after it.
-
-    Raises:
-        ValueError: if the folder cannot be created or written to.
-    """
-    try:
-        Path(name).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=name):
-            return Path(name)
-    except OSError as error:
-        raise ValueError(f"--output_dir {name}: {error.strerror}.") from error
 
 
 def check_saving(model: PreTrainedModel, output_dir: Path) -> None:

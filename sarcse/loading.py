@@ -292,8 +292,9 @@ def kind_of_model(name_or_path: str, revision: str = "main") -> Literal["sarcse"
         fields = {}  # older sentence-transformers models have their configuration in a subfolder
     is_sarcse = fields.get("model_type") == SarcseConfig.model_type or POOLER_FIELD in fields
     try:
-        if is_sarcse and not changed_in_sentence_transformers(name_or_path, fields.get(POOLER_FIELD), revision):
-            return "sarcse"
+        if is_sarcse:
+            changed = changed_in_sentence_transformers(name_or_path, fields.get(POOLER_FIELD), revision)
+            return "sentence-transformers" if changed else "sarcse"
         return "sentence-transformers" if has_file(name_or_path, "modules.json", revision=revision) else "encoder"
     except (OSError, ValueError):
         return "sarcse" if is_sarcse else "encoder"

@@ -169,7 +169,7 @@ class SarcseTrainer(ReleasingTrainer):
             raise ValueError("The adapters could not be merged into a release: add them with `peft.get_peft_model`.")
         name = self.model.name_or_path
         if processing_class is None and name:
-            processing_class = self.unwrapped.load_tokenizer()
+            processing_class = self.unwrapped.own_tokenizer()
         if processing_class is not None:
             check_tokenizer(name or "the model", processing_class, self.model.config.encoder_config)
             fit_tokenizer(name or "the model", self.model, processing_class)
@@ -180,9 +180,7 @@ class SarcseTrainer(ReleasingTrainer):
         self.eval_name = eval_name
         self.tasks = tasks if tasks is not None else {} if eval_dataset is None else {"pairs": eval_dataset}
         self.measurements, self.results = {}, None
-        self.base_model = describe_base_model(
-            name, model_revision or self.unwrapped.loaded_from.get("revision", "main")
-        )
+        self.base_model = describe_base_model(name, model_revision or self.unwrapped.source.get("revision", "main"))
         self.commit = self.seconds = None
         self.rehearsed = False
         self.given_weights = token_weights

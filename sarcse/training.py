@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import HEALTH, ModelArguments, SarcseTrainingArguments, check_metric, check_reconstruction
-from sarcse.checkpoints import check_settings, checkpoint_to_resume, checkpoints, writable_folder
+from sarcse.checkpoints import check_settings, checkpoint_to_resume, checkpoints
 from sarcse.embedding import check_alignment
 from sarcse.loading import load_model
 from sarcse.sentences import DataArguments, load_sentences, source_of_sentences
@@ -122,7 +122,6 @@ def build_trainer(
     with training.main_process_first(desc="reading the data"):
         sentences = load_sentences(data)
         eval_pairs, tasks = load_sts_data(data, training)
-    writable_folder(training.output_dir)
     model, tokenizer = build_model(model_arguments)
     try:
         trainer = SarcseTrainer(
@@ -141,6 +140,11 @@ def build_trainer(
         if "requires" not in str(error):
             raise
         raise ValueError(f"--report_to {' '.join(training.report_to)}: {error}") from error
+    except OSError as error:
+        folder = Path(training.output_dir)  # transformers creates it, after what the Hub has to allow is known
+        if error.filename is None or Path(error.filename) not in (folder, *folder.parents):
+            raise
+        raise ValueError(f"--output_dir {folder}: {error.strerror}.") from error
     if training.resume_from_checkpoint:
         check_settings(Path(training.resume_from_checkpoint), trainer.settings())
     trainer.rehearse()

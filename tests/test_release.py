@@ -151,7 +151,7 @@ def test_a_release_that_needs_the_project_is_stopped(release_folder, tmp_path):
         (["{tmp}/nowhere", "--release_dir", "{tmp}/out"], "nowhere: no such folder"),
         (
             [str(DEMO / "encoder"), "--release_dir", "{tmp}/out"],
-            "no SARCSE model in it, or sentence-transformers' files",
+            "no SARCSE model in it. Give the output folder of a training",
         ),
         (["{model}", "--release_dir", "{model}"], "would overwrite the model in"),
         (["{model}", "--release_dir", "{model}/.."], "would overwrite the model in"),

@@ -397,7 +397,7 @@ def test_weights_in_half_precision_are_not_trained(tmp_path):
     model = SarcseModel.from_pretrained(tmp_path / "half")
     arguments = SarcseTrainingArguments(str(tmp_path / "out"), **SMALL)
     with pytest.raises(ValueError, match=r"weights are torch.bfloat16.*Load it with dtype=torch.float32"):
-        SarcseTrainer(model, arguments, train_dataset=TEXTS, processing_class=fresh_model().load_tokenizer())
+        SarcseTrainer(model, arguments, train_dataset=TEXTS, processing_class=fresh_model().own_tokenizer())
 
 
 def test_adapters_that_could_not_be_merged_are_refused(tmp_path):
