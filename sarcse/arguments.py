@@ -182,6 +182,11 @@ VIEW_DROPOUT = 0.1
 # worse than before training), and enough for the best scores (docs/choices.md). SimCSE, which has no
 # reconstruction, follows its own paper.
 LEARNING_RATE_BUDGET = 0.003
+# The learning rate with a budget, which scales it down in longer trainings. Any rate that uses up the budget makes the
+# same training; this one does from 60 steps, and its first steps are not too long in shorter ones.
+LEARNING_RATE = 1e-4
+# Without a budget: SimCSE's for batches of 64 (BERT-base, arXiv 2104.08821, appendix A).
+SIMCSE_LEARNING_RATE = 3e-5
 
 
 @dataclass(kw_only=True)
@@ -261,8 +266,9 @@ class SarcseArguments(ReleaseArguments):
 @dataclass
 class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
     """
-    All training arguments: transformers' own, whose defaults here are SimCSE's protocol for RoBERTa-base (arXiv
-    2104.08821, appendix A), and SARCSE's.
+    All training arguments: transformers' own, and SARCSE's. Batch size and learning rate are by default those of the
+    study (docs/results.md); the other defaults that differ from transformers' follow SimCSE's protocol (arXiv
+    2104.08821, appendix A).
 
     Raises:
         ValueError: if a value is impossible, would have no effect, or does not work on this machine; the message says
@@ -286,8 +292,14 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         },
     )
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the sentences."})
-    per_device_train_batch_size: int = field(default=512, metadata={"help": "Sentences per step and device."})
-    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Sentences per step and device."})
+    learning_rate: float = field(  # type: ignore[assignment]  # a number from __post_init__ on
+        default=None,
+        metadata={
+            "help": f"Peak learning rate of AdamW. Default: {LEARNING_RATE:g} with learning_rate_budget, which scales "
+            f"it down in longer trainings; {SIMCSE_LEARNING_RATE:g} without."
+        },
+    )
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: steps, epoch or no."})
     eval_steps: float | None = field(
         default=None, metadata={"help": "Steps between two evaluations. Default: save_steps."}
@@ -342,6 +354,8 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
             self.metric_for_best_model = metric_name(self.metric_for_best_model)
         if self.eval_steps is None:
             self.eval_steps = self.save_steps  # so that each checkpoint has a score
+        if self.learning_rate is None:
+            self.learning_rate = LEARNING_RATE if self.rate_budget > 0 else SIMCSE_LEARNING_RATE
         if self.data_seed is None:
             # Each process has its own random numbers, for dropout, but all must agree on the order of the sentences.
             self.data_seed = self.seed

@@ -15,12 +15,17 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.utils import logging
 
+from sarcse.arguments import LEARNING_RATE
+
 
 logger = logging.get_logger(__name__)
 
 
 def keep_to_budget(trainer: Trainer, scheduler: Any, steps: int) -> None:
-    """Scale all learning rates down, with a warning, if the encoder's would add up to more than the budget."""
+    """
+    Scale all learning rates down if the encoder's would add up to more than the budget. A warning says so, unless the
+    learning rate is the default, which is meant to be scaled down.
+    """
     budget, encoder = trainer.args.rate_budget, [p for p in trainer.unwrapped.encoder.parameters() if p.requires_grad]
     optimizer = getattr(scheduler.optimizer, "optimizer", scheduler.optimizer)  # accelerate's has the real one
     if not budget or not encoder or isinstance(optimizer, torch.optim.SGD):  # whose learning rates bound no distance
@@ -30,10 +35,11 @@ def keep_to_budget(trainer: Trainer, scheduler: Any, steps: int) -> None:
         return
     scale_rates(scheduler, budget / planned)
     if trainer.is_world_process_zero():
-        logger.warning(
+        logger.log(
+            logging.INFO if trainer.args.learning_rate == LEARNING_RATE else logging.WARNING,
             f"The learning rates of all {steps:,} steps would add up to {planned:.4g}, which can ruin an encoder. "
             f"They are multiplied by {budget / planned:.3g}, to add up to --learning_rate_budget {budget:g}. A budget "
-            "of 0 leaves them unchanged."
+            "of 0 leaves them unchanged.",
         )
 
 

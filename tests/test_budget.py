@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from sarcse.arguments import LEARNING_RATE_BUDGET, SarcseTrainingArguments
+from sarcse.arguments import LEARNING_RATE, LEARNING_RATE_BUDGET, SarcseTrainingArguments
 from sarcse.budget import planned_rates, scale_rates
 from sarcse.sts import load_pairs
 from sarcse.trainer import SarcseTrainer
@@ -93,6 +93,15 @@ def test_the_default_is_told_once_with_its_numbers(tmp_path, caplog):
     # Linear from 0.01 to 0 in 4 steps: 0.01, 0.0075, 0.005 and 0.0025.
     assert told[0].startswith("The learning rates of all 4 steps would add up to 0.025, ")
     assert f"multiplied by {LEARNING_RATE_BUDGET / 0.025:.3g}, to add up to" in told[0]
+
+
+def test_the_default_learning_rate_is_scaled_down_without_a_warning(tmp_path, caplog):
+    """It is there to be scaled down: a warning in every training would say nothing."""
+    with caplog.at_level(logging.WARNING, logger="sarcse.budget"):
+        trainer = trainer_of(tmp_path, learning_rate=LEARNING_RATE)
+        trainer.create_optimizer_and_scheduler(num_training_steps=600)
+    assert rates_of(trainer)[0] == pytest.approx(LEARNING_RATE_BUDGET / 300.5)  # linear: 600 steps add up to 300.5
+    assert "add up to" not in caplog.text
 
 
 @pytest.mark.parametrize(

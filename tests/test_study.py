@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from configuration_sarcse import SarcseConfig
+from sarcse.arguments import SarcseTrainingArguments
 from sarcse.sts import STS_TASKS, load_tasks
 from study import bias, configurations, older_tables, reading, report, run, score, tables
 
@@ -205,6 +207,18 @@ def test_each_rung_of_the_final_ladder_is_what_development_data_prefer():
                 both = of.keys() & chosen.keys()
                 gained = [reading.development(of[seed]) - reading.development(chosen[seed]) for seed in both]
                 assert not gained or np.mean(gained) < (0.3 if name == "SARCSE" else 0.05), (encoder, choice)
+
+
+@pytest.mark.parametrize("encoder, width", [(configurations.ENCODER, 256), (configurations.SMALL_ENCODER, 128)])
+def test_sarcse_has_the_program_defaults_in_the_study(encoder, width):
+    """So that training without flags gives what the results page shows."""
+    training, config = SarcseTrainingArguments(), SarcseConfig()
+    defaults = {**vars(config), **training.to_dict(), "view_dropout": training.view_dropout_of(config.pooler)}
+    studied = {**configurations.START, **configurations.FINAL[encoder]["SARCSE"]}
+    # Apart from what was removed, the data, and channels, which depend on the encoder.
+    for name in studied.keys() - {*configurations.REMOVED, "max_train_samples", "channels"}:
+        assert studied[name] == defaults[name], name
+    assert studied["channels"] == width // 8
 
 
 @pytest.mark.parametrize("path", report.PAGES, ids=lambda path: path.name)

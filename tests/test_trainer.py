@@ -144,8 +144,8 @@ def test_arguments_of_transformers_mean_the_defaults_of_sarcse(tmp_path, caplog)
     args = trainer.args
     assert (args.output_dir, args.weight_decay, args.seed, args.max_steps) == (str(tmp_path), 0.25, 5, 1)
     assert args.per_device_train_batch_size == 16 and args.save_strategy == "no"
-    assert (args.learning_rate, args.contrastive_temperature, args.dataloader_drop_last) == (1e-5, 0.05, True)
-    assert "have those of SarcseTrainingArguments: " in caplog.text and "learning_rate 1e-05" in caplog.text
+    assert (args.learning_rate, args.contrastive_temperature, args.dataloader_drop_last) == (1e-4, 0.05, True)
+    assert "have those of SarcseTrainingArguments: " in caplog.text and "learning_rate 0.0001" in caplog.text
     assert trainer.train().global_step == 1
 
 
