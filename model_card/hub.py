@@ -27,12 +27,14 @@ def repository_of_training(args: TrainingArguments, token: str | None = None) ->
     missing permissions are reported early.
 
     Raises:
-        ValueError: no token can write there, or the Hub cannot be reached.
+        ValueError: no token can write there, it is public with `hub_private_repo`, or the Hub cannot be reached.
     """
     name = args.hub_model_id or Path(args.output_dir).name
     validate_repo_id(name)
     try:
         repo_id = full_repo_id(name, token)
+        if args.hub_private_repo and HfApi(token=token).repo_exists(repo_id):
+            check_private(HfApi(token=token), repo_id, "model")
         check_metadata(args.hub_license, args.hub_language)
         return repo_id
     except (HTTPError, OSError) as error:
@@ -102,7 +104,8 @@ def push(
     Temporary errors and lost connections are retried.
 
     Raises:
-        ValueError: the repository or the tag holds something else; nothing was sent.
+        ValueError: the repository or the tag holds something else, or is public and was to be private; nothing was
+            sent.
         HTTPError, OSError: the Hub refuses, or cannot be reached.
     """
     return patiently(
@@ -123,6 +126,31 @@ def patiently(send: Callable[[], str], repo_id: str) -> str:
     return send()
 
 
+def make_repository(api: HfApi, repo_id: str, private: bool, kind: str, **of_space: str) -> None:
+    """
+    Create a repository unless it exists.
+
+    Raises:
+        ValueError: it exists and is public, but was to be private. The Hub's own call would go on without a word.
+    """
+    # None: the organisation's default
+    api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True, **of_space)
+    if private:
+        check_private(api, repo_id, kind)
+
+
+def check_private(api: HfApi, repo_id: str, kind: str) -> None:
+    """
+    Raises:
+        ValueError: the repository is public.
+    """
+    if not api.repo_info(repo_id, repo_type=kind).private:
+        raise ValueError(
+            f"{repo_id} exists and is public, but was to be private: make it private in its settings on the Hub, or "
+            "choose another name. Nothing was sent."
+        )
+
+
 def push_once(
     folder: Path,
     repo_id: str,
@@ -134,7 +162,7 @@ def push_once(
 ) -> str:
     api = HfApi(token=token)
     full_repo_id(repo_id, token)  # gives the clearest error for a token without permission
-    api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: the organisation's default
+    make_repository(api, repo_id, private, "model")
     if revision != "main":
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     files, references = files_of(folder), api.list_repo_refs(repo_id)
@@ -167,7 +195,7 @@ def push_space(files: dict[str, Path], repo_id: str, private: bool, message: str
     Push the files of a Space as one commit, which is returned. Other files stay. Retries like `push`.
 
     Raises:
-        ValueError: the repository holds something else; nothing was sent.
+        ValueError: the repository holds something else, or is public and was to be private; nothing was sent.
         HTTPError, OSError: the Hub refuses, or cannot be reached.
     """
     return patiently(partial(push_space_once, files, repo_id, private, message, token), repo_id)
@@ -176,7 +204,7 @@ def push_space(files: dict[str, Path], repo_id: str, private: bool, message: str
 def push_space_once(files: dict[str, Path], repo_id: str, private: bool, message: str, token: str | None) -> str:
     api = HfApi(token=token)
     full_repo_id(repo_id, token)
-    api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
+    make_repository(api, repo_id, private, "space", space_sdk="gradio")
     there = set(api.list_repo_files(repo_id, repo_type="space"))
     if there - {".gitattributes", "README.md"} and SPACE_MARK not in there:
         names = ", ".join(sorted(there)[:5])

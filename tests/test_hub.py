@@ -332,6 +332,22 @@ def test_a_repository_of_something_else_is_left_alone(hub, push):
     assert list(hub.repositories["models", "me/x"].commits) == [commit]
 
 
+def test_nothing_private_is_sent_to_a_public_repository(hub, push, tmp_path):
+    """The Hub creates no repository that exists, and so leaves it public; the page of a model is as private as it."""
+    commits = {kind: hub.add(kind, "me/x", {"README.md": b"soon"}) for kind in ("models", "spaces")}
+    public = "me/x exists and is public, but was to be private: make it private in its settings"
+    with pytest.raises(ValueError, match=public):
+        push(private=True)
+    with pytest.raises(ValueError, match=public):
+        hub_module.push_space({}, "me/x", private=True, message="a page")
+    args = SarcseTrainingArguments(str(tmp_path), hub_model_id="me/x", hub_private_repo=True)
+    with pytest.raises(ValueError, match=public):  # before the training
+        hub_module.repository_of_training(args)
+    assert all(list(hub.repositories[kind, "me/x"].commits) == [commits[kind]] for kind in commits)
+    hub.repositories["models", "me/x"].private = True
+    assert hub_module.repository_of_training(args) == "me/x" and push(private=True)
+
+
 # --- An encoder with code of its own ---------------------------------------------------------------------------------
 
 
