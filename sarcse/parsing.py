@@ -14,14 +14,19 @@ from typing import NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from sarcse.arguments import ModelArguments, SarcseTrainingArguments
+from sarcse.arguments import WITHOUT_EFFECT, ModelArguments, SarcseTrainingArguments
 from sarcse.sentences import DataArguments
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Omits "(default: None)", because such a help text explains the default itself."""
+    """
+    Says which flags are refused and why, and omits "(default: None)", because such a help text explains the default
+    itself.
+    """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.dest in WITHOUT_EFFECT:
+            return f"Refused: {WITHOUT_EFFECT[action.dest]}."
         return action.help if action.default is None else super()._get_help_string(action)
 
 

@@ -175,6 +175,7 @@ def test_without_sts_data_the_message_comes_before_any_model(tmp_path):
 
 def test_help_lists_every_field_and_unknown_flags_exit_with_2(tmp_path):
     listed = run_python(PROJECT / "train.py", "--help", cwd=tmp_path)
+    assert "Refused: InfoNCE has no labels." in listed.stdout  # instead of transformers' own help
     assert listed.returncode == 0
     for field in ("kernel_sizes", "train_file", "contrastive_temperature", "frequency_weighting", "learning_rate"):
         assert f"--{field}" in listed.stdout
