@@ -461,7 +461,7 @@ UNTRAINED_MEAN, UNTRAINED_FIRST = "untrained, mean pooling", "untrained, first t
 
 # SimCSE's temperatures and learning rates beyond the first grid, whose best settings were at its edge.
 BEYOND = {
-    ENCODER: [(0.002, 3e-5), (0.001, 3e-5)],
+    ENCODER: [*itertools.product((0.002,), (1e-5, 3e-5, 1e-4)), (0.001, 3e-5)],
     SMALL_ENCODER: [
         *itertools.product((0.05, 0.02, 0.005), (3e-4, 1e-3, 3e-3)),
         (0.1, 1e-3),
