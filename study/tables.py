@@ -33,6 +33,7 @@ from study.configurations import (
 from study.older_tables import OLDER_TABLES
 from study.reading import (
     HEALTH_NUMBER,
+    Lines,
     Score,
     average,
     dev,
@@ -76,10 +77,13 @@ ASKED_FOR = [
     (MEAN_RECONSTRUCTED, "SARCSE"),
 ]
 
+GAIN = "minus the choice's, same seeds"
+
 
 def tuning_table(lines: list[dict[str, Any]]) -> str:
-    """What each rung of the final ladder is chosen from, and in bold what was."""
-    rows = [["encoder", "method", "settings", "seeds", "STS-B dev", "SICK, dev", "their mean"]]
+    """What each rung of the final ladder is chosen from, and in bold what was. The last column chose nothing."""
+    scores = (dev, sick, development, average)
+    rows = [["encoder", "method", "settings", "seeds", "STS-B dev", "SICK, dev", "their mean", GAIN, "test average"]]
     for encoder, rungs in FINAL.items():
         for name, choices in final_choices(encoder).items():
             for choice in choices:
@@ -87,10 +91,19 @@ def tuning_table(lines: list[dict[str, Any]]) -> str:
                 if of:
                     tuned = CHOSEN[encoder].get(name, {})
                     settings = ", ".join(f"{field} {choice[field]:g}" for field in tuned)
-                    *means, mean = (mean_and_deviation(of, score) for score in (dev, sick, development))
-                    mean = f"**{mean}**" if tuned and choice == rungs[name] else mean
-                    rows.append([encoder, name, settings, str(len(of)), *means, mean])
+                    *means, mean, tests = (mean_and_deviation(of, score) for score in scores)
+                    if tuned and choice == rungs[name]:
+                        mean, gain = f"**{mean}**", ""
+                    else:
+                        gain = gain_cell(of, final_runs(lines, rungs[name], encoder)) if tuned else ""
+                    rows.append([encoder, name, settings, str(len(of)), *means, mean, gain, tests])
     return markdown_table(rows)
+
+
+def gain_cell(of: Lines, chosen: Lines) -> str:
+    """The mean of the development scores minus the choice's, over the seeds that both have."""
+    both = of.keys() & chosen.keys()
+    return f"{np.mean([development(of[seed]) - development(chosen[seed]) for seed in both]):+.2f}" if both else ""
 
 
 def final_table(lines: list[dict[str, Any]], scores: dict[str, Score]) -> str:
