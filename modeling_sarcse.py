@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """
 SARCSE: sentence embeddings from a pretrained encoder and a TextCNN autoencoder (arXiv 2402.15153).
 
