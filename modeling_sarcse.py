@@ -336,6 +336,7 @@ class SarcseModel(PreTrainedModel):
         super().__init__(config)
         # Where `from_pretrained` was told to look: a revision, a subfolder or a cache.
         self.source: dict[str, str] = {}
+        self.given_tokenizer: PreTrainedTokenizerBase | None = None
         if encoder is None:
             auto_class, options = _encoder_class(config.encoder_config)
             self.encoder = auto_class.from_config(config.encoder_config, **options)
@@ -379,7 +380,7 @@ class SarcseModel(PreTrainedModel):
         Args:
             name_or_path (`str`): Hub id or folder of a text encoder that `AutoModel` loads, or of T5 and the like.
             tokenizer (`PreTrainedTokenizerBase`, *optional*):
-                Defines the special tokens. Default: the encoder's own tokenizer.
+                Defines the special tokens, and is the model's from then on. Default: the encoder's own tokenizer.
             revision (`str`): Branch, tag or commit of the encoder on the Hub.
             dtype (`torch.dtype`): Type of the weights, whatever type the checkpoint is stored in.
             attn_implementation (`str`, *optional*):
@@ -391,12 +392,17 @@ class SarcseModel(PreTrainedModel):
 
         Raises:
             ValueError: if this is not a text encoder, its own code has not been registered, or a configuration field
-                has an impossible value.
+                does not exist or has an impossible value.
         """
+        # The configuration would keep any other keyword, a token for the Hub included.
+        unknown = sarcse_fields.keys() - inspect.signature(SarcseConfig).parameters.keys()
+        if unknown:
+            raise ValueError(f"from_encoder_pretrained has no argument {', '.join(sorted(unknown))}.")
         fields, _ = SarcseConfig.get_config_dict(name_or_path, revision=revision)
         if fields.get("model_type") == SarcseConfig.model_type:
             raise ValueError(f"{name_or_path} is a SARCSE model already: load it with `from_pretrained`.")
         encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        given_tokenizer = tokenizer
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
         # The unknown token stays content: it stands for a word of the sentence.
@@ -413,7 +419,7 @@ class SarcseModel(PreTrainedModel):
         )
         model = cls(config, encoder=encoder)
         model.config._name_or_path = model.name_or_path = name_or_path  # what cards call the base model
-        model.source = {"revision": revision}
+        model.source, model.given_tokenizer = {"revision": revision}, given_tokenizer
         _check_encoder(name_or_path, model.eval(), tokenizer)
         return model
 
@@ -433,6 +439,8 @@ class SarcseModel(PreTrainedModel):
                 nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):  # new tokens, after `resize_token_embeddings`
+            self.encoder._init_weights(module)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.get_input_embeddings()
@@ -566,12 +574,15 @@ class SarcseModel(PreTrainedModel):
 
     def own_tokenizer(self) -> PreTrainedTokenizerBase:
         """
-        The tokenizer beside the model, of the revision that the model was loaded from.
+        The tokenizer that `from_encoder_pretrained` was given, or else the one beside the model, of the revision that
+        the model was loaded from.
 
         Raises:
             ValueError: if there is none.
         """
         # With the encoder's configuration; otherwise it would load the model's, and ask to run its code.
+        if self.given_tokenizer is not None:
+            return self.given_tokenizer
         encoder_config, problem = self.config.encoder_config, None
         try:
             if self.name_or_path:
@@ -599,7 +610,7 @@ class SarcseModel(PreTrainedModel):
         Sentences of similar length share a batch, so that there is hardly any padding.
 
         Args:
-            sentences (`list[str]`): Cut at the tokenizer's `model_max_length`. Any iterable of strings will do.
+            sentences (`list[str]`): Cut at the encoder's limit. Any iterable of strings will do.
             tokenizer (`PreTrainedTokenizerBase`, *optional*):
                 Default: the one beside the model ([`own_tokenizer`]), loaded on every call.
             batch_size (`int`): Sentences encoded at once.
@@ -611,7 +622,8 @@ class SarcseModel(PreTrainedModel):
             `np.ndarray` of shape `(len(sentences), d)`, float32, in the order of `sentences`.
 
         Raises:
-            ValueError: if `sentences` is one string, `batch_size` is below 1, or there is no tokenizer.
+            ValueError: if `sentences` is one string or a table, or one of them is not text; if `batch_size` is below
+                1, or there is no tokenizer.
         """
         texts = _as_list(sentences)
         if batch_size < 1:
@@ -620,17 +632,19 @@ class SarcseModel(PreTrainedModel):
             tokenizer = self.own_tokenizer()
         if device is not None:
             self.to(device)
-        token_ids = tokenizer(texts, truncation=True)["input_ids"] if texts else []
+        limit = encoder_max_length(self, tokenizer)
+        token_ids = tokenizer(texts, truncation=True, max_length=limit)["input_ids"] if texts else []
         batches = rows_by_length(token_ids, batch_size)
         pad = DataCollatorWithPadding(tokenizer)
-        embeddings = torch.empty(len(token_ids), self.config.hidden_size)
+        embeddings = torch.empty(len(token_ids), self.config.hidden_size, dtype=torch.float32, device="cpu")
         disable = None if show_progress_bar is None else not show_progress_bar
         training = self.training
         self.eval()
         try:
             for rows in logging.tqdm(batches, desc="Encoding", leave=False, disable=disable):
                 batch = pad([{"input_ids": token_ids[row]} for row in rows])
-                embeddings[rows] = self(**batch.to(self.device)).pooler_output.float().cpu()  # (batch_size, d)
+                output = self(**batch.to(self.device), return_dict=True)
+                embeddings[rows] = output.pooler_output.float().cpu()  # (batch_size, d)
         finally:
             self.train(training)
         return (F.normalize(embeddings, dim=1) if normalize else embeddings).numpy()
@@ -662,8 +676,9 @@ class SarcseModel(PreTrainedModel):
         training = self.training
         self.eval()
         try:
-            batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(self.device)
-            output = self(**batch, output_reconstruction=True)
+            limit = encoder_max_length(self, tokenizer)
+            batch = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+            output = self(**batch.to(self.device), output_reconstruction=True, return_dict=True)
         finally:
             self.train(training)
         special = [token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id]  # it is content
@@ -684,14 +699,41 @@ def is_made_up(tokenizer: PreTrainedTokenizerBase, encoder_config: Any) -> bool:
     return isinstance(size, int) and len(tokenizer) < size / 2
 
 
+def position_padding(model: SarcseModel) -> int | None:
+    """The padding token after which RoBERTa, MPNet and the like start to number positions; None for other encoders."""
+    for name, module in model.encoder.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.padding_idx
+    return None
+
+
+def encoder_max_length(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The encoder's limit in tokens, special tokens included; a tokenizer saved without a limit has 10^30."""
+    config: Any = model.config.encoder_config
+    positions = config.max_position_embeddings if hasattr(config, "max_position_embeddings") else None
+    if positions is None or positions <= 0:  # XLNet has -1: its positions are relative, without a limit
+        return tokenizer.model_max_length
+    padding = position_padding(model)
+    if padding is not None:
+        positions -= padding + 1  # RoBERTa can use 512 of its 514 positions
+    return min(positions, tokenizer.model_max_length)
+
+
 def _as_list(sentences: Any) -> list[str]:
     """
     Raises:
-        ValueError: if it is one string, whose characters would be taken for sentences.
+        ValueError: if these are not sentences: one string, whose characters would be taken for them, or a table, whose
+            column names would; or one of them is not text.
     """
     if isinstance(sentences, str):
         raise ValueError("`sentences` must be a list of strings: pass a single one as [sentence].")
-    return list(sentences)
+    if isinstance(sentences, dict) or hasattr(sentences, "columns") or hasattr(sentences, "column_names"):
+        raise ValueError("`sentences` is a table: pass one of its columns.")
+    texts = list(sentences)
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"`sentences` must be strings; number {row}, counted from 0, is {text!r}.")
+    return texts
 
 
 def rows_by_length(token_ids: list[list[int]], batch_size: int) -> list[list[int]]:
@@ -707,7 +749,9 @@ class SarcsePipeline(FeatureExtractionPipeline):
     """transformers' feature extraction, which returns the sentence embedding `(1, d)`; long sentences are cut."""
 
     def preprocess(self, inputs: str, **tokenize_kwargs: Any) -> Any:
-        return super().preprocess(inputs, **{"truncation": True, **tokenize_kwargs})
+        tokenizer: Any = self.tokenizer
+        cut = {"truncation": True, "max_length": encoder_max_length(self.model, tokenizer)}
+        return super().preprocess(inputs, **{**cut, **tokenize_kwargs})
 
 
 def __getattr__(name: str) -> Any:

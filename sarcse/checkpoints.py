@@ -119,6 +119,21 @@ def checkpoint_to_resume(resume_from_checkpoint: str, output_dir: str) -> Path:
     return checkpoint
 
 
+def point_to_best(checkpoint: Path) -> None:
+    """
+    Correct the path of the best checkpoint in a checkpoint's state, if the run's folder has been moved or the path is
+    relative to another folder. transformers would go on without the best one, and keep the last.
+    """
+    path = checkpoint / TRAINER_STATE_NAME
+    state = TrainerState.load_from_json(str(path))
+    if state.best_model_checkpoint is None:
+        return
+    moved = checkpoint.parent / Path(state.best_model_checkpoint).name
+    if moved.is_dir() and moved.resolve() != Path(state.best_model_checkpoint).resolve():
+        state.best_model_checkpoint = str(moved)
+        state.save_to_json(str(path))
+
+
 # --- The settings of a run -------------------------------------------------------------------------------------------
 
 SETTINGS_NAME = "run_settings.json"

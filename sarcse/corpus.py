@@ -134,6 +134,8 @@ def one_column(given: Any) -> tuple[datasets.Dataset | datasets.IterableDataset,
     Raises:
         ValueError: if it is unclear which column holds the sentences, or they are not text.
     """
+    if isinstance(given, tuple | datasets.Column):
+        given = list(given)
     if isinstance(given, list):
         strange = next((row for row in given if not isinstance(row, str | None)), None)
         if strange is not None:
@@ -144,6 +146,7 @@ def one_column(given: Any) -> tuple[datasets.Dataset | datasets.IterableDataset,
             "train_dataset must be a list of sentences, or one split of a data set or stream of `datasets`, not "
             f"{type(given).__name__}."
         )
+    rows = rows.with_format(None)  # a format for other libraries would not hold Python's strings and lists
     columns = rows.column_names if rows.column_names is not None else list(next(iter(rows), ()))
     if "input_ids" in columns:
         return rows.select_columns([name for name in ("input_ids", "attention_mask") if name in columns]), False

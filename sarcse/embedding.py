@@ -138,12 +138,14 @@ def encode(
     Args:
         model (`SarcseModel`): The model.
         tokenizer (`PreTrainedTokenizerBase`): The model's own.
-        sentences (`list[str]`): Cut at the tokenizer's `model_max_length`.
+        sentences (`list[str]`): Cut at the encoder's limit.
         batch_size (`int`): Sentences encoded at once.
 
     Raises:
         ValueError: if `sentences` is one string, or `batch_size` is below 1.
     """
+    if not isinstance(sentences, str):  # which `encode` refuses
+        sentences = list(sentences)
     if len(sentences) >= 100:  # fewer would prove nothing
         sample = sentences[:: len(sentences) // 100]  # evenly spaced, because they may be sorted
         token_ids = tokenizer(sample, truncation=True)["input_ids"]
@@ -195,6 +197,7 @@ def embed_pairs(embed: Embed, pairs: datasets.Dataset, alone: bool = False) -> E
     Embed each distinct sentence of `pairs` once. With several processes each embeds a share and all get the result, so
     all of them must call this; `alone`, only the calling process does.
     """
+    pairs = pairs.with_format(None)  # Python's strings and numbers, whatever library its rows are for
     first, second = pairs["sentence1"][:], pairs["sentence2"][:]
     sentences = sorted({*first, *second})
     row = {sentence: index for index, sentence in enumerate(sentences)}

@@ -66,7 +66,7 @@ class HealthCheck:
 
     def embed(self, model: SarcseModel, rows: list[list[int]]) -> torch.Tensor:
         """Embeddings of token ids, `(len(rows), d)`, float32 on the CPU."""
-        embeddings = torch.empty(len(rows), model.config.hidden_size)
+        embeddings = torch.empty(len(rows), model.config.hidden_size, dtype=torch.float32)
         for batch in rows_by_length(rows, BATCH_SIZE):
             ids = [torch.tensor(rows[row]) for row in batch]
             inputs = pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id)  # (BATCH_SIZE, L)

@@ -24,7 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import cached_file, has_file
 
 from configuration_sarcse import POOLER_FIELD, SENTENCE_TRANSFORMERS_FILES, SarcseConfig
-from modeling_sarcse import SarcseModel, is_made_up
+from modeling_sarcse import SarcseModel, encoder_max_length, is_made_up, position_padding
 
 
 # The project's own classes, not the copies in a SARCSE folder: no code from a loaded model is run.
@@ -208,25 +208,6 @@ def check_padding(name: str, model: SarcseModel, tokenizer: PreTrainedTokenizerB
             f"{name}: the tokenizer pads with token {tokenizer.pad_token_id}, but the encoder with {index}: the "
             "tokenizer belongs to another model."
         )
-
-
-def position_padding(model: SarcseModel) -> int | None:
-    """The padding token after which RoBERTa, MPNet and the like start to number positions; None for other encoders."""
-    for name, module in model.encoder.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return module.padding_idx
-    return None
-
-
-def encoder_max_length(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The encoder's limit in tokens, special tokens included; a tokenizer saved without a limit has 10^30."""
-    positions = getattr(model.config.encoder_config, "max_position_embeddings", None)
-    if positions is None or positions <= 0:  # XLNet has -1: its positions are relative, without a limit
-        return tokenizer.model_max_length
-    padding = position_padding(model)
-    if padding is not None:
-        positions -= padding + 1  # RoBERTa can use 512 of its 514 positions
-    return min(positions, tokenizer.model_max_length)
 
 
 # --- An encoder's own code -------------------------------------------------------------------------------------------

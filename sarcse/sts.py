@@ -272,7 +272,7 @@ def with_two_scores(pairs: datasets.Dataset, name: str | Path) -> datasets.Datas
     Raises:
         ValueError: if there is only one pair, or all have the same score.
     """
-    scores = pairs["score"][:]
+    scores = pairs.with_format(None)["score"][:]
     if len(set(scores)) < 2:
         raise ValueError(
             f"{name}: a correlation needs two pairs with different scores; "

@@ -4,6 +4,7 @@ The Trainer that minimises SARCSE's losses, on one or more processes, also with 
 Shapes: B sentences of one process, L positions, d dimensions.
 """
 
+import copy
 import json
 import math
 import time
@@ -12,6 +13,7 @@ from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import datasets
 import torch
@@ -45,6 +47,7 @@ from sarcse.checkpoints import (
     check_settings,
     checkpoint_to_resume,
     load_weights,
+    point_to_best,
     run_settings,
 )
 from sarcse.comparison import compare
@@ -77,6 +80,11 @@ from sarcse.watch import (
 
 
 logger = logging.get_logger(__name__)
+
+# Arguments that have their effect when the sentences are read.
+READ_ONCE = ("max_seq_length", "health_sentences", "token_count_samples")
+# The parameters of each decoder that a training without a reconstruction has frozen.
+RESTING: WeakKeyDictionary[torch.nn.Module, list[torch.nn.Parameter]] = WeakKeyDictionary()
 
 # The views of one pass are made with the mean of the sentences that are read together. InfoNCE of an untrained
 # roberta-mini-wiki on 256 of the demo's sentences is 0.239 with the mean of all or of 32, 0.236 with 16, 0.229 with 8
@@ -140,7 +148,7 @@ class SarcseTrainer(ReleasingTrainer):
         model_revision: str | None = None,
         **kwargs: Any,
     ) -> None:
-        own_args = SarcseTrainingArguments.of(args)
+        own_args = copy.copy(SarcseTrainingArguments.of(args))  # what is changed below is not the caller's
         if eval_dataset is None and own_args.eval_strategy != IntervalStrategy.NO:
             own_args.metric_for_best_model, own_args.greater_is_better = HEALTH, True
         check_metric(own_args.metric_for_best_model, eval_name)
@@ -191,6 +199,7 @@ class SarcseTrainer(ReleasingTrainer):
             self.data_collator = data_collator or self.corpus.collator
             self.health = self.health_check(self.corpus.aside)
             self.prepare_to_train(self.corpus)
+        self.read_once = {name: getattr(self.args, name) for name in READ_ONCE}
         if eval_dataset is None and self.health is None and self.args.eval_strategy != IntervalStrategy.NO:
             self.without_evaluations()
         self.save_on_signal = SaveOnSignal()
@@ -254,9 +263,7 @@ class SarcseTrainer(ReleasingTrainer):
         check_reconstruction(model.config.pooler, args.reconstruction_weight)
         if self.reconstruct:
             self.unwrapped.require_decoder()
-        if not self.reconstruct and model.sentence_decoder is not None:
-            # Parameters that get no gradient would stop DistributedDataParallel.
-            model.sentence_decoder.requires_grad_(False)
+        self.rest_decoder(model.sentence_decoder)
         if args.world_size > 1 and idle_parameters(model, self.reconstruct):
             self.accelerator.ddp_handler.find_unused_parameters = True  # costs a little time
         self.check_views()
@@ -269,6 +276,18 @@ class SarcseTrainer(ReleasingTrainer):
                 f"{tuple(weights.shape)}."
             )
         self.token_weights = weights.to(args.device)  # (vocabulary_size,)
+
+    def rest_decoder(self, decoder: torch.nn.Module | None) -> None:
+        """Freeze a decoder that is not trained, and let the next training with a reconstruction train it again."""
+        if decoder is None:
+            return
+        if not self.reconstruct:
+            # Parameters that get no gradient would stop DistributedDataParallel.
+            RESTING.setdefault(decoder, [p for p in decoder.parameters() if p.requires_grad])
+            decoder.requires_grad_(False)
+            return
+        for parameter in RESTING.pop(decoder, []):
+            parameter.requires_grad_(True)
 
     def check_views(self) -> None:
         """Warn if the views of one pass are made with the mean of too few sentences."""
@@ -305,6 +324,12 @@ class SarcseTrainer(ReleasingTrainer):
     def _hp_search_setup(self, trial: Any) -> None:
         """Prepare the model: it and, in a search, the arguments are known here, and no checkpoint is loaded yet."""
         super()._hp_search_setup(trial)
+        changed = [name for name, value in self.read_once.items() if getattr(self.args, name) != value]
+        if changed:
+            raise ValueError(
+                f"hyperparameter_search over {', '.join(changed)} has no effect: the sentences are read once, before "
+                "it. Compare trainers instead."
+            )
         if self.model_init is not None and self.corpus is not None:
             self.prepare_to_train(self.corpus)
         # Each process has its own seed, so that no two draw the same dropout masks. It is set here, so that a run
@@ -330,6 +355,9 @@ class SarcseTrainer(ReleasingTrainer):
             resume_from_checkpoint = str(checkpoint_to_resume(str(resume_from_checkpoint), self.args.output_dir))
         if not self.rehearsed:
             self.rehearse()
+        if resume_from_checkpoint and self.is_world_process_zero():
+            point_to_best(Path(resume_from_checkpoint))
+        self.accelerator.wait_for_everyone()
         self.commit = code_commit()
         scored = self.tasks and trial is None  # a search only uses its evaluations
         if scored and not self.measurements:
@@ -567,7 +595,8 @@ class SarcseTrainer(ReleasingTrainer):
             return super()._determine_best_metric(metrics, trial)
         if fallen_from(self, metrics[f"eval_{HEALTH}"]) is not None:
             return False
-        self.state.best_metric = metrics[f"eval_{HEALTH}"]
+        # The highest, not that of the checkpoint: EarlyStoppingCallback compares with it.
+        self.state.best_metric = max(metrics[f"eval_{HEALTH}"], self.state.best_metric or 0.0)
         if self.args.save_strategy != "no":
             self.state.best_global_step = self.state.global_step
         return True

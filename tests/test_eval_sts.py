@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from eval_sts import main
-from modeling_sarcse import SarcseModel
+from modeling_sarcse import SarcseModel, encoder_max_length
 from sarcse.comparison import correlations
 from sarcse.embedding import (
     alignment,
@@ -25,7 +25,7 @@ from sarcse.embedding import (
     measure,
     uniformity,
 )
-from sarcse.loading import encoder_max_length, load_model
+from sarcse.loading import load_model
 from sarcse.sts import STS_TASKS, load_pairs, load_sts
 
 from .conftest import ENCODER, PROJECT, SENTENCES, run_command, run_python

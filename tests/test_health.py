@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, EarlyStoppingCallback
 
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import SarcseTrainingArguments
@@ -164,3 +164,18 @@ def test_the_last_healthy_evaluation_is_kept(tmp_path, tokenizer, caplog):
     assert trainer.state.best_global_step == healthy[-1]["step"]
     assert trainer.health(trainer.unwrapped) == pytest.approx(healthy[-1]["eval_health"])
     assert "kept as it was" not in caplog.text
+
+
+def test_early_stopping_compares_with_the_highest_health(tmp_path, tokenizer, monkeypatch):
+    """The checkpoint that is kept is the last healthy one, with a health that may be lower."""
+    told = iter([25.0, 24.0, 24.5, 24.2, 24.3, 24.4])
+    arguments = {**QUIET, "max_steps": 5, "eval_steps": 1, "save_steps": 1, "health_sentences": 40}
+    arguments = SarcseTrainingArguments(str(tmp_path), **{**arguments, "save_strategy": "steps"})
+    stopping = EarlyStoppingCallback(early_stopping_patience=2)
+    trainer = SarcseTrainer(
+        fresh_model(), arguments, train_dataset=TEXTS, processing_class=tokenizer, callbacks=[stopping]
+    )
+    monkeypatch.setattr(trainer, "health", lambda model: next(told))
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")

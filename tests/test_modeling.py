@@ -1,5 +1,9 @@
+import copy
 import json
 
+import datasets
+import numpy as np
+import pandas
 import pytest
 import torch
 from tokenizers import BertWordPieceTokenizer
@@ -13,6 +17,7 @@ from transformers import (
     ModernBertConfig,
     MPNetConfig,
     RobertaConfig,
+    pipeline,
 )
 from transformers.utils import logging
 
@@ -488,3 +493,64 @@ def test_a_model_that_was_saved_before_loads_if_it_gives_the_same_embeddings(poo
     names = {f"{layer}.{kind}" for layer in layers.get(pooler, "").split() for kind in ("weight", "bias")}
     assert {name for name in loaded.state_dict() if not name.startswith("encoder.")} == names
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
+# --- Calls that would go wrong without a word ------------------------------------------------------------------------
+
+
+def test_keywords_that_are_no_fields_are_refused(tmp_path):
+    """The configuration would keep them, and so publish a token."""
+    with pytest.raises(ValueError, match="from_encoder_pretrained has no argument poolr, token"):
+        SarcseModel.from_encoder_pretrained(str(ENCODER), token="hf_secret", poolr="mean")
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"text": SENTENCES}, "is a table: pass one of its columns"),
+        (datasets.Dataset.from_dict({"text": SENTENCES}), "is a table: pass one of its columns"),
+        (pandas.DataFrame({"text": SENTENCES}), "is a table: pass one of its columns"),
+        ([SENTENCES[0], ("a", "pair")], r"number 1, counted from 0, is \('a', 'pair'\)"),
+        ([SENTENCES[0], None], "number 1, counted from 0, is None"),
+    ],
+    ids=["dict", "Dataset", "DataFrame", "pair", "None"],
+)
+def test_what_is_no_list_of_sentences_is_refused(tokenizer, given, message):
+    """A table's column names and pairs would be encoded as sentences."""
+    with pytest.raises(ValueError, match=message):
+        whole_model(str(ENCODER), channels=4).encode(given, tokenizer)
+
+
+def test_long_texts_are_cut_at_the_encoders_limit(tokenizer, tmp_path):
+    """Also where the tokenizer states none; in `token_importance` and a folder's pipeline, too."""
+    model = whole_model(str(ENCODER), channels=4)
+    text = " ".join(SENTENCES * 100)
+    expected = model.encode([text], tokenizer)
+    unlimited = copy.deepcopy(tokenizer)
+    unlimited.model_max_length = 10**30
+    np.testing.assert_array_equal(model.encode([text], unlimited), expected)
+    model.save_pretrained(tmp_path)
+    unlimited.save_pretrained(tmp_path)
+    piped = pipeline("feature-extraction", model=str(tmp_path), trust_remote_code=True)(text)
+    np.testing.assert_allclose(np.array(piped), expected, atol=1e-6)
+    assert len(model.token_importance([text], unlimited)[0]) == model.config.decoder_length
+
+
+def test_new_tokens_are_initialised_as_the_encoder_does():
+    """Not with torch's deviation of 1, 50 times as much."""
+    model = whole_model(str(ENCODER), channels=4)
+    size = model.config.encoder_config.vocab_size
+    model.resize_token_embeddings(size + 200, mean_resizing=False)
+    new = model.get_input_embeddings().weight[size:]
+    assert new.std().item() == pytest.approx(model.config.encoder_config.initializer_range, rel=0.1)
+
+
+def test_encode_under_another_default_type_and_without_return_dict(tokenizer):
+    model = whole_model(str(ENCODER), channels=4)
+    expected = model.encode(SENTENCES, tokenizer)
+    model.config.return_dict = False
+    torch.set_default_dtype(torch.float64)
+    try:
+        np.testing.assert_allclose(model.encode(SENTENCES, tokenizer), expected, atol=1e-6)
+    finally:
+        torch.set_default_dtype(torch.float32)

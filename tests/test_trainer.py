@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModel, EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import AutoModel, AutoTokenizer, EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from modeling_sarcse import SarcseModel
 from sarcse import SarcseTrainer, SarcseTrainingArguments
@@ -586,3 +586,88 @@ def test_adapters_are_trained_and_merged(tmp_path, pairs, tokenizer):
     continued = SarcseTrainer(continued, arguments, train_dataset=TEXTS, eval_dataset=pairs)
     assert continued.train(str(tmp_path / "run" / "checkpoint-1")).global_step == 2
     np.testing.assert_allclose(continued.model.encode(TEXTS, tokenizer), trained, atol=1e-6)
+
+
+# --- What a caller keeps ---------------------------------------------------------------------------------------------
+
+
+def test_a_moved_run_keeps_its_best_model_when_it_is_resumed(tmp_path, pairs, tokenizer, monkeypatch):
+    """Also if its folder was a relative path. transformers would drop the best checkpoint and keep the last one."""
+    monkeypatch.chdir(tmp_path)
+    fields = {**SMALL, "save_strategy": "steps", "max_steps": 3, "learning_rate": 0.1, "learning_rate_budget": 0}
+    fields |= {"eval_steps": 1, "save_steps": 1, "save_total_limit": 3, "metric_for_best_model": "uniformity"}
+
+    def trainer(folder: str) -> SarcseTrainer:
+        arguments = SarcseTrainingArguments(folder, **fields)
+        return SarcseTrainer(fresh_model(), arguments, None, TEXTS, pairs, tokenizer)
+
+    first = trainer("run")
+    first.train()
+    assert first.state.best_model_checkpoint == "run/checkpoint-1", "at this rate the embeddings collapse"
+    (tmp_path / "run").rename(tmp_path / "moved")
+    again = trainer(str(tmp_path / "moved"))
+    again.train(resume_from_checkpoint=True)
+    assert again.state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-1")
+    for name, tensor in first.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[name], tensor)
+
+
+def test_a_decoder_that_one_training_does_without_is_trained_by_the_next(tmp_path):
+    """A decoder that the caller froze stays frozen."""
+    model = fresh_model()
+    part = next(model.sentence_decoder.parameters()).requires_grad_(False)
+    for weight in (0.0, 1.0):
+        start = {name: p.detach().clone() for name, p in model.sentence_decoder.named_parameters()}
+        arguments = SarcseTrainingArguments(str(tmp_path / str(weight)), reconstruction_weight=weight, **SMALL)
+        SarcseTrainer(model, arguments, train_dataset=TEXTS).train()
+        moved = {name for name, p in model.sentence_decoder.named_parameters() if not torch.equal(p, start[name])}
+        assert bool(moved) == (weight > 0)
+        assert not part.requires_grad and all(
+            p.requires_grad == (weight > 0) for p in model.sentence_decoder.parameters() if p is not part
+        )
+
+
+def test_the_arguments_of_one_trainer_are_not_changed_for_the_next(tmp_path, pairs):
+    arguments = SarcseTrainingArguments(str(tmp_path), eval_steps=1, **{**SMALL, "save_strategy": "steps"})
+    SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS)  # health picks
+    ids = datasets.Dataset.from_dict({"input_ids": [[0, 5, 2]] * 16})
+    SarcseTrainer(fresh_model(), arguments, train_dataset=ids)  # too short: no evaluations
+    trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, eval_dataset=pairs)
+    assert (trainer.args.metric_for_best_model, trainer.args.eval_strategy) == ("stsb_spearman", "steps")
+    assert trainer.args.load_best_model_at_end
+
+
+def test_data_in_a_format_for_another_library_are_read_as_they_are(tmp_path, pairs, tokenizer):
+    """And sentences in what is nearly a list: a column, a tuple."""
+    plain = datasets.Dataset.from_dict({"text": TEXTS})
+    arguments = SarcseTrainingArguments(str(tmp_path), eval_steps=2, **SMALL)
+    expected = SarcseTrainer(fresh_model(), arguments, None, plain, pairs, tokenizer)
+    metrics = expected.evaluate()
+    given = {
+        name: (plain.with_format(name), pairs.with_format(name)) for name in ("numpy", "pandas", "torch", "arrow")
+    }
+    given |= {"column": (plain["text"], pairs), "tuple": (tuple(TEXTS), pairs)}
+    for name, (sentences, graded) in given.items():
+        trainer = SarcseTrainer(fresh_model(), arguments, None, sentences, graded, tokenizer)
+        assert trainer.train_dataset["input_ids"][:] == expected.train_dataset["input_ids"][:], name
+        assert trainer.evaluate() == metrics, name
+
+
+def test_a_search_over_what_is_read_once_is_refused(tmp_path, pairs):
+    arguments = SarcseTrainingArguments(str(tmp_path), eval_steps=2, **SMALL)
+    trainer = SarcseTrainer(None, arguments, None, TEXTS, pairs, model_init=lambda _: fresh_model())
+    with pytest.raises(ValueError, match="hyperparameter_search over max_seq_length has no effect"):
+        trainer.hyperparameter_search(lambda trial: {"max_seq_length": trial.suggest_int("n", 6, 8)}, n_trials=1)
+
+
+def test_the_tokenizer_that_a_model_was_made_with_stays_its_own(tokenizer, tmp_path):
+    """`encode` and a trainer without `processing_class` use it, with its added tokens."""
+    own = AutoTokenizer.from_pretrained(str(ENCODER))
+    own.add_tokens(["football"])
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), tokenizer=own, channels=4)
+    model.resize_token_embeddings(len(own))
+    np.testing.assert_array_equal(model.encode(TEXTS), model.encode(TEXTS, own))
+    arguments = SarcseTrainingArguments(str(tmp_path), eval_strategy="no", **SMALL)
+    trainer = SarcseTrainer(model, arguments, train_dataset=TEXTS)
+    trainer.save_model()
+    assert "football" in AutoTokenizer.from_pretrained(str(tmp_path), trust_remote_code=True).get_added_vocab()
