@@ -327,8 +327,8 @@ class SarcseTrainer(ReleasingTrainer):
         changed = [name for name, value in self.read_once.items() if getattr(self.args, name) != value]
         if changed:
             raise ValueError(
-                f"hyperparameter_search over {', '.join(changed)} has no effect: the sentences are read once, before "
-                "it. Compare trainers instead."
+                f"{', '.join(changed)}: has no effect on a trainer that has read its sentences. Make another trainer "
+                "for another value, instead of a search."
             )
         if self.model_init is not None and self.corpus is not None:
             self.prepare_to_train(self.corpus)

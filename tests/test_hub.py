@@ -408,7 +408,9 @@ def test_the_lines_of_the_readme_train_a_model_and_push_a_release(tmp_path):
     sentences = (DEMO / "sentences.txt").read_text().splitlines()[:32]
     (tmp_path / "sentences.txt").write_text("\n".join([*sentences, "", " "]) + "\n")
     code = code.replace("FacebookAI/roberta-base", "org/encoder")
-    code = code.replace("num_train_epochs=1", "max_steps=1, per_device_train_batch_size=8, report_to='none'")
+    given = "hub_private_repo=True"
+    assert given in code
+    code = code.replace(given, f"{given}, max_steps=1, per_device_train_batch_size=8, report_to='none'")
     with LoopbackHub(TOKENS) as hub:
         commit = hub.add("models", "org/encoder", ENCODER)
         environment = hub.environment(tmp_path / "home", MINE)
@@ -416,10 +418,11 @@ def test_the_lines_of_the_readme_train_a_model_and_push_a_release(tmp_path):
         assert process.returncode == 0, process.stderr
         assert_tells_no_token(process, tmp_path / "output")
         repository = hub.repositories["models", "me/mine"]
+        assert repository.private
         (tag,) = repository.tags
         files = repository.commits[repository.tags[tag]]
         load = ["-c", LOAD_A_RELEASE, "me/mine", tag]
-        process = run_python(*load, cwd=tmp_path, **hub.environment(tmp_path / "user", None))
+        process = run_python(*load, cwd=tmp_path, **hub.environment(tmp_path / "user", MINE))
     assert process.returncode == 0, process.stderr
     assert float(process.stdout.splitlines()[-1]) <= 1e-5
     assert not [name for name in files if re.search(r"checkpoint|\.bin$|optimizer", name)]

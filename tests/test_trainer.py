@@ -656,7 +656,7 @@ def test_data_in_a_format_for_another_library_are_read_as_they_are(tmp_path, pai
 def test_a_search_over_what_is_read_once_is_refused(tmp_path, pairs):
     arguments = SarcseTrainingArguments(str(tmp_path), eval_steps=2, **SMALL)
     trainer = SarcseTrainer(None, arguments, None, TEXTS, pairs, model_init=lambda _: fresh_model())
-    with pytest.raises(ValueError, match="hyperparameter_search over max_seq_length has no effect"):
+    with pytest.raises(ValueError, match="max_seq_length: has no effect on a trainer that has read its sentences"):
         trainer.hyperparameter_search(lambda trial: {"max_seq_length": trial.suggest_int("n", 6, 8)}, n_trials=1)
 
 
