@@ -77,12 +77,14 @@ def folder(finished_run, tmp_path_factory) -> Path:
         if path.name not in ("output", ".git", ".venv"):
             (tmp_path / path.name).symlink_to(path)
     (tmp_path / "output").mkdir()
-    (tmp_path / "output" / "demo").symlink_to(finished_run[0])
+    for name in ("demo", "mine"):  # the trainings that push, to output/mine, are not run here
+        (tmp_path / "output" / name).symlink_to(finished_run[0])
     for name in ENCODERS:
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).symlink_to(ENCODER)
     sentences = (DEMO / "sentences.txt").read_text().splitlines()[:300]
     (tmp_path / "sentences.txt").write_text("\n".join(sentences) + "\n")
+    (tmp_path / "pairs.tsv").symlink_to(DEMO / "sts.tsv")
     for code in blocks(PROJECT / "docs" / "training.md", "yaml"):
         (tmp_path / "machine.yaml").write_text(code)
     return tmp_path
