@@ -510,7 +510,7 @@ CHOSEN: dict[str, dict[str, dict[str, float]]] = {
         "SARCSE": {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-4},
     },
     SMALL_ENCODER: {
-        "SimCSE": {"contrastive_temperature": 0.05, "learning_rate": 1e-3},
+        "SimCSE": {"contrastive_temperature": 0.02, "learning_rate": 1e-3},
         "mean pooling": {"contrastive_temperature": 0.1, "learning_rate": 1e-4},
         MEAN_RECONSTRUCTED: {"contrastive_temperature": 0.02, "frequency_smoothing": 1e-4},
         "SARCSE": {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-4},
