@@ -580,9 +580,9 @@ class SarcseModel(PreTrainedModel):
         Raises:
             ValueError: if there is none.
         """
-        # With the encoder's configuration; otherwise it would load the model's, and ask to run its code.
         if self.given_tokenizer is not None:
             return self.given_tokenizer
+        # With the encoder's configuration; otherwise it would load the model's, and ask to run its code.
         encoder_config, problem = self.config.encoder_config, None
         try:
             if self.name_or_path:
@@ -625,7 +625,7 @@ class SarcseModel(PreTrainedModel):
             ValueError: if `sentences` is one string or a table, or one of them is not text; if `batch_size` is below
                 1, or there is no tokenizer.
         """
-        texts = _as_list(sentences)
+        texts = list_of_sentences(sentences)
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         if tokenizer is None:
@@ -670,7 +670,7 @@ class SarcseModel(PreTrainedModel):
             ValueError: if the pooler has no reconstruction, the model has no decoder, or `sentences` is one string.
         """
         self.require_decoder()
-        texts = _as_list(sentences)
+        texts = list_of_sentences(sentences)
         if not texts:
             return []
         training = self.training
@@ -719,7 +719,7 @@ def encoder_max_length(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -
     return min(positions, tokenizer.model_max_length)
 
 
-def _as_list(sentences: Any) -> list[str]:
+def list_of_sentences(sentences: Any) -> list[str]:
     """
     Raises:
         ValueError: if these are not sentences: one string, whose characters would be taken for them, or a table, whose
@@ -748,10 +748,13 @@ def rows_by_length(token_ids: list[list[int]], batch_size: int) -> list[list[int
 class SarcsePipeline(FeatureExtractionPipeline):
     """transformers' feature extraction, which returns the sentence embedding `(1, d)`; long sentences are cut."""
 
-    def preprocess(self, inputs: str, **tokenize_kwargs: Any) -> Any:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         tokenizer: Any = self.tokenizer
-        cut = {"truncation": True, "max_length": encoder_max_length(self.model, tokenizer)}
-        return super().preprocess(inputs, **{**cut, **tokenize_kwargs})
+        self.cut = {"truncation": True, "max_length": encoder_max_length(self.model, tokenizer)}
+
+    def preprocess(self, inputs: str, **tokenize_kwargs: Any) -> Any:
+        return super().preprocess(inputs, **{**self.cut, **tokenize_kwargs})
 
 
 def __getattr__(name: str) -> Any:

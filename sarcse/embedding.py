@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from configuration_sarcse import SarcseConfig
-from modeling_sarcse import SarcseModel
+from modeling_sarcse import SarcseModel, list_of_sentences
 from sarcse import figures
 from sarcse.comparison import (
     RESULTS_NAME,
@@ -142,10 +142,9 @@ def encode(
         batch_size (`int`): Sentences encoded at once.
 
     Raises:
-        ValueError: if `sentences` is one string, or `batch_size` is below 1.
+        ValueError: if `sentences` is one string or a table, or one of them is not text; or if `batch_size` is below 1.
     """
-    if not isinstance(sentences, str):  # which `encode` refuses
-        sentences = list(sentences)
+    sentences = list_of_sentences(sentences)
     if len(sentences) >= 100:  # fewer would prove nothing
         sample = sentences[:: len(sentences) // 100]  # evenly spaced, because they may be sorted
         token_ids = tokenizer(sample, truncation=True)["input_ids"]

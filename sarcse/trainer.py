@@ -352,12 +352,13 @@ class SarcseTrainer(ReleasingTrainer):
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is saved.
         """
         if resume_from_checkpoint:  # a path, "last" or True
-            resume_from_checkpoint = str(checkpoint_to_resume(str(resume_from_checkpoint), self.args.output_dir))
+            checkpoint = checkpoint_to_resume(str(resume_from_checkpoint), self.args.output_dir)
+            if self.is_world_process_zero():
+                point_to_best(checkpoint)
+            self.accelerator.wait_for_everyone()
+            resume_from_checkpoint = str(checkpoint)
         if not self.rehearsed:
             self.rehearse()
-        if resume_from_checkpoint and self.is_world_process_zero():
-            point_to_best(Path(resume_from_checkpoint))
-        self.accelerator.wait_for_everyone()
         self.commit = code_commit()
         scored = self.tasks and trial is None  # a search only uses its evaluations
         if scored and not self.measurements:

@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import POOLERS, Mean, SameConv1d, SarcseModel, mean_window, pack_left
+from sarcse.embedding import encode
 
 from .conftest import ENCODER, PROJECT, SENTENCES, run_python, whole_model
 
@@ -498,7 +499,7 @@ def test_a_model_that_was_saved_before_loads_if_it_gives_the_same_embeddings(poo
 # --- Calls that would go wrong without a word ------------------------------------------------------------------------
 
 
-def test_keywords_that_are_no_fields_are_refused(tmp_path):
+def test_keywords_that_are_no_fields_are_refused():
     """The configuration would keep them, and so publish a token."""
     with pytest.raises(ValueError, match="from_encoder_pretrained has no argument poolr, token"):
         SarcseModel.from_encoder_pretrained(str(ENCODER), token="hf_secret", poolr="mean")
@@ -516,9 +517,12 @@ def test_keywords_that_are_no_fields_are_refused(tmp_path):
     ids=["dict", "Dataset", "DataFrame", "pair", "None"],
 )
 def test_what_is_no_list_of_sentences_is_refused(tokenizer, given, message):
-    """A table's column names and pairs would be encoded as sentences."""
+    """A table's column names and pairs would be encoded as sentences, by the model's `encode` and the library's."""
+    model = whole_model(str(ENCODER), channels=4)
     with pytest.raises(ValueError, match=message):
-        whole_model(str(ENCODER), channels=4).encode(given, tokenizer)
+        model.encode(given, tokenizer)
+    with pytest.raises(ValueError, match=message):
+        encode(model, tokenizer, given)
 
 
 def test_long_texts_are_cut_at_the_encoders_limit(tokenizer, tmp_path):
