@@ -119,8 +119,8 @@ class SarcseConfig(PretrainedConfig):
         self.special_token_ids = sorted(special_token_ids)
         # The version of the running code, which is also the code that is saved beside the weights.
         self.sarcse_version = __version__
-        for name in ("sarcse_version", *OF_ENCODER):
-            kwargs.pop(name, None)
+        kwargs.pop("sarcse_version", None)
+        _check_encoder_fields(self.encoder_config, kwargs)
         _check_earlier_fields(pooler, kwargs)
         super().__init__(**{"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES), **kwargs})
 
@@ -198,6 +198,23 @@ def _as_config(encoder_config: PretrainedConfig | dict[str, Any] | None) -> Pret
     # A copy: transformers resets the attention implementation of nested configurations, and a loaded encoder that
     # shared the object would switch to it.
     return copy.deepcopy(encoder_config)
+
+
+def _check_encoder_fields(encoder_config: PretrainedConfig, fields: dict[str, Any]) -> None:
+    """
+    Remove the fields in `OF_ENCODER`, which only repeat the encoder's.
+
+    Raises:
+        ValueError: if one has another value, which would be ignored.
+    """
+    for name in OF_ENCODER:
+        value = fields.pop(name, None)
+        encoders = getattr(encoder_config, name, value)
+        if value not in (None, encoders):
+            raise ValueError(
+                f"`{name}` is the encoder's, {encoders!r} here, not {value!r}. Set it in `encoder_config`, for "
+                f"example `RobertaConfig({name}={value!r})`."
+            )
 
 
 def _check_earlier_fields(pooler: str, fields: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import re
 import pytest
 from transformers import AutoConfig, BertConfig
 
-from configuration_sarcse import SarcseConfig, __version__
+from configuration_sarcse import OF_ENCODER, SarcseConfig, __version__
 
 from .conftest import PROJECT
 
@@ -55,6 +55,7 @@ def test_default_channels_follow_the_encoder(hidden_size, channels, tmp_path):
         ("special_token_ids", [-1]),
         ("encoder_config", "roberta"),
         ("encoder_config", {"hidden_size": 8}),
+        *((name, 64) for name in OF_ENCODER),  # it would be RoBERTa-base's all the same
     ],
 )
 def test_impossible_value_is_an_error_that_names_the_field(field, value):
