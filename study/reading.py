@@ -22,7 +22,6 @@ from study.configurations import (
     STEEP,
     UNTRAINED_POOLERS,
     WIDE,
-    WITH_BUDGET,
     Series,
 )
 from study.run import BINS, TASKS
@@ -57,15 +56,16 @@ def untrained_line(lines: list[dict[str, Any]], encoder: str) -> dict[str, Any] 
 
 
 def runs_of_series(lines: list[dict[str, Any]], series: Series) -> dict[tuple[str, str], dict[int, Lines]]:
-    """Of each encoder and method, the runs by the value that differs."""
+    """Of each encoder and method, the runs by the value that differs, if there are several values."""
     found = {
         (encoder, method): {
             value: runs(lines, series.choice(encoder, method, value), encoder) for value in series.values
         }
         for encoder in FINAL
-        for method in WITH_BUDGET
+        for method in series.methods
     }
-    return {key: {value: of for value, of in by_value.items() if of} for key, by_value in found.items()}
+    with_runs = {key: {value: of for value, of in by_value.items() if of} for key, by_value in found.items()}
+    return {key: by_value for key, by_value in with_runs.items() if len(by_value) > 1}
 
 
 def with_densities(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

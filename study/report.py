@@ -9,6 +9,7 @@ seed, which means the same order of the sentences and the same first weights.
 """
 
 import argparse
+import itertools
 import re
 import sys
 from collections.abc import Callable
@@ -31,7 +32,6 @@ from study.configurations import (
     SERIES,
     SETTLED,
     UNTRAINED_MEAN,
-    WITH_BUDGET,
     Series,
     with_batch_size,
 )
@@ -139,12 +139,12 @@ def draw_densities(lines: list[dict[str, Any]], path: Path) -> None:
 def draw_series(lines: list[dict[str, Any]], path: Path, series: Series) -> None:
     """STS-B dev at the end, mean and standard deviation over the seeds; a panel for each encoder."""
     found = runs_of_series(lines, series)
-    if max(map(len, found.values())) < 2:
+    if not found:
         return
     figure = Figure(figsize=(7, 2.8))
     panels = dict(zip(FINAL, figure.subplots(1, len(FINAL))))
     for (encoder, method), by_value in found.items():
-        index = WITH_BUDGET.index(method)
+        index = series.methods.index(method)
         scores = [[last(line) for line in of.values()] for of in by_value.values()]
         panels[encoder].errorbar(
             list(by_value),
@@ -164,7 +164,9 @@ def draw_series(lines: list[dict[str, Any]], path: Path, series: Series) -> None
         panel.set_xticks(series.values, [f"{value:,}" for value in series.values])
         panel.minorticks_off()
     panels[ENCODER].set_ylabel("STS-B dev at the end")
-    figure.legend(*panels[ENCODER].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    drawn = (zip(*panel.get_legend_handles_labels()) for panel in panels.values())
+    handles = {label: handle for handle, label in itertools.chain(*drawn)}
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3)
     save(figure, path)
 
 

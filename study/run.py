@@ -11,6 +11,7 @@ The study: which choices make SARCSE good, and do the paper's claims against Sim
     python -m study.run health --seeds 1           # the health check and the budget; also health_small, health_second
     python -m study.run tuning --seeds 3           # the candidates for the final ladder; also tuning_small
     python -m study.run final --seeds 10 --keep 3  # the final ladder; also final_small
+    python -m study.run new_layers --seeds 3       # ... with other rates of new layers; also new_layers_small
     python -m study.run sizes --seeds 3            # ... with other batch sizes; also sizes_small
     python -m study.run lengths --seeds 3          # ... in shorter and longer trainings; also lengths_small
     python -m study.report                         # the tables and figures of the README and docs/

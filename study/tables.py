@@ -20,10 +20,13 @@ from study.configurations import (
     HEALTH_LENGTHS,
     HEALTH_RATES,
     MEAN_RECONSTRUCTED,
+    NEW_LAYERS,
+    SARCSE_TWICE,
     SERIES,
     SWEPT,
     UNTRAINED_MEAN,
     WITH_BUDGET,
+    WITHOUT_NEW_LAYERS,
     Series,
     final_choices,
     health_run,
@@ -73,8 +76,8 @@ SHORT_SCORES = {name: SCORES[name] for name in ("STS-B dev", "SICK, dev", "witho
 # The differences that are asked for most.
 ASKED_FOR = [
     *(("SARCSE", other) for other in ("SimCSE", "mean pooling")),
-    (MEAN_RECONSTRUCTED, "mean pooling"),
     (MEAN_RECONSTRUCTED, "SARCSE"),
+    *((SARCSE_TWICE, other) for other in ("mean pooling", MEAN_RECONSTRUCTED)),
 ]
 
 GAIN = "minus the choice's, same seeds"
@@ -143,6 +146,20 @@ def final_differences_table(
             if pairs > 2:
                 cells = (difference_cell(difference(one, two, score)) for score in scores.values())
                 rows.append([encoder, f"{name} minus {other}", str(pairs), *cells])
+    return markdown_table(rows)
+
+
+def new_layers_table(lines: list[dict[str, Any]]) -> str:
+    """SARCSE with other learning rates of its new layers, and the paired difference to the same without these."""
+    scores = (dev, sick, development, average)
+    heads = ["seeds", "STS-B dev", "SICK, dev", "their mean", "average", "average, difference"]
+    rows = [["encoder", "learning rate of the new layers", *heads]]
+    for encoder, choices in NEW_LAYERS.items():
+        without = final_runs(lines, choices[WITHOUT_NEW_LAYERS], encoder)
+        for name, choice in choices.items():
+            of = final_runs(lines, choice, encoder)
+            compared = "" if name == WITHOUT_NEW_LAYERS else difference_cell(difference(of, without, average))
+            rows.append([encoder, name, str(len(of)), *(mean_and_deviation(of, score) for score in scores), compared])
     return markdown_table(rows)
 
 
@@ -318,6 +335,7 @@ TABLES = {
     **{name: partial(series_table, series=series) for name, series in SERIES.items()},
     "tuning": tuning_table,
     "final": partial(final_table, scores=ALL_SCORES),
+    "new layers": new_layers_table,
     "final differences": partial(final_differences_table, scores=SCORES),
     "health": health_table,
     "ruin": ruin_table,
