@@ -213,7 +213,7 @@ def _check_encoder_fields(encoder_config: PretrainedConfig, fields: dict[str, An
         if value not in (None, encoders):
             raise ValueError(
                 f"`{name}` is the encoder's, {encoders!r} here, not {value!r}. Set it in `encoder_config`, for "
-                f"example `RobertaConfig({name}={value!r})`."
+                f"example `{type(encoder_config).__name__}({name}={value!r})`."
             )
 
 

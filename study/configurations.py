@@ -515,8 +515,8 @@ def final_choices(encoder: str) -> dict[str, list[dict[str, Any]]]:
 
 
 # The settings with the best mean of STS-B dev and SICK's train and trial pairs. SARCSE keeps the program's defaults,
-# which no other setting in one pass beats on both encoders. In two passes it has the best setting of
-# the common temperatures for both together.
+# which no other setting in one pass beats on both encoders. In two passes it has the setting that is best for both
+# together, at the temperatures that all methods have.
 SLOWLY = {"contrastive_temperature": 0.02, "frequency_smoothing": 1e-5, "autoencoder_learning_rate": 3e-5}
 CHOSEN: dict[str, dict[str, dict[str, float]]] = {
     ENCODER: {
