@@ -119,8 +119,9 @@ class SarcseConfig(PretrainedConfig):
         self.special_token_ids = sorted(special_token_ids)
         # The version of the running code, which is also the code that is saved beside the weights.
         self.sarcse_version = __version__
-        kwargs.pop("sarcse_version", None)
-        _check_encoder_fields(self.encoder_config, kwargs)
+        repeated = {name: kwargs.pop(name) for name in OF_ENCODER if name in kwargs}
+        if kwargs.pop("sarcse_version", None) is None:  # not what `to_dict` wrote
+            _check_encoder_fields(self.encoder_config, repeated)
         _check_earlier_fields(pooler, kwargs)
         super().__init__(**{"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES), **kwargs})
 
@@ -202,18 +203,15 @@ def _as_config(encoder_config: PretrainedConfig | dict[str, Any] | None) -> Pret
 
 def _check_encoder_fields(encoder_config: PretrainedConfig, fields: dict[str, Any]) -> None:
     """
-    Remove the fields in `OF_ENCODER`, which only repeat the encoder's.
-
     Raises:
-        ValueError: if one has another value, which would be ignored.
+        ValueError: if one of the fields, which are in `OF_ENCODER`, is not the encoder's: it would be ignored.
     """
-    for name in OF_ENCODER:
-        value = fields.pop(name, None)
-        encoders = getattr(encoder_config, name, value)
-        if value not in (None, encoders):
+    encoder = encoder_config.to_dict()
+    for name, value in fields.items():
+        if value != encoder.get(name, value):
             raise ValueError(
-                f"`{name}` is the encoder's, {encoders!r} here, not {value!r}. Set it in `encoder_config`, for "
-                f"example `{type(encoder_config).__name__}({name}={value!r})`."
+                f"`{name}` is the encoder's, {encoder[name]!r} here, not {value!r}. Set it in `encoder_config`, for "
+                f"example {dict(model_type=encoder_config.model_type, **{name: value})!r}."
             )
 
 
