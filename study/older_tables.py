@@ -8,7 +8,7 @@ import numpy as np
 
 from sarcse.comparison import markdown_table
 from study.bias import SHARES
-from study.configurations import (
+from study.older_configurations import (
     ALONE,
     BASELINES,
     BATCHES,

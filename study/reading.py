@@ -8,13 +8,13 @@ import numpy as np
 from scipy import stats
 
 from sarcse.watch import HEALTHY_SHARE
-from study.configurations import (
+from study.configurations import FINAL, Series
+from study.older_configurations import (
     APART,
     COPY,
     DIRECT,
     ENCODER,
     FAST,
-    FINAL,
     MEAN,
     METHODS,
     SIMCSE,
@@ -22,7 +22,6 @@ from study.configurations import (
     STEEP,
     UNTRAINED_POOLERS,
     WIDE,
-    Series,
 )
 from study.run import BINS, TASKS
 

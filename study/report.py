@@ -23,18 +23,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import PROJECT
 from sarcse.figures import COLORS, LINE_STYLES, MARKERS, STYLE, save, similarity_densities
-from study.configurations import (
-    BATCH_SIZES,
-    CHOICES,
-    ENCODER,
-    FINAL,
-    METHODS,
-    SERIES,
-    SETTLED,
-    UNTRAINED_MEAN,
-    Series,
-    with_batch_size,
-)
+from study.configurations import FINAL, SERIES, UNTRAINED_MEAN, Series
+from study.older_configurations import BATCH_SIZES, CHOICES, ENCODER, METHODS, SETTLED, with_batch_size
 from study.reading import (
     STARTS,
     added,

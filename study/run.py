@@ -57,7 +57,8 @@ from sarcse.trainer import SarcseTrainer
 from sarcse.training import build_trainer
 from study.bias import token_bias
 from study.candidates import Candidates
-from study.configurations import ENCODER, ENCODERS, PARTS, REMOVED, SECOND_ENCODER, START, can_run
+from study.configurations import ENCODERS, PARTS
+from study.older_configurations import ENCODER, REMOVED, SECOND_ENCODER, START, can_run
 
 
 LINES = PROJECT / "study" / "results" / "study.jsonl"

@@ -14,12 +14,10 @@ from sarcse.comparison import markdown_table
 from sarcse.watch import HEALTHY_SHARE
 from study.configurations import (
     CHOSEN,
-    ENCODER,
     FINAL,
     GUARDS,
     HEALTH_LENGTHS,
     HEALTH_RATES,
-    MEAN_RECONSTRUCTED,
     NEW_LAYERS,
     SARCSE_TWICE,
     SERIES,
@@ -33,6 +31,7 @@ from study.configurations import (
     rates_with_budget,
     steps_of,
 )
+from study.older_configurations import ENCODER, MEAN_RECONSTRUCTED
 from study.older_tables import OLDER_TABLES
 from study.reading import (
     HEALTH_NUMBER,
