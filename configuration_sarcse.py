@@ -153,8 +153,9 @@ class SarcseConfig(PretrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON has them, with the encoder's fields in `OF_ENCODER` repeated at the top level."""
-        fields, encoder = super().to_dict(), self.encoder_config.to_dict()
-        return {**fields, **{name: encoder[name] for name in OF_ENCODER if name in encoder}}
+        encoder = self.encoder_config.to_dict()
+        repeated = {name: encoder[own] for name, own in _encoder_names(self.encoder_config).items() if own in encoder}
+        return {**super().to_dict(), **repeated}
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """
@@ -201,17 +202,23 @@ def _as_config(encoder_config: PretrainedConfig | dict[str, Any] | None) -> Pret
     return copy.deepcopy(encoder_config)
 
 
+def _encoder_names(encoder_config: PretrainedConfig) -> dict[str, str]:
+    """The fields in `OF_ENCODER` and the encoder's own names for them: `dim` is DistilBERT's `hidden_size`."""
+    return {name: encoder_config.attribute_map.get(name, name) for name in OF_ENCODER}
+
+
 def _check_encoder_fields(encoder_config: PretrainedConfig, fields: dict[str, Any]) -> None:
     """
     Raises:
         ValueError: if one of the fields, which are in `OF_ENCODER`, is not the encoder's: it would be ignored.
     """
-    encoder = encoder_config.to_dict()
+    encoder, names = encoder_config.to_dict(), _encoder_names(encoder_config)
     for name, value in fields.items():
-        if value != encoder.get(name, value):
+        own = names[name]
+        if value != encoder.get(own, value):
             raise ValueError(
-                f"`{name}` is the encoder's, {encoder[name]!r} here, not {value!r}. Set it in `encoder_config`, for "
-                f"example {dict(model_type=encoder_config.model_type, **{name: value})!r}."
+                f"`{name}` is the encoder's, {encoder[own]!r} here, not {value!r}. Set it in `encoder_config`, for "
+                f"example {dict(model_type=encoder_config.model_type, **{own: value})!r}."
             )
 
 

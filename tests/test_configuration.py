@@ -63,6 +63,15 @@ def test_impossible_value_is_an_error_that_names_the_field(field, value):
         SarcseConfig(**{field: value})
 
 
+@pytest.mark.parametrize("model_type, own", [("bert", "hidden_size"), ("distilbert", "dim"), ("t5", "d_model")])
+def test_the_encoders_sizes_have_the_usual_names_whatever_the_encoder_calls_them(model_type, own):
+    config = SarcseConfig(encoder_config={"model_type": model_type, own: 96})
+    assert config.to_dict()["hidden_size"] == config.hidden_size == 96
+    assert SarcseConfig(**config.to_dict()).to_dict() == config.to_dict(), "what it wrote is no contradiction"
+    with pytest.raises(ValueError, match=f"`hidden_size`.*96.*'{own}': 64"):
+        SarcseConfig(encoder_config={"model_type": model_type, own: 96}, hidden_size=64)
+
+
 def test_default_encoder_is_roberta_base_in_shape():
     """`SarcseConfig()` must exist without arguments: transformers compares with it when saving."""
     assert SarcseConfig().encoder_config.to_dict() == AutoConfig.for_model("roberta").to_dict()
