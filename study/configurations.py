@@ -12,6 +12,7 @@ from typing import Any
 from study.older_configurations import (
     ALONE,
     BESIDE,
+    BUDGET,
     CHOICES,
     DIRECT,
     ENCODER,
@@ -48,7 +49,7 @@ HEALTH_LENGTHS = (5120, 20_032, 100_032)
 GUARDS: dict[str, dict[str, Any]] = {
     "none": {},
     "decay": {"start_decay": 400.0},
-    "budget": {"learning_rate_budget": 0.003},
+    "budget": BUDGET,
 }
 
 
@@ -65,7 +66,7 @@ def steps_of(sentences: int) -> int:
 
 def within_budget(sentences: int, rate: float) -> bool:
     """Whether a linear schedule from this rate to 0 needs no scaling."""
-    return rate * (steps_of(sentences) + 1) / 2 <= GUARDS["budget"]["learning_rate_budget"]
+    return rate * (steps_of(sentences) + 1) / 2 <= BUDGET["learning_rate_budget"]
 
 
 def rates_with_budget(sentences: int) -> list[float]:
@@ -113,7 +114,7 @@ BEYOND = {
 def final_choices(encoder: str) -> dict[str, list[dict[str, Any]]]:
     """The candidates for each rung on an encoder."""
     common = {"max_train_samples": FINAL_SENTENCES}
-    budget = {**common, **GUARDS["budget"], "learning_rate": 1e-4}
+    budget = {**common, **BUDGET, "learning_rate": 1e-4}
     contrast = {
         "SimCSE": (SIMCSE, [*itertools.product((0.05, 0.02, 0.005), (1e-5, 3e-5, 1e-4)), *BEYOND[encoder]]),
         "mean pooling": (MEAN, itertools.product((0.05, 0.1, 0.2), (3e-5, 1e-4, 3e-4, 1e-3))),
