@@ -221,12 +221,16 @@ def test_each_baseline_has_the_settings_that_development_data_prefer(encoder):
 
 @pytest.mark.parametrize("name", ["SARCSE", configurations.SARCSE_TWICE])
 def test_sarcse_has_the_setting_that_development_data_of_both_encoders_prefer(name):
-    """In one pass none is better on both; in two passes none is better on average, at the baselines' temperatures."""
+    """
+    In one pass none is better on both; in two passes none is better on average, at the baselines' temperatures. The
+    chosen one is close to the best on each encoder.
+    """
     lines = run.read_lines()
     gains = zip(*(gains_over_the_chosen(lines, encoder, name) for encoder in configurations.FINAL), strict=True)
     choices = configurations.final_choices(older_configurations.ENCODER)[name]
     for choice, of_both in zip(choices, gains, strict=True):
         measured = [gain for gain in of_both if gain is not None]
+        assert max(measured) < 0.3, choice
         if name == "SARCSE":
             assert min(measured) <= 0, choice
         elif choice["contrastive_temperature"] != 0.03:
