@@ -29,6 +29,7 @@ from study.older_configurations import (
     START,
     UNTRAINED_POOLERS,
     beside_mean,
+    for_new_layers,
     with_batch_size,
 )
 
@@ -55,7 +56,7 @@ GUARDS: dict[str, dict[str, Any]] = {
 
 def health_run(encoder: str, method: str, guard: str, sentences: int, rate: float) -> dict[str, Any]:
     common = {"learning_rate": rate, "max_train_samples": sentences, **GUARDS[guard]}
-    new_layers = {"autoencoder_learning_rate": float(f"{3 * rate:.10g}")} if method != MEAN_RECONSTRUCTED else {}
+    new_layers = {"autoencoder_learning_rate": for_new_layers(rate)} if method != MEAN_RECONSTRUCTED else {}
     return {**SWEPT[encoder][method], **common, **new_layers}
 
 

@@ -298,6 +298,11 @@ DIMENSIONS = {ENCODER: 256, SMALL_ENCODER: 128, SECOND_ENCODER: 384}
 BUDGET = {"learning_rate_budget": 0.003}  # of train.py
 
 
+def for_new_layers(rate: float) -> float:
+    """Three times the learning rate, rounded: the lines in study.jsonl are found by their configurations."""
+    return float(f"{3 * rate:.10g}")
+
+
 def beside_mean(encoder: str, share: int = 8, view_dropout: float | None = 0.1) -> dict[str, Any]:
     """SARCSE with a TextCNN beside the mean; its channels are 1 / `share` of the encoder's dimensions."""
     channels = DIMENSIONS[encoder] // share
@@ -325,7 +330,7 @@ SECOND_LADDER: dict[str, dict[str, Any]] = {
             **choice,
             "contrastive_temperature": temperature,
             "learning_rate": rate,
-            "autoencoder_learning_rate": float(f"{3 * rate:.10g}") if name.startswith("SARCSE") else None,
+            "autoencoder_learning_rate": for_new_layers(rate) if name.startswith("SARCSE") else None,
             "max_train_samples": 1280,
         }
         for name, (choice, settings) in SECOND_METHODS.items()
