@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
@@ -462,6 +462,7 @@ class SarcseModel(PreTrainedModel):
         """
         Sentence embeddings of a batch and, if asked for, the reconstruction of its tokens.
 
+        view_mean: torch.Tensor | None = None,
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Token ids, padded on either side.
             attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 for tokens, 0 for padding. Default: ones.
@@ -479,6 +480,9 @@ class SarcseModel(PreTrainedModel):
         Raises:
             ValueError: if a reconstruction is requested from a model without a decoder, or `input_ids` are missing
                 where the special tokens must be known.
+            view_mean (`torch.Tensor` of shape `(d,)`, *optional*):
+                The mean of the batch's vectors, if these rows are only a part of the batch. Default: the mean over the
+                rows of all processes.
         """
         decoder = self.require_decoder() if output_reconstruction else None
         pooler = self.sentence_encoder
@@ -509,7 +513,8 @@ class SarcseModel(PreTrainedModel):
         if content_matters and input_ids is not None:
             masks.append(content := self._content_mask(input_ids, attention_mask))  # (B, L)
         if view_dropout is not None:
-            vectors = two_views_of(vectors, mask, view_dropout)  # (2B, L, d)
+            mean = mean_of_batch(sum_and_count(vectors, mask)) if view_mean is None else view_mean  # (d,)
+            vectors = two_views_of(vectors, view_dropout, mean)  # (2B, L, d)
             masks = [each.repeat(2, 1) for each in masks]  # (2B, L)
         embeddings = pooler(vectors, *masks)  # (B, d), or (2B, d)
         if self.training and self.projection is not None:
@@ -899,17 +904,34 @@ def pack_left(sequence: torch.Tensor, content_mask: torch.Tensor) -> tuple[torch
 TOWARDS_MEAN = 0.75
 
 
-def two_views_of(vectors: torch.Tensor, mask: torch.Tensor, rate: float) -> torch.Tensor:
+def sum_and_count(vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The sum of the vectors `(B, L, d)` where the mask is True, and after it their number: `(d + 1,)`, float32."""
+    counted = mask.unsqueeze(-1).to(vectors.dtype)  # (B, L, 1)
+    total = (vectors.detach() * counted).sum(dim=(0, 1), dtype=torch.float32)  # (d,); float16 would overflow
+    return torch.cat([total, counted.sum(dtype=torch.float32).unsqueeze(0)])  # (d + 1,)
+
+
+def mean_of_batch(total: torch.Tensor) -> torch.Tensor:
+    """The mean of a batch's vectors over all processes, `(d,)`, from this process' `sum_and_count`."""
+    if distributed.is_available() and distributed.is_initialized():
+        total = total.clone()
+        distributed.all_reduce(total)
+    return total[:-1] / total[-1]
+
+
+def kept_dimensions(vectors: torch.Tensor, rate: float) -> torch.Tensor:
+    """0 for the share `rate` of dimensions that a view drops, else 1 / (1 - rate): `(B, L, d)` -> `(2, B, 1, d)`."""
+    return F.dropout(vectors.new_ones(2, len(vectors), 1, vectors.shape[2]), rate)
+
+
+def two_views_of(vectors: torch.Tensor, rate: float, mean: torch.Tensor) -> torch.Tensor:
     """
     Two views of each sentence, `(B, L, d)` -> `(2B, L, d)`, the first views first. A view drops a share `rate` of the
     dimensions, the same ones in all its vectors (spatial dropout, arXiv 1411.4280). Different ones in each vector
-    would nearly cancel out in the mean over the tokens.
+    would nearly cancel out in the mean over the tokens. `mean`, `(d,)`, is that of the whole batch's vectors.
     """
-    counted = mask.unsqueeze(-1).to(vectors.dtype)  # (B, L, 1)
-    total = (vectors.detach() * counted).sum(dim=(0, 1), dtype=torch.float32)  # (d,); float16 would overflow
-    mean = (total / counted.sum(dtype=torch.float32)).to(vectors.dtype)  # (d,)
-    kept = F.dropout(vectors.new_ones(2, len(vectors), 1, vectors.shape[2]), rate)  # (2, B, 1, d)
-    views = (vectors - TOWARDS_MEAN * mean) * kept + TOWARDS_MEAN * mean  # (2, B, L, d)
+    towards = TOWARDS_MEAN * mean.to(vectors.dtype)  # (d,)
+    views = (vectors - towards) * kept_dimensions(vectors, rate) + towards  # (2, B, L, d)
     return views.flatten(0, 1)  # (2B, L, d)
 
 

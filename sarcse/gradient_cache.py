@@ -6,16 +6,20 @@ InfoNCE needs the whole batch, but only its embeddings. A first pass without a g
 their gradients. A second pass, with the same dropout masks, takes these back through the model, one mini-batch at a
 time. The reconstruction loss is a sum over the sentences and only needs the second pass.
 
+Views that are made from a sentence's vectors need the mean of the whole batch's vectors, too. An earlier pass, again
+with the same dropout masks, adds it up.
+
 Shapes: B sentences of one process in two views, L positions, d dimensions.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from modeling_sarcse import SarcseModelOutput
+from modeling_sarcse import SarcseModelOutput, kept_dimensions, mean_of_batch, sum_and_count
 
 
 class GradientCache:
@@ -40,12 +44,12 @@ class GradientCache:
         reconstructed_rows: int,
         view_dropout: float | None = None,
     ) -> None:
-        self.model, self.size = model, size
+        self.model, self.size, self.view_dropout = model, size, view_dropout
         self.views_of_a_row = 1 if view_dropout is None else 2
         parts = zip(*(tensor.split(size) for tensor in views.values()))
         self.mini_batches = [dict(zip(views, rows)) for rows in parts]
         left = range(reconstructed_rows, reconstructed_rows - len(self.mini_batches) * size, -size)
-        self.options = [
+        self.options: list[dict[str, Any]] = [
             {"output_reconstruction": rows > 0, "reconstructed_rows": max(rows, 0), "view_dropout": view_dropout}
             for rows in left
         ]
@@ -58,12 +62,31 @@ class GradientCache:
         each mini-batch.
         """
         embeddings: list[torch.Tensor] = []
-        for inputs, options in zip(self.mini_batches, self.options):
-            self.contexts.append(replay_randomness(inputs["input_ids"]))
-            outputs = self.model(**inputs, **options)
+        of_batch = {} if self.view_dropout is None else {"view_mean": self.mean_of_vectors(self.view_dropout)}
+        for index, options in enumerate(self.options):
+            options.update(of_batch)
+            with self.randomness(index):
+                outputs = self.model(**self.mini_batches[index], **options)
             see(outputs)
             embeddings.append(outputs.pooler_output)  # (size, d), or (2 size, d)
         return self.in_order(embeddings).requires_grad_()
+
+    def mean_of_vectors(self, rate: float) -> torch.Tensor:
+        """The mean of the vectors of all mini-batches, and of all processes, `(d,)`."""
+        sums = []
+        for index, inputs in enumerate(self.mini_batches):
+            with self.randomness(index):
+                vectors = self.model(**inputs).last_hidden_state  # (size, L, d)
+            sums.append(sum_and_count(vectors, inputs["attention_mask"]))  # (d + 1,)
+            kept_dimensions(vectors, rate)  # the views will draw these numbers, so that no other mini-batch does
+        return mean_of_batch(torch.stack(sums).sum(dim=0))
+
+    def randomness(self, index: int) -> AbstractContextManager[None]:
+        """A context in which a mini-batch draws the same random numbers in every pass."""
+        if index < len(self.contexts):
+            return self.contexts[index]()
+        self.contexts.append(replay_randomness(self.mini_batches[index]["input_ids"]))
+        return nullcontext()
 
     def in_order(self, embeddings: list[torch.Tensor]) -> torch.Tensor:
         """Join the mini-batches' embeddings in the order of one batch, `(2B, d)`: first views before second views."""
@@ -88,7 +111,7 @@ class GradientCache:
         """
         gradients = self.by_mini_batch(gradient)
         for index in reversed(range(len(self.mini_batches))):
-            with self.contexts[index](), no_sync() if index > 0 else nullcontext():
+            with self.randomness(index), no_sync() if index > 0 else nullcontext():
                 outputs = self.model(**self.mini_batches[index], **self.options[index])
                 yield outputs, (outputs.pooler_output * gradients[index]).sum()
 

@@ -86,11 +86,6 @@ READ_ONCE = ("max_seq_length", "health_sentences", "token_count_samples")
 # The parameters of each decoder that a training without a reconstruction has frozen.
 RESTING: WeakKeyDictionary[torch.nn.Module, list[torch.nn.Parameter]] = WeakKeyDictionary()
 
-# The views of one pass are made with the mean of the sentences that are read together. InfoNCE of an untrained
-# roberta-mini-wiki on 256 of the demo's sentences is 0.239 with the mean of all or of 32, 0.236 with 16, 0.229 with 8
-# and 0.181 with one (by hand).
-ROWS_FOR_A_MEAN = 16
-
 
 class SarcseTrainer(ReleasingTrainer):
     """
@@ -266,7 +261,6 @@ class SarcseTrainer(ReleasingTrainer):
         self.rest_decoder(model.sentence_decoder)
         if args.world_size > 1 and idle_parameters(model, self.reconstruct):
             self.accelerator.ddp_handler.find_unused_parameters = True  # costs a little time
-        self.check_views()
         weights = self.given_weights
         if weights is None:
             weights = token_weights(corpus.counts, args.frequency_weighting, args.frequency_smoothing)
@@ -288,16 +282,6 @@ class SarcseTrainer(ReleasingTrainer):
             return
         for parameter in RESTING.pop(decoder, []):
             parameter.requires_grad_(True)
-
-    def check_views(self) -> None:
-        """Warn if the views of one pass are made with the mean of too few sentences."""
-        rows = min(self.args.gradient_cache_mini_batch_size or math.inf, self.args.per_device_train_batch_size)
-        if self.view_dropout is not None and rows < ROWS_FOR_A_MEAN:
-            logger.warning(
-                f"Each view is made with the mean of the sentences that are read together, here only {rows}. With "
-                f"fewer than {ROWS_FOR_A_MEAN} the views are too alike, and the contrastive loss is too easy. Raise "
-                "--per_device_train_batch_size and --gradient_cache_mini_batch_size, or set --view_dropout 0."
-            )
 
     def rehearse(self) -> None:
         """

@@ -4,7 +4,8 @@ use a SarcseTrainer directly, with a list of sentences and a `model_init`.
 
     python -m tests.distributed_runs RUNS.json
 
-RUNS.json maps the name of each run to its flags. `NAME-views-PROCESS.pt` is written beside it, with the embeddings of
+RUNS.json maps the name of each run to its flags. Runs named `views...` drop the same dimensions of a sentence wherever
+it is read. `NAME-views-PROCESS.pt` is written beside it, with the embeddings of
 the run's first step.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+import modeling_sarcse
 import train
 from sarcse.parsing import parse_arguments
 from sarcse.sentences import load_sentences
@@ -46,12 +48,20 @@ def own_trainer(flags: list[str]) -> None:
     trainer.save_results()
 
 
+def kept_by_content(vectors: torch.Tensor, rate: float) -> torch.Tensor:
+    """Instead of random numbers, which differ between processes: about a quarter of the dimensions, by their sign."""
+    first = vectors.detach()[:, 0]  # (B, L, d) -> (B, d)
+    return torch.stack([first > -0.5, first < 0.5]).unsqueeze(2) / (1 - rate)  # (2, B, 1, d)
+
+
 if __name__ == "__main__":
+    random = modeling_sarcse.kept_dimensions
     original = SarcseTrainer.contrastive_loss
     runs = Path(sys.argv[1])
     for name, flags in json.loads(runs.read_text()).items():
         SarcseTrainer.contrastive_loss = original
         record_views(runs.with_name(f"{name}-views-{os.environ.get('RANK', '0')}.pt"))
+        modeling_sarcse.kept_dimensions = kept_by_content if name.startswith("views") else random
         sys.argv[1:] = flags
         own_trainer(flags) if name.startswith("own-") else train.main()
     PartialState().destroy_process_group()  # as train.py does at its end

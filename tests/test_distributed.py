@@ -24,6 +24,9 @@ EXACT_RUNS = {
     # A rate so small that it drops nothing: equals the step of two passes, whose views are equal without dropout.
     "one-pass": {"view_dropout": 1e-9},
     "one-pass-cache": {"view_dropout": 1e-9, "gradient_cache_mini_batch_size": 3},
+    # Views that drop dimensions, and are made with the mean of all sentences.
+    "views": {"view_dropout": 0.25},
+    "views-cache": {"view_dropout": 0.25, "gradient_cache_mini_batch_size": 3},
     "accumulated": {"gradient_accumulation_steps": 2, "gradient_cache_mini_batch_size": 4, "max_train_samples": 32},
 }
 
@@ -150,9 +153,10 @@ def test_an_encoder_with_parameters_that_take_no_part_is_trained_on_several_proc
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_the_gradient_cache_takes_the_step_of_the_whole_batch(runs, world_size):
+@pytest.mark.parametrize(("whole", "in_parts"), [("both-losses", "gradient-cache"), ("views", "views-cache")])
+def test_the_gradient_cache_takes_the_step_of_the_whole_batch(runs, world_size, whole, in_parts):
     start, plain, cached = (
-        parameters(runs / name) for name in ("start-1", f"both-losses-{world_size}", f"gradient-cache-{world_size}")
+        parameters(runs / name) for name in ("start-1", f"{whole}-{world_size}", f"{in_parts}-{world_size}")
     )
     assert difference(plain - start, cached - start) < ROUNDING
 

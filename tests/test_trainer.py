@@ -370,15 +370,6 @@ def test_no_scores_of_an_earlier_training_stay_beside_a_new_model(tmp_path, pair
         assert scored & {file.name for file in tmp_path.iterdir()} == (scored if given else set())
 
 
-@pytest.mark.parametrize(("fields", "warned"), [({}, True), ({"view_dropout": 0}, False)])
-def test_views_with_the_mean_of_few_sentences_are_warned_about(tmp_path, caplog, fields, warned):
-    arguments = {**SMALL, "per_device_train_batch_size": 16}
-    for cached in (None, 4):
-        args = SarcseTrainingArguments(str(tmp_path), **arguments, gradient_cache_mini_batch_size=cached, **fields)
-        SarcseTrainer(fresh_model(), args, train_dataset=TEXTS)
-        assert ("read together, here only 4" in caplog.text) == (warned and cached is not None)
-
-
 def test_what_would_fail_later_fails_before_the_training(tmp_path):
     """As in train.py: a missing optimizer package, a folder that cannot be written."""
     arguments = SarcseTrainingArguments(str(tmp_path / "a"), optim="adamw_bnb_8bit", **SMALL)

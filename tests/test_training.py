@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from configuration_sarcse import __version__
-from modeling_sarcse import SarcseModel, two_views_of
+from modeling_sarcse import SarcseModel, mean_of_batch, sum_and_count, two_views_of
 from sarcse.arguments import ModelArguments, SarcseTrainingArguments
 from sarcse.checkpoints import check_settings
 from sarcse.embedding import encode
@@ -208,7 +208,8 @@ def test_one_pass_makes_both_views_of_the_encoders_vectors(tmp_path, pooler):
 
 def test_views_of_a_large_batch_do_not_overflow_in_float16():
     vectors = torch.full((64, 32, 8), 100.0, dtype=torch.float16)  # their sum exceeds 65,504, float16's maximum
-    views = two_views_of(vectors, torch.ones(64, 32, dtype=torch.bool), 0.25)
+    mean = mean_of_batch(sum_and_count(vectors, torch.ones(64, 32, dtype=torch.bool)))
+    views = two_views_of(vectors, 0.25, mean)
     torch.testing.assert_close(views.unique(), torch.tensor([75.0, 75 + 25 / 0.75]).half(), atol=0.1, rtol=0)
 
 
@@ -357,6 +358,11 @@ def test_the_gradient_cache_gives_the_gradients_of_the_whole_graph_under_dropout
         inputs = {name: tensor.repeat(1 if rate else 2, 1) for name, tensor in batch.items()}
         rows = [dict(zip(inputs, tensors)) for tensors in zip(*(t.split(size) for t in inputs.values()))]
         options = {"output_reconstruction": trainer.reconstruct, "view_dropout": rate}
+        if rate:  # the mean of all vectors, with the same dropout
+            with torch.random.fork_rng(), torch.no_grad():
+                read = [trainer.model(**row, **options).last_hidden_state for row in rows]
+            sums = [(vectors * row["attention_mask"].unsqueeze(2)).sum(dim=(0, 1)) for vectors, row in zip(read, rows)]
+            options["view_mean"] = torch.stack(sums).sum(dim=0) / batch["attention_mask"].sum()
         outputs = [trainer.model(**row, **options) for row in rows]
         embeddings = [output.pooler_output for output in outputs]
         if rate:  # first all first views, then all second views
