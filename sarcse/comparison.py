@@ -364,8 +364,8 @@ def report(results: Results) -> str:
     ]
     if first.geometry is not None:
         notes.append(
-            f"On {reference_task(first.tasks)}: alignment of {first.geometry.positive_pairs} pairs with a score of at "
-            f"least 4, uniformity of {first.geometry.sentences} distinct sentences. Lower is better for both together."
+            f"On {reference_task(first.tasks)}: alignment of {first.geometry.positive_pairs} pairs with a score above "
+            f"4, uniformity of {first.geometry.sentences} distinct sentences. Lower is better for both together."
         )
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     parts += [

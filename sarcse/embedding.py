@@ -50,7 +50,7 @@ Embed = Callable[[list[str]], torch.Tensor]
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
-# Pairs with at least this score are positive, as in the SimCSE paper's figures of alignment on STS-B.
+# Pairs with a score above this are positive, as in the SimCSE paper's figures of alignment on STS-B.
 POSITIVE_SCORE = 4
 
 
@@ -179,10 +179,10 @@ class EmbeddedPairs:
 
     def geometry(self) -> Geometry:
         """
-        Alignment of the pairs with a score of at least `POSITIVE_SCORE`, and uniformity of the distinct sentences,
+        Alignment of the pairs with a score above `POSITIVE_SCORE`, and uniformity of the distinct sentences,
         measured as in the SimCSE paper on STS-B.
         """
-        positive = torch.from_numpy(self.scores >= POSITIVE_SCORE)  # (P,)
+        positive = torch.from_numpy(self.scores > POSITIVE_SCORE)  # (P,)
         return Geometry(
             alignment=alignment(self.embeddings[self.first[positive]], self.embeddings[self.second[positive]]),
             positive_pairs=int(positive.sum()),
@@ -270,9 +270,9 @@ def check_alignment(metric: str | None, pairs: datasets.Dataset | None) -> None:
     Raises:
         ValueError: if alignment is to pick the checkpoint, but no pair has a score that is high enough to measure it.
     """
-    if metric == "alignment" and pairs is not None and max(pairs["score"][:]) < POSITIVE_SCORE:
+    if metric == "alignment" and pairs is not None and max(pairs["score"][:]) <= POSITIVE_SCORE:
         raise ValueError(
-            f"--metric_for_best_model alignment: it is measured on pairs with a score of at least {POSITIVE_SCORE}, "
+            f"--metric_for_best_model alignment: it is measured on pairs with a score above {POSITIVE_SCORE}, "
             "and there is none."
         )
 

@@ -190,7 +190,7 @@ def test_what_reads_as_well_as_the_best_is_bold_too(results, tasks):
 def test_the_report_says_what_its_numbers_rest_on(measurements, tasks):
     text = report(compare(measurements, {"STS13": tasks["STS13"]}))
     assert "STS13 has 120 pairs here, but the published task has 1500: not comparable." in text
-    assert "On STS13: alignment of 30 pairs with a score of at least 4, uniformity of 240 distinct sentences" in text
+    assert "On STS13: alignment of 30 pairs with a score above 4, uniformity of 240 distinct sentences" in text
     assert "Minus path/noisy, cls, on the same resamples" in text
     differences = text.split("Minus")[1]
     assert "average" not in differences, "of a single task"

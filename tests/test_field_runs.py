@@ -201,9 +201,9 @@ def test_two_pairs_are_enough(tmp_path):
 
 
 def test_alignment_without_a_positive_pair_picks_no_checkpoint(tmp_path):
-    path = write(tmp_path / "pairs.tsv", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t3.9\n")
+    path = write(tmp_path / "pairs.tsv", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t4\n")
     message = refusal(tmp_path, eval_pairs=path, metric_for_best_model="alignment", model_name_or_path="absent")
-    assert message.startswith("--metric_for_best_model alignment: it is measured on pairs with a score of at least 4")
+    assert message.startswith("--metric_for_best_model alignment: it is measured on pairs with a score above 4")
 
 
 # --- Options ---------------------------------------------------------------------------------------------------------

@@ -315,7 +315,7 @@ def test_what_would_have_no_effect_or_no_scores_ends_in_a_message(tmp_path, pair
         ("score", [1.0, None], "eval_dataset, row 1: the score must be a number, not None"),
         ("score", [1.0, float("nan")], "eval_dataset, row 1: the score must be a number, not nan"),
         ("score", [2.0, 2.0], "eval_dataset: a correlation needs two pairs with different scores; all 2 have"),
-        ("score", [0.2, 0.9], "alignment: it is measured on pairs with a score of at least 4"),
+        ("score", [0.2, 0.9], "alignment: it is measured on pairs with a score above 4"),
     ],
 )
 def test_pairs_that_cannot_be_scored_end_in_a_message(tmp_path, column, values, message):
