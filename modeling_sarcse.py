@@ -6,8 +6,13 @@ Shapes, throughout the project: B sentences, L positions with padding, d hidden 
 reconstruction has R rows and T = min(L, decoder_length) positions.
 """
 
+import copy
 import importlib
 import inspect
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +34,7 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 
 try:  # The Hub's loader imports this file as part of a package ...
@@ -343,6 +348,9 @@ class SarcseModel(PreTrainedModel):
         else:
             self.encoder = encoder
             config.encoder_config = encoder.config
+        # An encoder takes any other keyword without a word. (Some tokenizers give `token_type_ids` to every encoder.)
+        own = inspect.signature(self.encoder.forward).parameters.keys() - {"kwargs"}
+        self.encoder_arguments = {*own, *TransformersKwargs.__annotations__, "token_type_ids"}
         self.sentence_encoder = pooler = POOLERS[config.pooler](config)
         self.sentence_decoder = pooler.decoder(config) if pooler.decoder and config.with_decoder else None
         self.projection = pooler.projection(config) if pooler.projection else None
@@ -457,12 +465,12 @@ class SarcseModel(PreTrainedModel):
         output_reconstruction: bool = False,
         reconstructed_rows: int | None = None,
         view_dropout: float | None = None,
+        view_mean: torch.Tensor | None = None,
         **encoder_kwargs: Any,
     ) -> SarcseModelOutput:
         """
         Sentence embeddings of a batch and, if asked for, the reconstruction of its tokens.
 
-        view_mean: torch.Tensor | None = None,
         Args:
             input_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): Token ids, padded on either side.
             attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 for tokens, 0 for padding. Default: ones.
@@ -475,15 +483,17 @@ class SarcseModel(PreTrainedModel):
                 once: each view drops this share of the dimensions, see `two_views_of`. `pooler_output` is then
                 `(2B, d)`, the first views first. Only the first views are reconstructed, from a target without
                 dropout. Default: one view, the row itself.
-            encoder_kwargs: Passed to the encoder, for example `token_type_ids` or `output_hidden_states`.
-
-        Raises:
-            ValueError: if a reconstruction is requested from a model without a decoder, or `input_ids` are missing
-                where the special tokens must be known.
             view_mean (`torch.Tensor` of shape `(d,)`, *optional*):
                 The mean of the batch's vectors, if these rows are only a part of the batch. Default: the mean over the
                 rows of all processes.
+            encoder_kwargs: Passed to the encoder, for example `token_type_ids` or `output_hidden_states`.
+
+        Raises:
+            ValueError: if a reconstruction is requested from a model without a decoder, `input_ids` are missing where
+                the special tokens must be known, or the encoder has no argument of a name in `encoder_kwargs`.
         """
+        if unknown := encoder_kwargs.keys() - self.encoder_arguments:
+            raise ValueError(f"neither this model nor its encoder has an argument {', '.join(sorted(unknown))}.")
         decoder = self.require_decoder() if output_reconstruction else None
         pooler = self.sentence_encoder
         read: dict[str, torch.Tensor] = {}
@@ -637,21 +647,19 @@ class SarcseModel(PreTrainedModel):
             tokenizer = self.own_tokenizer()
         if device is not None:
             self.to(device)
-        limit = encoder_max_length(self, tokenizer)
-        token_ids = tokenizer(texts, truncation=True, max_length=limit)["input_ids"] if texts else []
-        batches = rows_by_length(token_ids, batch_size)
+        token_ids = token_ids_of(texts, tokenizer, encoder_max_length(self, tokenizer))
+        # An empty text has no tokens if the tokenizer adds none (GPT-2). Its embedding is zero.
+        readable = [row for row, ids in enumerate(token_ids) if ids]
+        batches = rows_by_length([token_ids[row] for row in readable], batch_size)
         pad = DataCollatorWithPadding(tokenizer)
-        embeddings = torch.empty(len(token_ids), self.config.hidden_size, dtype=torch.float32, device="cpu")
+        embeddings = torch.zeros(len(token_ids), self.config.hidden_size, dtype=torch.float32, device="cpu")
         disable = None if show_progress_bar is None else not show_progress_bar
-        training = self.training
-        self.eval()
-        try:
-            for rows in logging.tqdm(batches, desc="Encoding", leave=False, disable=disable):
+        with evaluation_mode(self):
+            for places in logging.tqdm(batches, desc="Encoding", leave=False, disable=disable):
+                rows = [readable[place] for place in places]
                 batch = pad([{"input_ids": token_ids[row]} for row in rows])
                 output = self(**batch.to(self.device), return_dict=True)
                 embeddings[rows] = output.pooler_output.float().cpu()  # (batch_size, d)
-        finally:
-            self.train(training)
         return (F.normalize(embeddings, dim=1) if normalize else embeddings).numpy()
 
     @torch.no_grad()
@@ -675,17 +683,12 @@ class SarcseModel(PreTrainedModel):
             ValueError: if the pooler has no reconstruction, the model has no decoder, or `sentences` is one string.
         """
         self.require_decoder()
-        texts = list_of_sentences(sentences)
-        if not texts:
-            return []
-        training = self.training
-        self.eval()
-        try:
-            limit = encoder_max_length(self, tokenizer)
-            batch = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        token_ids = token_ids_of(list_of_sentences(sentences), tokenizer, encoder_max_length(self, tokenizer))
+        if not any(token_ids):
+            return [[] for _ in token_ids]
+        batch = DataCollatorWithPadding(tokenizer)([{"input_ids": ids} for ids in token_ids])
+        with evaluation_mode(self):
             output = self(**batch.to(self.device), output_reconstruction=True, return_dict=True)
-        finally:
-            self.train(training)
         special = [token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id]  # it is content
         importance = []
         for errors, ids, mask in zip(output.reconstruction_errors(), output.content_input_ids, output.content_mask):
@@ -712,16 +715,38 @@ def position_padding(model: SarcseModel) -> int | None:
     return None
 
 
-def encoder_max_length(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The encoder's limit in tokens, special tokens included; a tokenizer saved without a limit has 10^30."""
+def encoder_max_length(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """
+    The encoder's limit in tokens, special tokens included. None if there is none: relative positions (T5, XLNet) need
+    no limit, and a tokenizer that was saved without one has 10^30.
+    """
     config: Any = model.config.encoder_config
+    limit = tokenizer.model_max_length
     positions = config.max_position_embeddings if hasattr(config, "max_position_embeddings") else None
-    if positions is None or positions <= 0:  # XLNet has -1: its positions are relative, without a limit
-        return tokenizer.model_max_length
-    padding = position_padding(model)
-    if padding is not None:
-        positions -= padding + 1  # RoBERTa can use 512 of its 514 positions
-    return min(positions, tokenizer.model_max_length)
+    if positions is not None and positions > 0:  # XLNet has -1
+        # RoBERTa can use 512 of its 514 positions.
+        padding = position_padding(model)
+        limit = min(limit, positions if padding is None else positions - padding - 1)
+    return limit if limit < 10**9 else None
+
+
+def token_ids_of(texts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[list[int]]:
+    """
+    The token ids of each text, cut at the limit and without padding.
+
+    A fast tokenizer stores where to cut and whether to pad, and every call sets both before it reads. Another thread's
+    call may come in between. Where the result shows that, a copy of the tokenizer reads the texts again.
+    """
+    if not texts:
+        return []
+    options: dict[str, Any] = {"truncation": limit is not None, "max_length": limit}
+    batch = tokenizer(texts, **options)
+    longest = math.inf if limit is None else limit
+    for encoding in batch.encodings or ():  # none of a tokenizer in Python, which stores nothing
+        cut_elsewhere = encoding.overflowing and len(encoding) != limit
+        if 0 in encoding.attention_mask or cut_elsewhere or len(encoding) > longest:
+            return copy.deepcopy(tokenizer)(texts, **options)["input_ids"]
+    return batch["input_ids"]
 
 
 def list_of_sentences(sentences: Any) -> list[str]:
@@ -741,6 +766,33 @@ def list_of_sentences(sentences: Any) -> list[str]:
     return texts
 
 
+# The models in `evaluation_mode`: how many calls are within it, and the mode that each module had before.
+EVALUATED: dict[nn.Module, tuple[int, dict[nn.Module, bool]]] = {}
+EVALUATED_LOCK = threading.Lock()
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """
+    Evaluation mode, and afterwards the mode that each module had before: an encoder may be frozen in evaluation mode
+    below a model in training mode. If several threads are within, the last one to leave restores the modes.
+    """
+    with EVALUATED_LOCK:
+        calls, modes = EVALUATED.get(model) or (0, {module: module.training for module in model.modules()})
+        EVALUATED[model] = calls + 1, modes
+        model.eval()
+    try:
+        yield
+    finally:
+        with EVALUATED_LOCK:
+            calls, modes = EVALUATED.pop(model)
+            if calls > 1:
+                EVALUATED[model] = calls - 1, modes
+            else:
+                for module, training in modes.items():
+                    module.training = training
+
+
 def rows_by_length(token_ids: list[list[int]], batch_size: int) -> list[list[int]]:
     """
     The row numbers of each batch, the longest sentences first. So there is hardly any padding, and a batch that does
@@ -756,7 +808,8 @@ class SarcsePipeline(FeatureExtractionPipeline):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         tokenizer: Any = self.tokenizer
-        self.cut = {"truncation": True, "max_length": encoder_max_length(self.model, tokenizer)}
+        limit = encoder_max_length(self.model, tokenizer)
+        self.cut = {"truncation": limit is not None, "max_length": limit}
 
     def preprocess(self, inputs: str, **tokenize_kwargs: Any) -> Any:
         return super().preprocess(inputs, **{**self.cut, **tokenize_kwargs})

@@ -192,7 +192,7 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, encoder_confi
 def fit_tokenizer(name: str, model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check the tokenizer's padding (`check_padding`), and set its maximum length to the encoder's limit."""
     check_padding(name, model, tokenizer)
-    tokenizer.model_max_length = encoder_max_length(model, tokenizer)
+    tokenizer.model_max_length = encoder_max_length(model, tokenizer) or tokenizer.model_max_length
 
 
 def check_padding(name: str, model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> None:

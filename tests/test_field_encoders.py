@@ -3,12 +3,14 @@ Problems with encoders and tokenizers that users of other programs have reported
 error message, never a wrong result without a warning.
 """
 
+import copy
 import inspect
 import json
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -47,11 +49,12 @@ from transformers import (
     XLMRobertaModel,
     XLNetConfig,
     XLNetModel,
+    pipeline,
 )
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from configuration_sarcse import SarcseConfig
-from modeling_sarcse import SarcseModel
+from modeling_sarcse import SarcseModel, SarcsePipeline
 from sarcse.checkpoints import check_saving, load_weights
 from sarcse.embedding import encode, load_embedders
 from sarcse.loading import load_model
@@ -278,6 +281,46 @@ def test_encoders_without_a_limit_of_length_are_trained(tmp_path, tokenizer):
         ids = {key: inputs[key] for key in ("input_ids", "attention_mask")}
         expected = reference.eval()(**ids).last_hidden_state
         torch.testing.assert_close(trainer.model.eval()(**ids).last_hidden_state, expected)
+
+
+def test_neither_the_encoder_nor_the_tokenizer_may_have_a_limit_of_length(tmp_path, tokenizer):
+    """A tokenizer that was saved without one has 10^30, more than its library can count to."""
+    encoders = {
+        "xlnet": XLNetModel(XLNetConfig(vocab_size=8192, d_model=32, n_head=2, n_layer=1, d_inner=32)),
+        "t5": T5EncoderModel(T5Config(vocab_size=8192, d_model=32, d_kv=16, num_heads=2, num_layers=1, d_ff=32)),
+    }
+    unlimited = copy.deepcopy(tokenizer)
+    unlimited.model_max_length = 10**30
+    for name, encoder in encoders.items():
+        folder = random_encoder(tmp_path / name, encoder, unlimited)
+        arguments = flags(tmp_path / f"{name}-run", model_name_or_path=folder)
+        trained = run_command(PROJECT / "train.py", *arguments, cwd=tmp_path)
+        assert trained.returncode == 0, trained.stderr
+        scored = run_command(PROJECT / "eval_sts.py", f"{name}-run", "--pairs", DEMO / "sts.tsv", cwd=tmp_path)
+        assert scored.returncode == 0, scored.stderr
+        model, loaded = load_model(str(tmp_path / f"{name}-run"))
+        long = "long " * 300  # longer than the limit of other tests' tokenizer
+        embedding = model.encode([long], loaded)
+        np.testing.assert_allclose(
+            embedding, model(**loaded([long], return_tensors="pt")).pooler_output.detach(), atol=1e-5
+        )
+        assert len(model.token_importance([long], loaded)[0]) == model.config.decoder_length
+        extract = pipeline("feature-extraction", model=model, tokenizer=loaded, pipeline_class=SarcsePipeline)
+        np.testing.assert_allclose(extract(long), embedding, atol=1e-5)
+
+
+def test_a_text_without_a_token_has_the_embedding_zero_in_every_batch(tmp_path, tokenizer):
+    """As with GPT-2's tokenizer, which adds no special tokens to an empty text."""
+    greek = letters()
+    folder = small_bert(tmp_path / "greek", greek, vocabulary_size=len(greek))
+    model, loaded = load_model(folder, pooler="mean")
+    assert loaded([""])["input_ids"] == [[]]
+    with_others = model.encode(["α β", "", "γ"], loaded)
+    assert not with_others[1].any() and with_others[0].any() and with_others[2].any()
+    np.testing.assert_array_equal(model.encode([""], loaded), with_others[1:2])
+    last_alone = model.encode([*["α β"] * 64, ""], loaded, batch_size=64)
+    np.testing.assert_array_equal(last_alone[64:], with_others[1:2])
+    assert model.token_importance(["", "γ"], loaded)[0] == model.token_importance([""], loaded)[0] == []
 
 
 def clip() -> CLIPModel:

@@ -1,5 +1,8 @@
 import copy
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import datasets
 import numpy as np
@@ -24,6 +27,7 @@ from transformers.utils import logging
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import POOLERS, Mean, SameConv1d, SarcseModel, mean_window, pack_left
 from sarcse.embedding import encode
+from sarcse.health import HealthCheck
 
 from .conftest import ENCODER, PROJECT, SENTENCES, run_python, whole_model
 
@@ -538,6 +542,65 @@ def test_long_texts_are_cut_at_the_encoders_limit(tokenizer, tmp_path):
     piped = pipeline("feature-extraction", model=str(tmp_path), trust_remote_code=True)(text)
     np.testing.assert_allclose(np.array(piped), expected, atol=1e-6)
     assert len(model.token_importance([text], unlimited)[0]) == model.config.decoder_length
+
+
+@pytest.mark.parametrize(
+    "call", [{"padding": True}, {"truncation": True, "max_length": 4}, {"truncation": False}], ids=str
+)
+def test_another_thread_may_call_the_same_tokenizer(trained_like_model, tokenizer, call):
+    """A fast tokenizer stores where to cut and whether to pad, for all threads."""
+    texts = [*SENTENCES, "long " * 1000]
+    expected = trained_like_model.encode(texts, tokenizer)
+    running = True
+
+    def other_thread() -> None:
+        while running:
+            tokenizer(SENTENCES, **call)
+
+    thread = threading.Thread(target=other_thread)
+    thread.start()
+    try:
+        for _ in range(40):
+            np.testing.assert_allclose(trained_like_model.encode(texts, tokenizer), expected, atol=1e-5)
+    finally:
+        running = False
+        thread.join()
+
+
+def test_encoding_leaves_every_module_in_its_mode(tokenizer):
+    """As a caller may have set it: an encoder that is frozen in evaluation mode below a model in training mode."""
+    model = whole_model(str(ENCODER), channels=4).train()
+    model.encoder.eval()
+    modes = [module.training for module in model.modules()]
+    health = HealthCheck(tokenizer(SENTENCES)["input_ids"], model.config)
+    for call in (model.encode, partial(model.token_importance, tokenizer=tokenizer), lambda _: health(model)):
+        call(SENTENCES)
+        assert [module.training for module in model.modules()] == modes
+    with pytest.raises(ValueError, match="has no decoder"):
+        model.sentence_decoder = None
+        model.token_importance(SENTENCES, tokenizer)
+    assert model.training
+
+
+def test_threads_encode_with_one_model_in_training_mode(tokenizer):
+    """No thread encodes with dropout because another one has ended, and the mode is the same afterwards."""
+    model = whole_model(str(ENCODER), channels=4)
+    expected = model.encode(SENTENCES, tokenizer)
+    model.train()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: model.encode(SENTENCES, copy.deepcopy(tokenizer)), range(40)))
+    for embeddings in found:
+        np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+    assert all(module.training for module in model.modules())
+
+
+def test_a_misspelt_keyword_is_refused(trained_like_model, tokenizer):
+    """transformers' encoders take any keyword, and ignore what they do not know."""
+    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    with pytest.raises(ValueError, match="nor its encoder has an argument output_reconstructions, pooling"):
+        trained_like_model(**batch, output_reconstructions=True, pooling="mean")
+    types, states = torch.zeros_like(batch["input_ids"]), {"output_hidden_states": True, "return_dict": True}
+    assert trained_like_model(**batch, token_type_ids=types, position_ids=None, **states).hidden_states
 
 
 def test_new_tokens_are_initialised_as_the_encoder_does():
