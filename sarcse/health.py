@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from configuration_sarcse import SarcseConfig
-from modeling_sarcse import SarcseModel, rows_by_length
+from modeling_sarcse import SarcseModel, evaluation_mode, rows_by_length
 
 
 BATCH_SIZE = 64
@@ -52,16 +52,13 @@ class HealthCheck:
     @torch.no_grad()
     def __call__(self, model: SarcseModel) -> float:
         """The health of `model`, in evaluation mode; the model's mode is restored afterwards."""
-        training = model.training
-        model.eval()
-        try:
+        with evaluation_mode(model):
             first, second = (F.normalize(self.embed(model, list(rows)), dim=1) for rows in self.halves)  # (S, d)
-        finally:
-            model.train(training)
         similarities = first @ second.T  # (S, S)
         own = similarities.diagonal()
-        # Ties get the last rank, so that a model whose embeddings are all equal finds nothing.
-        ranks = torch.cat([(similarities >= own.unsqueeze(1)).sum(dim=1), (similarities >= own).sum(dim=0)])  # (2S,)
+        # Ties get the last rank, and so does NaN: a model whose embeddings are all equal, or NaN, finds nothing.
+        beaten = torch.cat([(similarities < own.unsqueeze(1)).sum(dim=1), (similarities < own).sum(dim=0)])  # (2S,)
+        ranks = len(own) - beaten  # from 1
         return 100 * (1 / ranks).mean().item()
 
     def embed(self, model: SarcseModel, rows: list[list[int]]) -> torch.Tensor:

@@ -55,6 +55,15 @@ def test_health_is_the_mean_reciprocal_rank_of_the_other_half(tokenizer, pooler)
     assert 100 / 20 < health < 100
 
 
+def test_a_model_of_nan_finds_nothing(tokenizer):
+    """Every comparison with NaN is false. The last of 20 ranks in both directions is 1/20."""
+    model = fresh_model()
+    torch.nn.init.constant_(model.encoder.get_input_embeddings().weight, torch.nan)
+    health = HealthCheck(tokenizer(TEXTS[:20], truncation=True, max_length=32)["input_ids"], model.config)
+    assert len(health.halves[0]) == 20
+    assert health(model) == pytest.approx(100 / 20)
+
+
 def test_embeddings_that_are_all_the_same_find_nothing(tokenizer):
     model = fresh_model()
     for parameter in model.encoder.parameters():  # the last layer norm's among them
