@@ -8,14 +8,20 @@ rows, and shift the cells of a row with one too many. They also treat `[` in a f
 
 import csv
 import glob
+import gzip
+import io
 import json
+import lzma
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
 import fsspec
+import pyarrow
+from datasets.data_files import resolve_pattern
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import parquet
 from transformers.utils import logging
@@ -23,7 +29,12 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
+# These raise an error at a stream that was cut short. (zstandard's reader, which fsspec would use, returns its end.)
+DECOMPRESSORS: dict[str, Callable[[Any], Any]] = {
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".zst": lambda file: io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd")),
+}
 
 # As `csv` and pandas write a cell with quotation marks in it: quoted, with each of them doubled.
 QUOTED_CELL = re.compile(r'(?:^|\t)"[^\t]*""[^\t]*"(?:\t|$)', re.MULTILINE)
@@ -50,35 +61,30 @@ class MissingColumnError(UnreadableDataError):
 
 def matching_files(name: str) -> list[str]:
     """
-    The file of this name or, if there is none, the files that match the name as a pattern, in order.
+    The file of this name or, if there is none, the files that match the name as a pattern, in order. A pattern means
+    what it does in `datasets`: `**` is any number of folders, and what is hidden or behind a link must be named.
 
     Raises:
         ValueError: if there is no such file, the ending of its name is unknown, or the Hub cannot be reached.
     """
     file_kind(name)
     try:
-        if Path(name).is_file():
+        filesystem, path = located(name)
+        if filesystem.isfile(path):
             return [name]
-        if "://" in name:
-            files = remote_files(name)
-        else:
-            files = sorted(file for file in glob.glob(name) if Path(file).is_file())
+        return sorted(resolve_pattern(with_literal_folder(name), ""))
+    except FileNotFoundError as error:
+        raise ValueError(f"{name}: no such file.") from error
     except Exception as error:  # invalid file names, and the dozen exceptions of the Hub's client
         raise explained(name, error) from error
-    if not files:
-        raise ValueError(f"{name}: no such file.")
-    return files
 
 
-def remote_files(name: str) -> list[str]:
-    """`matching_files` for a name with a protocol, such as `hf://`."""
-    filesystem, path = fsspec.core.url_to_fs(name)
-    try:
-        if filesystem.info(path)["type"] == "file":
-            return [name]
-    except FileNotFoundError:
-        pass
-    return sorted(filesystem.unstrip_protocol(file) for file in filesystem.glob(path))
+def with_literal_folder(pattern: str) -> str:
+    """The pattern, with `[` and the like escaped in the folder that it begins with: `a[1]/*.txt` as `a[[]1]/*.txt`."""
+    if "://" in pattern:
+        return pattern
+    folder = next(parent for parent in Path(pattern).parents if parent.is_dir())
+    return str(Path(glob.escape(str(folder)), Path(pattern).relative_to(folder)))
 
 
 def file_version(file: str) -> str:
@@ -87,22 +93,21 @@ def file_version(file: str) -> str:
     return str(filesystem.info(path))
 
 
-def file_kind(name: str) -> tuple[str, str | None]:
+def file_kind(name: str) -> str:
     """
-    A file's kind, a key of `READERS`, and its compression for fsspec, both from the ending of its name.
+    A file's kind, a key of `READERS`, from the ending of its name.
 
     Raises:
         ValueError: if the ending is unknown.
     """
     path = Path(name)
-    compression = COMPRESSIONS.get(path.suffix)
-    suffix = path.with_suffix("").suffix if compression else path.suffix
+    suffix = path.with_suffix("").suffix if path.suffix in DECOMPRESSORS else path.suffix
     if suffix not in READERS:
         raise ValueError(
             f"{name}: the name of a data file must end in {', '.join(READERS)}, optionally followed by "
-            f"{', '.join(COMPRESSIONS)}."
+            f"{', '.join(DECOMPRESSORS)}."
         )
-    return suffix, compression
+    return suffix
 
 
 # --- Rows ------------------------------------------------------------------------------------------------------------
@@ -127,9 +132,8 @@ def read_rows(files: Iterable[str], columns: tuple[str, ...], optional: tuple[st
             line.
     """
     for file in files:
-        suffix, _ = file_kind(file)
         try:
-            yield from READERS[suffix](file, columns, optional)
+            yield from READERS[file_kind(file)](file, columns, optional)
         except UnreadableDataError:
             raise
         except UnicodeDecodeError as error:
@@ -162,15 +166,19 @@ def located(file: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return (LocalFileSystem(), file) if Path(file).is_file() else fsspec.core.url_to_fs(file)
 
 
-def opened(file: str, mode: str = "rb", **options: Any) -> fsspec.core.OpenFile:
+@contextmanager
+def opened(file: str) -> Iterator[Any]:
     """A file, decompressed. Not by `fsspec.open`, which would expand patterns."""
-    _, compression = file_kind(file)
-    return fsspec.core.OpenFile(*located(file), mode, compression=compression, **options)
+    filesystem, path = located(file)
+    with filesystem.open(path) as stream:
+        yield DECOMPRESSORS.get(Path(file).suffix, lambda stream: stream)(stream)
 
 
-def opened_text(file: str, newline: str | None = None) -> fsspec.core.OpenFile:
+@contextmanager
+def opened_text(file: str, newline: str | None = None) -> Iterator[io.TextIOWrapper]:
     """A file, decompressed and decoded. Without `newline`, all usual line endings count."""
-    return opened(file, "rt", encoding="utf-8-sig", newline=newline)
+    with opened(file) as stream:
+        yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
 
 
 def text_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:

@@ -3,14 +3,17 @@ Problems with files that users of other programs have reported. Each must give t
 never a wrong result without a warning.
 """
 
+import gzip
 import hashlib
 import itertools
 import json
+import lzma
 import re
 from pathlib import Path
 
 import datasets
 import pandas
+import pyarrow
 import pytest
 
 from sarcse.files import UnreadableDataError
@@ -167,3 +170,92 @@ def test_a_stream_names_the_row_that_is_not_text_in_the_middle_of_a_run(tmp_path
     stream = load_sentences(DataArguments(train_file=str(path), streaming=True))
     with pytest.raises(UnreadableDataError, match="late.jsonl, line 61: 'text' is 7, not text"):
         list(itertools.islice(SentenceStream(str(path), stream, 1, 0, 1), 100))
+
+
+# --- Compressed files ------------------------------------------------------------------------------------------------
+
+COMPRESS = {
+    "gz": gzip.compress,
+    "xz": lzma.compress,
+    "zst": lambda content: pyarrow.compress(content, "zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_a_compressed_file_that_was_cut_short_is_named_wherever_it_was_cut(tmp_path, ending, streaming):
+    """In its header, its data or its checksum. Several members or frames, as `cat` joins them, are one file."""
+    sentences = [f"Sentence {number}." for number in range(3_000)]
+    first, second = (COMPRESS[ending]("\n".join(part).encode()) for part in ([*sentences, ""], ["The second part."]))
+    path = tmp_path / f"a.txt.{ending}"
+    path.write_bytes(first + second)
+    assert sentences_of(path, streaming) == [*sentences, "The second part."]
+    for length in (0, 1, 5, len(first) // 2, len(first) - 1, len(first) + 2, len(first + second) - 1):
+        path.write_bytes((first + second)[:length])
+        with pytest.raises(UnreadableDataError, match=f"a.txt.{ending}"):
+            sentences_of(path, streaming)
+
+
+def test_pairs_that_were_cut_short_are_named(tmp_path):
+    pairs = COMPRESS["zst"](b"sentence1\tsentence2\tscore\n" + b"a\tb\t1\nc\td\t2\n" * 1_000)
+    path = tmp_path / "pairs.tsv.zst"
+    path.write_bytes(pairs)
+    assert len(load_pairs(str(path))) == 2_000
+    path.write_bytes(pairs[:-3])
+    with pytest.raises(UnreadableDataError, match="pairs.tsv.zst could not be loaded: OSError: Truncated"):
+        load_pairs(str(path))
+
+
+# --- Patterns --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """A corpus in folders, each file with its own name as its only sentence; hidden files and links are among them."""
+    for name in (
+        "a.txt",
+        "sub/b.txt",
+        "sub/deep/c.txt",
+        ".hidden.txt",
+        "sub/.hidden/d.txt",
+        "__MACOSX/e.txt",
+        "x[1]/f.txt",
+        "x1/g.txt",
+    ):
+        (tmp_path / "corpus" / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / "corpus" / name, f"{name}\n")
+    (tmp_path / "corpus" / "sub" / "link.txt").symlink_to(tmp_path / "corpus" / "a.txt")
+    (tmp_path / "corpus" / "sub" / "loop").symlink_to(tmp_path / "corpus")
+    return tmp_path / "corpus"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "pattern", ["*.txt", "**/*.txt", "sub/**/*.txt", "*/*.txt", "**/deep/*.txt", "sub/.hidden/*.txt", "sub/loop/*.txt"]
+)
+def test_a_pattern_matches_what_it_matches_in_datasets(tree, pattern, streaming):
+    """Hidden files and folders, and folders that are links, are only read if they are named."""
+    expected = datasets.load_dataset("text", data_files=str(tree / pattern), split="train", streaming=True)
+    assert sorted(sentences_of(tree / pattern, streaming)) == sorted(row["text"] for row in expected)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_two_stars_go_to_any_depth(tree, streaming):
+    found = sentences_of(tree / "**" / "*.txt", streaming)
+    assert found == ["a.txt", "sub/b.txt", "sub/deep/c.txt", "a.txt", "x1/g.txt", "x[1]/f.txt"]
+    with pytest.raises(ValueError, match="can only be an entire path component"):
+        sentences_of(tree / "sub**" / "*.txt", streaming)
+
+
+def test_pairs_are_found_by_a_pattern_at_any_depth(tree):
+    for folder, score in (("sub", 1), ("sub/deep", 2)):
+        write(tree / folder / "pairs.tsv", f"sentence1\tsentence2\tscore\na\tb\t{score}\n")
+    assert load_pairs(str(tree / "**" / "pairs.tsv"))["score"][:] == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_folder_that_a_pattern_begins_with_is_no_pattern_if_it_exists(tree, monkeypatch, streaming):
+    assert sentences_of(tree / "x[1]" / "*.txt", streaming) == ["x[1]/f.txt"]
+    monkeypatch.chdir(tree)
+    assert sentences_of(Path("x[1]/*.txt"), streaming) == ["x[1]/f.txt"]
+    assert sentences_of(Path("x[12]/*.txt"), streaming) == ["x1/g.txt"]

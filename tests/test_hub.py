@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import datasets
+import pyarrow
 import pytest
 import yaml
 from huggingface_hub import ModelCard, constants, parse_eval_result_entries
@@ -373,7 +374,7 @@ READ_FILES = """
 import json
 from sarcse.sentences import DataArguments, load_sentences
 read = {}
-for name in ("data[1].csv", "data?.csv", "more/*.jsonl", "bad.csv", "none.csv"):
+for name in ("data[1].csv", "data?.csv", "more/*.jsonl", "**/*.jsonl", "bad.csv", "none.csv", "cut.txt.zst"):
     for streaming in (False, True):
         try:
             rows = load_sentences(DataArguments(train_file=f"hf://datasets/org/files/{name}", streaming=streaming))
@@ -388,6 +389,8 @@ def test_files_of_the_hub_are_found_by_name_and_by_pattern(tmp_path):
     """An existing file's name is never a pattern on the Hub either."""
     files = {"data[1].csv": b"id,text\n1,Of the first.\n", "data1.csv": b"id,text\n1,Of the other.\n"}
     files |= {"bad.csv": b"text\nA, b\n", "more/a.jsonl": b'{"text": "A."}\n', "more/b.jsonl": b'{"text": "B."}\n'}
+    files["more/deep/c.jsonl"] = b'{"text": "C."}\n'
+    files["cut.txt.zst"] = pyarrow.compress(b"A sentence.\n" * 1_000, "zstd", asbytes=True)[:-3]
     with LoopbackHub(TOKENS) as hub:
         hub.add("datasets", "org/files", files)
         process = run_python("-c", READ_FILES, cwd=PROJECT, **hub.environment(tmp_path))
@@ -397,6 +400,8 @@ def test_files_of_the_hub_are_found_by_name_and_by_pattern(tmp_path):
         assert read[f"data[1].csv {streaming}"] == ["Of the first."]
         assert read[f"data?.csv {streaming}"] == ["Of the other."]
         assert read[f"more/*.jsonl {streaming}"] == ["A.", "B."]
+        assert read[f"**/*.jsonl {streaming}"] == ["A.", "B.", "C."]
+        assert "cut.txt.zst could not be loaded: OSError: Truncated" in read[f"cut.txt.zst {streaming}"]
         assert read[f"bad.csv {streaming}"] == "hf://datasets/org/files/bad.csv"
         assert read[f"none.csv {streaming}"] == "hf://datasets/org/files/none.csv: no such file."
 
