@@ -138,7 +138,8 @@ def point_to_best(checkpoint: Path) -> None:
 
 SETTINGS_NAME = "run_settings.json"
 
-# Arguments that only affect how a run is logged, saved and distributed; all others affect its result.
+# Arguments that only affect how a run is logged, saved and distributed; all others affect its result. (How a stream is
+# distributed does affect it, see `SarcseTrainer.settings`.)
 MAY_CHANGE_PREFIXES = ("do_", "logging_", "log_", "save_", "hub_", "push_to_", "trackio_", "ddp_", "torch_empty_")
 MAY_CHANGE = {
     *(field.name for field in fields(ReleaseArguments)),

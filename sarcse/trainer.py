@@ -238,13 +238,16 @@ class SarcseTrainer(ReleasingTrainer):
 
     def settings(self) -> dict[str, Any]:
         """Everything that affects the result of the run, to be saved in its checkpoints."""
-        pairs = self.eval_dataset
+        pairs, args = self.eval_dataset, self.args
+        # The order of a stream depends on who reads it: no worker and one worker differ, too.
+        readers = {"processes": args.world_size, "dataloader_num_workers": args.dataloader_num_workers}
         return run_settings(
-            self.args,
+            args,
             **{name: getattr(self.model.config, name) for name in ModelArguments.architecture()},
             view_dropout=self.view_dropout or 0.0,
             model_name_or_path=" at ".join(filter(None, self.base_model.values())),
             train_data=self.corpus and self.corpus.identity,
+            stream_readers=readers if isinstance(self.train_dataset, SentenceStream) else None,
             eval_data=pairs and f"{len(pairs)} pairs with SHA-256 {fingerprint(pairs)}",
         )
 

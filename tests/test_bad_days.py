@@ -153,6 +153,27 @@ def test_a_resumed_stream_goes_on_where_it_was(tmp_path):
     assert record["hyperparameters"]["train_sampling_strategy"] == "random", "a stream cannot be sorted by length"
 
 
+@pytest.mark.parametrize("began_with", [0, 2])
+def test_a_stream_goes_on_with_the_readers_it_began_with_or_not_at_all(tmp_path, began_with):
+    """Another number of workers, one instead of none included, would read sentences again and leave others out."""
+    for file in range(2):
+        lines = (DEMO / "sentences.txt").read_text().splitlines()[32 * file :][:32]
+        (tmp_path / f"part-{file}.txt").write_text("\n".join(lines))
+    options = {"train_file": "part-*.txt", "streaming": "true", "max_steps": 6, "max_train_samples": None}
+    options |= {"eval_strategy": "no", "eval_pairs": None}
+    whole = train(tmp_path / "whole", save_steps=3, dataloader_num_workers=began_with, **options)
+    assert whole.returncode == 0, whole.stderr
+    options["resume_from_checkpoint"] = tmp_path / "whole" / "checkpoint-3"
+    refused = train(tmp_path / "other", dataloader_num_workers=1, **options)
+    assert refused.returncode == 2
+    readers = f"{{'processes': 1, 'dataloader_num_workers': {began_with}}}"
+    assert f"belongs to a run with stream_readers {readers} (now {{'processes': 1, " in refused.stderr
+    unrelated = {"dataloader_prefetch_factor": 5, "dataloader_persistent_workers": "true"} if began_with else {}
+    resumed = train(tmp_path / "resumed", dataloader_num_workers=began_with, **unrelated, **options)
+    assert resumed.returncode == 0, resumed.stderr
+    assert equal(tmp_path / "resumed", tmp_path / "whole")
+
+
 def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path):
     """Otherwise an evaluation of an hour could not be interrupted."""
     write_few_pairs(tmp_path)

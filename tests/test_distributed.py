@@ -100,9 +100,21 @@ def runs(tmp_path_factory):
         if world_size == 1:
             fields["xlnet-start"] = {**fields["xlnet"], "learning_rate": 0}
             fields["start"] = {**common, **exact, "learning_rate": 0}
+            long = {
+                **common,
+                **exact,
+                "learning_rate": 0.01,
+                "max_train_samples": 5 * BATCH + 3,
+                "num_train_epochs": 2,
+            }
+            fields["long"] = {**long, "save_strategy": "steps", "save_steps": 4, "save_total_limit": 3}
         if world_size == 2:
             fields["dropout"] = {**common, "train_file": folder / "repeated.txt"}
             fields["dropout-again"] = {**common, "train_file": folder / "repeated.txt"}
+        if world_size < 4:
+            long["per_device_train_batch_size"] = BATCH // world_size
+            long["resume_from_checkpoint"] = folder / "long-1" / "checkpoint-4"
+            fields["resumed"] = {**long, "dataloader_num_workers": 2 * (world_size == 2)}
         fields = {f"{name}-{world_size}": values for name, values in fields.items()}
         (folder / "runs.json").write_text(
             json.dumps({name: flags(folder / name, **values) for name, values in fields.items()})
@@ -170,3 +182,21 @@ def test_each_process_and_each_view_draws_its_own_dropout_mask_reproducibly(runs
     again = torch.cat([torch.load(runs / f"dropout-again-2-views-{rank}.pt")[1] for rank in (0, 1)])
     assert torch.equal(rows, again)
     assert torch.equal(parameters(runs / "dropout-2"), parameters(runs / "dropout-again-2"))
+
+
+def test_a_run_goes_on_with_the_same_sentences_on_other_processes_and_workers(runs):
+    """
+    The remaining steps of the epoch and those of the next: a sentence too many, or one in another step, would lead to
+    other weights.
+    """
+    start, whole, resumed = (parameters(runs / name) for name in ("start-1", "long-1", "resumed-2"))
+    assert difference(whole - start, resumed - start) < 10 * ROUNDING
+    one, several = (
+        {
+            tuple(row[row != 1].tolist())
+            for rank in ranks
+            for row in torch.load(runs / f"resumed-{n}-views-{rank}.pt")[0]
+        }
+        for n, ranks in ((1, [0]), (2, [0, 1]))
+    )
+    assert one == several and len(one) == BATCH
