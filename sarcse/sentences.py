@@ -15,6 +15,7 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from tqdm.auto import tqdm
 
+from sarcse.cache import Cached
 from sarcse.files import (
     MissingColumnError,
     explained,
@@ -111,7 +112,7 @@ def without_blank(
     if isinstance(sentences, datasets.IterableDataset):
         return sentences.filter(_has_text)
     (column,) = sentences.column_names
-    kept = sentences.filter(_not_blank, input_columns=column, desc="Dropping blank lines")
+    kept = sentences.filter(Cached(_not_blank), input_columns=column, desc="Dropping blank lines")
     if len(kept) < len(sentences):
         logger.warning(f"{name}: {len(sentences) - len(kept)} of {len(sentences)} lines are blank, and are skipped.")
     if len(kept) == 0:
@@ -120,7 +121,7 @@ def without_blank(
 
 
 def sentences_of_files(arguments: DataArguments) -> datasets.Dataset | datasets.IterableDataset:
-    """All rows of the files. In memory, they come from the cache of `datasets`, unless a file has changed."""
+    """All rows of the files. In memory, they come from the cache of `datasets`, unless a file or this code changed."""
     name, column = name_of_sentences(arguments), arguments.text_column
     files = matching_files(name)
     features = datasets.Features({column: datasets.Value("string")})
@@ -133,7 +134,7 @@ def sentences_of_files(arguments: DataArguments) -> datasets.Dataset | datasets.
     versions = [file_version(file) for file in files]
     options = {"files": files, "column": column, "versions": versions}
     try:
-        return datasets.Dataset.from_generator(text_cells, features=features, gen_kwargs=options)
+        return datasets.Dataset.from_generator(Cached(text_cells), features=features, gen_kwargs=options)
     except Exception as error:  # `datasets` wraps what its readers raise
         raise explained(name, error) from error
 

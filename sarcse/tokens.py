@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from sarcse.cache import Cached
+
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +39,10 @@ def tokenize(
 ) -> datasets.Dataset:
     """Tokenise a data set's only column: `input_ids`, cut at `max_seq_length` and unpadded; cached by `datasets`."""
     (column,) = sentences.column_names
-    # The cache depends only on these arguments, so that runs with other options can use it.
+    # The cache depends only on these arguments and our code, so that runs with other options can use it.
     arguments = {"tokenizer": tokenizer, "text_column": column, "max_seq_length": max_seq_length}
     options = {"num_proc": num_proc, "desc": "Tokenising", "remove_columns": column}
-    return sentences.map(_encode_batch, batched=True, fn_kwargs=arguments, **options)
+    return sentences.map(Cached(_encode_batch), batched=True, fn_kwargs=arguments, **options)
 
 
 def _encode_batch(

@@ -2,6 +2,7 @@ import gzip
 import itertools
 import json
 import lzma
+import shutil
 
 import datasets
 import numpy as np
@@ -16,7 +17,7 @@ from sarcse.sentences import DataArguments, SentenceStream, first_part, load_sen
 from sarcse.tokens import LengthGroupedSampler, token_counts, token_lengths, token_weights, tokenize, tokenize_batch
 from train import own_message
 
-from .conftest import ENCODER
+from .conftest import ENCODER, PROJECT, run_python
 
 
 TEXT = "One sentence.\n\n   \nAnother, with é and 🙂.\nNA\n"
@@ -55,6 +56,49 @@ def test_a_changed_file_is_read_anew(tmp_path):
     assert load_sentences(DataArguments(train_file=str(path)))["text"][:] == ["old"]
     path.write_text("new\nlines\n")
     assert load_sentences(DataArguments(train_file=str(path)))["text"][:] == ["new", "lines"]
+
+
+READ = f"""
+import sys
+import datasets
+from transformers import AutoTokenizer
+from sarcse import files
+from sarcse.sentences import DataArguments, load_sentences, without_blank
+from sarcse.tokens import tokenize
+
+if "unread" in sys.argv:
+    files.READERS[".txt"] = None  # whoever reads a file now, fails
+own = load_sentences(DataArguments(train_file="sentences.txt"))
+given = without_blank(datasets.load_dataset("text", data_files="sentences.txt", split="train"), "given")
+tokens = tokenize(given, AutoTokenizer.from_pretrained({str(ENCODER)!r}), 16)
+print(own["text"][:], given["text"][:], [len(ids) for ids in tokens["input_ids"]])
+"""
+
+
+def test_a_changed_reader_reads_anew_and_an_unchanged_one_from_the_cache(tmp_path):
+    """The new code has the old names. It reads files, drops blank sentences and cuts them otherwise."""
+    for name in ("sarcse", "configuration_sarcse.py", "modeling_sarcse.py"):
+        copy = shutil.copytree if (PROJECT / name).is_dir() else shutil.copy
+        copy(PROJECT / name, tmp_path / name)
+    (tmp_path / "sentences.txt").write_text("One sentence.\n-\n")
+
+    def read(*options: str) -> str:
+        process = run_python("-c", READ, *options, cwd=tmp_path, HF_DATASETS_CACHE=str(tmp_path / "cache"))
+        assert process.returncode == 0, process.stderr
+        return process.stdout.splitlines()[-1]
+
+    first = read()
+    assert first == "['One sentence.', '-'] ['One sentence.', '-'] [6, 3]"
+    assert read("unread") == first
+    for name, old, new in (
+        ("files.py", "line.removesuffix", "line.upper().removesuffix"),
+        ("sentences.py", "return bool(sentence and sentence.strip())", "return len(sentence) > 1"),
+        ("tokens.py", 'max_length=max_seq_length)["input_ids"]}', 'max_length=4)["input_ids"]}'),
+    ):
+        code = (tmp_path / "sarcse" / name).read_text()
+        assert old in code
+        (tmp_path / "sarcse" / name).write_text(code.replace(old, new))
+    assert read() == "['ONE SENTENCE.'] ['One sentence.'] [4]"
 
 
 @pytest.mark.parametrize(
