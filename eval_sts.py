@@ -22,6 +22,7 @@ from modeling_sarcse import POOLERS
 from sarcse import figures
 from sarcse.comparison import Measurement, compare, report, write_results
 from sarcse.embedding import draw_figures, explain, explanation_text, load_embedders, measure
+from sarcse.parsing import in_utf8
 from sarcse.sts import STS_TASKS, load_tasks
 
 
@@ -54,7 +55,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pairs", help="Score on this file instead: sentence1, sentence2, score (.tsv, .csv, ...).")
     parser.add_argument(
         "--explain",
-        type=utf8,
         nargs=2,
         action="append",
         metavar="SENTENCE",
@@ -67,7 +67,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="Encode under bfloat16 autocast.")
     parser.add_argument("--int8", action="store_true", help="Encode with the linear layers in int8, on the CPU.")
     parser.add_argument("--device", help="Default: a GPU, or whatever accelerate launch gives.")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(in_utf8(sys.argv[1:] if arguments is None else arguments))
     if args.batch_size < 1:
         parser.error(f"argument --batch_size: must be at least 1, got {args.batch_size}")
     check_effect(parser, args)
@@ -81,12 +81,6 @@ def check_effect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         for name in without_effect if getattr(args, given) else ():
             if getattr(args, name) != parser.get_default(name):
                 parser.error(f"argument --{name}: has no effect with --{given}. Leave it out.")
-
-
-def utf8(text: str) -> str:
-    """Return the argument unchanged; if it is not UTF-8, argparse reports the UnicodeEncodeError, a ValueError."""
-    text.encode()
-    return text
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -155,8 +149,8 @@ def explain_command(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parse_arguments(arguments)
     try:
+        args = parse_arguments(arguments)
         if args.int8 and args.device not in (None, "cpu"):
             raise ValueError(f"--int8 runs on the CPU, not on {args.device}: leave --device out.")
         device = choose_device("cpu" if args.int8 else args.device)

@@ -6,12 +6,13 @@ Build, verify and push a release, and its Space.
 """
 
 import argparse
+import sys
 from dataclasses import fields
 
 from model_card.release import ReleaseOptions, release
 from model_card.space import SpaceOptions, check_space, make_space
 from sarcse.arguments import ReleaseArguments
-from sarcse.parsing import one_line_errors
+from sarcse.parsing import in_utf8, one_line_errors
 
 
 # Options that apply to a Space without a new release, besides the Space's own.
@@ -73,10 +74,10 @@ def argument_parser() -> argparse.ArgumentParser:
 def run(arguments: list[str] | None = None) -> None:
     """
     Raises:
-        ValueError: the options do not go together, or whatever `release` and `make_space` raise.
+        ValueError: an option is not UTF-8, they do not go together, or whatever `release` and `make_space` raise.
     """
     parser = argument_parser()
-    given = vars(parser.parse_args(arguments))
+    given = vars(parser.parse_args(in_utf8(sys.argv[1:] if arguments is None else arguments)))
     changed = [name for name, value in given.items() if value != parser.get_default(name)]
     of_space = {f.name: given.pop(f.name) for f in fields(SpaceOptions)}
     if of_space["space"] is None and (needing := set(changed) & of_space.keys()):

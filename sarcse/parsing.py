@@ -43,7 +43,8 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     Parse a recipe, if the first argument is one, and the flags after it, which override it, into the three groups.
 
     Raises:
-        ValueError: if the recipe cannot be read, or a field is unknown or has an impossible value.
+        ValueError: if the recipe cannot be read, an argument is not UTF-8, or a field is unknown or has an impossible
+            value.
         SystemExit: on `--help`, or if a value has the wrong type (exit code 2).
     """
     groups = (ModelArguments, DataArguments, SarcseTrainingArguments)
@@ -60,10 +61,25 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     if arguments and not arguments[0].startswith("-"):
         recipe = read_recipe(Path(arguments[0]), known)
         arguments = arguments[1:]
-    *parsed, unknown = parser.parse_args_into_dataclasses(recipe + arguments, return_remaining_strings=True)
+    *parsed, unknown = parser.parse_args_into_dataclasses(in_utf8(recipe + arguments), return_remaining_strings=True)
     if unknown:
         raise ValueError(unknown_field(unknown[0], known))
     return tuple(parsed)
+
+
+def in_utf8(arguments: list[str]) -> list[str]:
+    """
+    The arguments as they are.
+
+    Raises:
+        ValueError: if one of them is not UTF-8, as the names of models' files and the text of records have to be.
+    """
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{argument!r} is not UTF-8. If it names a file or folder, rename that.") from error
+    return arguments
 
 
 def read_recipe(path: Path, known: list[str]) -> list[str]:

@@ -55,8 +55,9 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` to a file as indented JSON."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write `content` to a file as indented JSON. What is not valid Unicode, as in a file's name, is escaped."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def describe_base_model(name_or_path: str, revision: str) -> dict[str, str | None]:

@@ -1,14 +1,20 @@
 """The flags and recipes of train.py, and the messages for wrong ones."""
 
+import json
 import re
 import shutil
+import sys
 
 import pytest
 import yaml
 
+import eval_sts
+import train
+from model_card import __main__ as model_card
 from sarcse.arguments import ModelArguments
 from sarcse.loading import load_model
 from sarcse.parsing import parse_arguments
+from sarcse.record import write_json
 from sarcse.training import build_model, build_trainer
 from train import DEMO_RECIPE
 
@@ -182,3 +188,35 @@ def test_help_lists_every_field_and_unknown_flags_exit_with_2(tmp_path):
     wrong = run_command(PROJECT / "train.py", "--sts_dri", "x", cwd=tmp_path)
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines()[-1] == "train.py: error: unknown field --sts_dri. Did you mean --sts_dir?"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (train, ["--train_file=caf\udce9.txt"]),
+        (train, ["--output_dir", "caf\udce9"]),
+        (train, ["recipe.yaml"]),
+        (eval_sts, ["caf\udce9"]),
+        (eval_sts, ["model", "--pairs", "caf\udce9.tsv"]),
+        (eval_sts, ["model", "--explain", "caf\udce9", "tea"]),
+        (model_card, ["caf\udce9", "--release_dir", "out"]),
+        (model_card, ["model", "--release_dir", "out", "--results", "caf\udce9.json"]),
+    ],
+)
+def test_arguments_that_are_not_utf8_end_in_one_line(tmp_path, monkeypatch, capsys, command, arguments):
+    """Records, cards and the readers of weights could not hold such names; nothing is loaded before that is said."""
+    (tmp_path / "recipe.yaml").write_text('train_file: "caf\\udce9.txt"\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"error: '.*caf\\udce9.*' is not UTF-8\. If it names a file or folder, rename that\.", line)
+
+
+def test_a_record_can_hold_a_name_that_is_not_utf8(tmp_path):
+    """SarcseTrainer may be given one, and would find out when the training is over."""
+    write_json(tmp_path / "record.json", {"name": "caf\udce9 é"})
+    text = (tmp_path / "record.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"name": "caf\udce9 é"} and "é" in text
