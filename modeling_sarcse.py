@@ -10,6 +10,7 @@ import copy
 import importlib
 import inspect
 import math
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -761,8 +762,8 @@ def list_of_sentences(sentences: Any) -> list[str]:
         raise ValueError("`sentences` is a table: pass one of its columns.")
     texts = list(sentences)
     for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"`sentences` must be strings; number {row}, counted from 0, is {text!r}.")
+        if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
+            raise ValueError(f"`sentences` must be text in Unicode; number {row}, counted from 0, is {text!r}.")
     return texts
 
 

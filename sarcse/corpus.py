@@ -15,6 +15,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from configuration_sarcse import SarcseConfig
 from sarcse.arguments import SarcseTrainingArguments
+from sarcse.files import text_of
 from sarcse.sentences import SentenceStream, fingerprint, first_part, without_blank
 from sarcse.tokens import check_ids, check_length, check_readable, token_counts, tokenize, tokenize_batch
 
@@ -132,15 +133,14 @@ def one_column(given: Any) -> tuple[datasets.Dataset | datasets.IterableDataset,
     and whether they are sentences.
 
     Raises:
-        ValueError: if it is unclear which column holds the sentences, or they are not text.
+        ValueError: if there are no rows, it is unclear which column holds the sentences, or they are not text.
     """
     if isinstance(given, tuple | datasets.Column):
         given = list(given)
     if isinstance(given, list):
-        strange = next((row for row in given if not isinstance(row, str | None)), None)
-        if strange is not None:
-            raise ValueError(f"train_dataset has {strange!r} among its sentences, which is not text.")
-    rows = datasets.Dataset.from_dict({"text": given}) if isinstance(given, list) else given
+        texts = [text_of(f"train_dataset, row {row}", "text", text) for row, text in enumerate(given)]
+        given = datasets.Dataset.from_dict({"text": texts}, datasets.Features({"text": datasets.Value("string")}))
+    rows = given
     if not isinstance(rows, datasets.Dataset | datasets.IterableDataset):
         raise ValueError(
             "train_dataset must be a list of sentences, or one split of a data set or stream of `datasets`, not "
@@ -148,16 +148,18 @@ def one_column(given: Any) -> tuple[datasets.Dataset | datasets.IterableDataset,
         )
     rows = rows.with_format(None)  # a format for other libraries would not hold Python's strings and lists
     columns = rows.column_names if rows.column_names is not None else list(next(iter(rows), ()))
+    if not columns or isinstance(rows, datasets.Dataset) and len(rows) == 0:
+        raise ValueError("train_dataset is empty.")
     if "input_ids" in columns:
         return rows.select_columns([name for name in ("input_ids", "attention_mask") if name in columns]), False
     if "text" not in columns and len(columns) != 1:
         raise ValueError(
-            f"train_dataset has the columns {', '.join(columns) or '(none)'}: the sentences must be in `text`, in the "
+            f"train_dataset has the columns {', '.join(columns)}: the sentences must be in `text`, in the "
             "only column, or as `input_ids`."
         )
     column = "text" if "text" in columns else columns[0]
     kind = (rows.features or {}).get(column, datasets.Value("string"))  # unknown for some streams
-    if kind not in (datasets.Value("string"), datasets.Value("large_string")):
+    if kind not in map(datasets.Value, ("string", "large_string", "null")):  # the last, if all sentences are None
         raise ValueError(f"train_dataset: column {column!r} holds {kind}, not text.")
     return rows.select_columns([column]), True
 

@@ -6,6 +6,7 @@ The readers are our own, about a page in total. Those of pandas and `datasets` g
 rows, and shift the cells of a row with one too many. They also treat `[` in a file's name as a pattern.
 """
 
+import codecs
 import csv
 import glob
 import gzip
@@ -137,7 +138,7 @@ def read_rows(files: Iterable[str], columns: tuple[str, ...], optional: tuple[st
         except UnreadableDataError:
             raise
         except UnicodeDecodeError as error:
-            raise UnreadableDataError(f"{undecodable_line(file)}: not UTF-8 ({error.reason}).") from error
+            raise not_utf8(undecodable_line(file), error) from error
         except Exception as error:  # from fsspec, the decompressors, Arrow or the Hub's client
             raise explained(file, error) from error
 
@@ -338,6 +339,13 @@ def load_or_explain(
         return datasets.load_dataset(*arguments, split=split, **options)
     except Exception as error:  # the builders and the Hub's client raise a dozen exceptions for bad input
         raise explained(name, error) from error
+
+
+def not_utf8(place: str, error: UnicodeDecodeError) -> UnreadableDataError:
+    """The error about bytes that are not UTF-8. Of UTF-16, which Windows programs write, the beginning is a mark."""
+    is_utf16 = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    reason = "but UTF-16: save it as UTF-8" if is_utf16 else error.reason
+    return UnreadableDataError(f"{place}: not UTF-8 ({reason}).")
 
 
 def undecodable_line(file: str) -> str:

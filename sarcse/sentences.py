@@ -107,10 +107,11 @@ def without_blank(
     Drop the blank rows of a data set's only column; for data in memory, log their number.
 
     Raises:
-        ValueError: if the data are in memory and all rows are blank; the message has `name`.
+        ValueError: if the data are in memory and all rows are blank; the message has `name`. A row of a stream that is
+            not text raises `UnreadableDataError` when it is read.
     """
     if isinstance(sentences, datasets.IterableDataset):
-        return sentences.filter(_has_text)
+        return sentences.filter(partial(_has_text, name=name))
     (column,) = sentences.column_names
     kept = sentences.filter(Cached(_not_blank), input_columns=column, desc="Dropping blank lines")
     if len(kept) < len(sentences):
@@ -146,7 +147,7 @@ def text_cells(files: list[str], column: str, versions: list[str] | None = None)
 
 
 def sentences_of_dataset(name: str, arguments: DataArguments) -> datasets.Dataset | datasets.IterableDataset:
-    """The text column of a data set on the Hub. If a stream of plain files has no types, each row is checked."""
+    """The text column of a data set on the Hub."""
     column = arguments.text_column
     sentences = load_or_explain(name, name, arguments.dataset_config_name, streaming=arguments.streaming)
     features = sentences.features
@@ -156,16 +157,12 @@ def sentences_of_dataset(name: str, arguments: DataArguments) -> datasets.Datase
             raise ValueError(f"{name}: no sentence in it.")
         if column not in first:
             raise MissingColumnError.of(name, [column], first)
-        return sentences.select_columns(column).map(partial(_checked, name=name, column=column))
+        return sentences.select_columns(column)
     if column not in features:
         raise MissingColumnError.of(name, [column], features)
     if features[column] not in (datasets.Value("string"), datasets.Value("large_string")):
         raise ValueError(f"{name}: column {column!r} holds {features[column]}, not text.")
     return sentences.select_columns(column)
-
-
-def _checked(row: dict[str, Any], name: str, column: str) -> dict[str, str | None]:
-    return {column: text_of(name, column, row[column])}
 
 
 def readable(name: str, stream: Iterable[Any]) -> Iterator[Any]:
@@ -264,5 +261,6 @@ def _not_blank(sentence: str | None) -> bool:
     return bool(sentence and sentence.strip())
 
 
-def _has_text(row: dict[str, str | None]) -> bool:
-    return all(map(_not_blank, row.values()))
+def _has_text(row: dict[str, Any], name: str) -> bool:
+    """Whether no cell of a stream's row is blank. A stream may have no types: each row is checked."""
+    return all(_not_blank(text_of(name, column, cell)) for column, cell in row.items())

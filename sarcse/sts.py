@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from sarcse.files import UnreadableDataError, load_or_explain, matching_files, read_rows, text_of
+from sarcse.files import UnreadableDataError, load_or_explain, matching_files, not_utf8, read_rows, text_of
 
 
 logger = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ def _read_lines(path: Path) -> list[str]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}).") from error
+        raise not_utf8(f"{path}, line {line}", error) from error
     # Not splitlines(), which also splits at characters that occur in sentences.
     return text.removesuffix("\n").split("\n")
 
@@ -242,7 +242,7 @@ def load_pairs(path: str) -> datasets.Dataset:
         row: dict[str, Any] = {name: text_of(place, name, pair[name]) or "" for name in ("sentence1", "sentence2")}
         row["score"] = _own_score(place, pair["score"])
         if pair.get("subset") is not None:
-            row["subset"] = str(pair["subset"])
+            row["subset"] = text_of(place, "subset", str(pair["subset"]))
         if not math.isnan(row["score"]):
             rows.append(row)
     if number > len(rows):
@@ -258,7 +258,7 @@ def _own_score(place: str, value: Any) -> float:
         return math.nan
     try:
         score = math.inf if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = math.inf
     if math.isinf(score):
         raise UnreadableDataError(f"{place}: the score {value!r} is not a number.")
@@ -270,14 +270,13 @@ def with_two_scores(pairs: datasets.Dataset, name: str | Path) -> datasets.Datas
     Return the pairs unchanged, after checking that a correlation can be measured on them.
 
     Raises:
-        ValueError: if there is only one pair, or all have the same score.
+        ValueError: if there is no more than one pair, or all have the same score.
     """
     scores = pairs.with_format(None)["score"][:]
     if len(set(scores)) < 2:
-        raise ValueError(
-            f"{name}: a correlation needs two pairs with different scores; "
-            + ("there is only one." if len(scores) == 1 else f"all {len(scores)} have the score {scores[0]:g}.")
-        )
+        few = "there is only one" if scores else "there is none"
+        found = f"all {len(scores)} have the score {scores[0]:g}" if len(scores) > 1 else few
+        raise ValueError(f"{name}: a correlation needs two pairs with different scores; {found}.")
     return pairs
 
 

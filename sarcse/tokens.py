@@ -82,9 +82,11 @@ def check_ids(tokens: datasets.Dataset, vocabulary_size: int, longest: int | Non
         longest (`int`, *optional*): The largest number of tokens that the encoder reads, if that is known.
 
     Raises:
-        ValueError: if an id is not in the vocabulary, or a sentence is too long.
+        ValueError: if an id is not in the vocabulary, or a sentence is too long or has no ids.
     """
     for rows in arrow_rows(tokens):
+        if rows.null_count > 0:
+            raise ValueError("train_dataset has a row whose `input_ids` are None.")
         ids = rows.flatten().to_numpy()
         if len(ids) > 0 and not 0 <= ids.min() <= ids.max() < vocabulary_size:
             wrong = ids[(ids < 0) | (ids >= vocabulary_size)][0]

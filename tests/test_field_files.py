@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import lzma
+import os
 import re
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from sarcse.files import UnreadableDataError
 from sarcse.sentences import DataArguments, SentenceStream, fingerprint, load_sentences, source_of_sentences
 from sarcse.sts import load_pairs
 
-from .conftest import write
+from .conftest import PROJECT, flags, run_command, write
 
 
 def sentences_of(path: Path, streaming: bool = False, text_column: str = "text") -> list[str]:
@@ -41,6 +42,8 @@ def sentences_of(path: Path, streaming: bool = False, text_column: str = "text")
         ("a.csv", 'text\n"A "quoted" word."\n', "line 2: not CSV"),
         ("a.csv", "text,text\nA cat.,A dog.\n", "the column text occurs 2 times"),
         ("a.tsv", "text\tsource\nA cat sat.\tweb\t\n", "line 2: 3 cells, but the header has 2"),
+        ("a.csv", "id,text\n1,A cat.\n2", "line 3: 1 cells, but the header has 2"),
+        ("a.jsonl", '{"text": "A cat."}\n{"text": "A d', "line 2: not JSON"),
         ("a.jsonl", '{"text": "A cat."}\n["A dog."]\n', "line 2: not a JSON object"),
         ("a.jsonl", '{"text": "A cat."}\n{"text": 7}\n', "line 2: 'text' is 7, not text"),
         ("a.jsonl", '{"text": "A cat."}\n{"text": ["A"]}\n', r"line 2: 'text' is \['A'\], not text"),
@@ -105,6 +108,32 @@ def test_null_is_a_blank_row_wherever_it_stands(tmp_path, streaming):
         assert sentences_of(tmp_path / name, streaming) == ["A dog.", "A cat."], name
 
 
+@pytest.mark.parametrize("order", ["le", "be"])
+@pytest.mark.parametrize("kind", ["txt", "csv", "tsv", "jsonl"])
+def test_utf16_is_recognised(tmp_path, kind, order):
+    """As spreadsheets and shells on Windows write it, with a mark at the beginning."""
+    lines = {"txt": "A cat.", "jsonl": '{"text": "A cat."}'}.get(kind, "text\nA cat.")
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(f"\ufeff{lines}\n".encode(f"utf-16-{order}"))
+    for read in (sentences_of, load_pairs) if kind != "txt" else (sentences_of,):
+        with pytest.raises(ValueError, match=f"a.{kind}, line 1: not UTF-8 .but UTF-16: save it as UTF-8"):
+            read(path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_file_whose_name_is_not_utf8_is_read_if_a_pattern_matches_it(tmp_path, streaming):
+    """The commands take no such name as an argument, but can print messages about the file."""
+    file = os.fsencode(tmp_path) + b"/caf\xe9.txt"
+    with open(file, "wb") as stream:
+        stream.write(b"A cat.\n")
+    assert sentences_of(tmp_path / "c*.txt", streaming) == ["A cat."]
+    with open(file, "ab") as stream:
+        stream.write(b"\xff\n")
+    options = {"train_file": "c*.txt", "streaming": streaming, "max_train_samples": None, "max_steps": 2}
+    process = run_command(PROJECT / "train.py", *flags(tmp_path / "out", **options), cwd=tmp_path)
+    assert process.returncode == 2 and "caf\\udce9.txt, line 2: not UTF-8" in process.stderr.splitlines()[-1]
+
+
 def test_parquet_that_holds_no_text_is_named(tmp_path):
     datasets.Dataset.from_dict({"text": [1, 2]}).to_parquet(tmp_path / "ids.parquet")
     with pytest.raises(ValueError, match="ids.parquet, row 1: 'text' is 1, not text"):
@@ -123,6 +152,9 @@ def test_scores_are_numbers_whatever_the_first_ones_look_like(tmp_path):
     write(tmp_path / "bad.jsonl", lines[0] + lines[0].replace("3", "true"))
     with pytest.raises(ValueError, match="bad.jsonl, line 2: the score True is not a number"):
         load_pairs(str(tmp_path / "bad.jsonl"))
+    write(tmp_path / "large.jsonl", lines[0] + lines[0].replace("3", "9" * 400))
+    with pytest.raises(ValueError, match="large.jsonl, line 2: the score 999.* is not a number"):
+        load_pairs(str(tmp_path / "large.jsonl"))
     write(tmp_path / "text.jsonl", lines[0] + lines[0].replace('"a"', "7"))
     with pytest.raises(ValueError, match="text.jsonl, line 2: 'sentence1' is 7, not text"):
         load_pairs(str(tmp_path / "text.jsonl"))
@@ -133,6 +165,10 @@ def test_subsets_that_begin_late_are_kept(tmp_path):
     rows[1]["subset"] = 2012
     write(tmp_path / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     assert load_pairs(str(tmp_path / "pairs.jsonl"))["subset"][:] == ["", "2012"]
+    rows[1]["subset"] = "\ud800"
+    write(tmp_path / "lone.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UnreadableDataError, match="lone.jsonl, line 2: 'subset' is not valid Unicode"):
+        load_pairs(str(tmp_path / "lone.jsonl"))
 
 
 @pytest.mark.parametrize("name", ["data[1].txt", "data?.txt", "data*.txt", "[ab]/data[1].txt", "a::b.txt"])

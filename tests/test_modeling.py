@@ -517,8 +517,9 @@ def test_keywords_that_are_no_fields_are_refused():
         (pandas.DataFrame({"text": SENTENCES}), "is a table: pass one of its columns"),
         ([SENTENCES[0], ("a", "pair")], r"number 1, counted from 0, is \('a', 'pair'\)"),
         ([SENTENCES[0], None], "number 1, counted from 0, is None"),
+        ([SENTENCES[0], "lone \ud800"], r"number 1, counted from 0, is 'lone \\ud800'"),
     ],
-    ids=["dict", "Dataset", "DataFrame", "pair", "None"],
+    ids=["dict", "Dataset", "DataFrame", "pair", "None", "lone surrogate"],
 )
 def test_what_is_no_list_of_sentences_is_refused(tokenizer, given, message):
     """A table's column names and pairs would be encoded as sentences, by the model's `encode` and the library's."""

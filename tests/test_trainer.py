@@ -6,6 +6,7 @@ import json
 import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import datasets
 import numpy as np
@@ -94,6 +95,8 @@ UNREADABLE = {
     "train_dataset has the columns a, b: the sentences must be in `text`": {"a": TEXTS, "b": TEXTS},
     "train_dataset: column 'text' holds Value\\('int64'\\), not text": {"text": [1, 2, 3]},
     "a data set without a name: no sentence in it": {"text": ["", " ", None]},
+    "a data set without a name: no sentence in it.": {"text": [None, None]},
+    "train_dataset has a row whose `input_ids` are None": {"input_ids": [[0, 5, 2], None] * 8},
     "4 sentences do not fill one batch of 8": {"text": [*TEXTS[:4], *[""] * 8]},
     "train_dataset has the token id 8192, but the encoder's vocabulary has 8,192": {"input_ids": [[0, 8192, 2]] * 8},
     "train_dataset has the token id -100, but": {"input_ids": [[0, -100, 2]] * 8},
@@ -286,10 +289,36 @@ def test_what_is_given_by_mistake_ends_in_a_message(tmp_path):
     arguments = SarcseTrainingArguments(str(tmp_path), **SMALL)
     with pytest.raises(ValueError, match="trains a SarcseModel, not RobertaModel.*from_encoder_pretrained"):
         SarcseTrainer(AutoModel.from_pretrained(ENCODER), arguments, train_dataset=TEXTS)
-    with pytest.raises(ValueError, match="train_dataset has 7 among its sentences, which is not text"):
-        SarcseTrainer(fresh_model(), arguments, train_dataset=[*TEXTS, 7])
+    for text, problem in ((7, "is 7, not text"), ("lone \ud800", "is not valid Unicode")):
+        with pytest.raises(ValueError, match=f"train_dataset, row {len(TEXTS)}: 'text' {problem}"):
+            SarcseTrainer(fresh_model(), arguments, train_dataset=[*TEXTS, text])
+        stream = datasets.IterableDataset.from_generator(lambda text=text: iter([{"text": text}]))
+        with pytest.raises(ValueError, match=f"'text' {problem}"):
+            SarcseTrainer(fresh_model(), arguments, train_dataset=stream)
     with pytest.raises(ValueError, match=r"must have the shape \(8192,\), one for each token id; got \(3,\)"):
         SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, token_weights=torch.ones(3))
+
+
+def no_rows(**columns: Any) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({name: [] for name in columns}, datasets.Features(columns) or None)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [],
+        (),
+        no_rows(),
+        no_rows(text=datasets.Value("string")),
+        no_rows(text=datasets.Value("null")),
+        no_rows(input_ids=datasets.List(datasets.Value("int64"))),
+        datasets.IterableDataset.from_generator(lambda: iter(())),
+    ],
+    ids=str,
+)
+def test_an_empty_data_set_is_called_empty(tmp_path, given):
+    with pytest.raises(ValueError, match="^train_dataset is empty.$"):
+        SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=given)
 
 
 def test_what_would_have_no_effect_or_no_scores_ends_in_a_message(tmp_path, pairs):
@@ -315,11 +344,13 @@ def test_what_would_have_no_effect_or_no_scores_ends_in_a_message(tmp_path, pair
         ("score", [1.0, None], "eval_dataset, row 1: the score must be a number, not None"),
         ("score", [1.0, float("nan")], "eval_dataset, row 1: the score must be a number, not nan"),
         ("score", [2.0, 2.0], "eval_dataset: a correlation needs two pairs with different scores; all 2 have"),
+        ("score", [], "eval_dataset: a correlation needs two pairs with different scores; there is none"),
         ("score", [0.2, 0.9], "alignment: it is measured on pairs with a score above 4"),
     ],
 )
 def test_pairs_that_cannot_be_scored_end_in_a_message(tmp_path, column, values, message):
     columns = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "score": [1.0, 5.0], column: values}
+    columns = {name: cells[: len(values)] for name, cells in columns.items()}
     arguments = SarcseTrainingArguments(str(tmp_path), metric_for_best_model="alignment", report_to="none")
     with pytest.raises(ValueError, match=message):
         SarcseTrainer(fresh_model(), arguments, None, TEXTS, datasets.Dataset.from_dict(columns))
