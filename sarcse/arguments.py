@@ -1,7 +1,9 @@
 """The arguments of training: the model to start from, and how it is trained. For the data see sarcse/sentences.py."""
 
 import inspect
+import math
 import os
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -147,6 +149,37 @@ WITHOUT_EFFECT = {
 CHOICES = {
     "frequency_weighting": list(FREQUENCY_WEIGHTINGS),
     "train_sampling_strategy": ["group_by_length", "random"],
+}
+
+# The range of every number among the arguments, transformers' own included; each must also be finite, or None.
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "above 0": (
+        lambda value: value > 0,
+        "contrastive_temperature frequency_smoothing num_train_epochs eval_steps save_steps logging_steps",
+    ),
+    "at least 0": (
+        lambda value: value >= 0,
+        "reconstruction_weight health_sentences learning_rate_budget learning_rate autoencoder_learning_rate "
+        "weight_decay adam_epsilon warmup_steps max_grad_norm neftune_noise_alpha eval_delay dataloader_num_workers",
+    ),
+    "at least 0 and below 1": (lambda value: 0 <= value < 1, "view_dropout adam_beta1 adam_beta2"),
+    "at least 0 and below 2^32": (lambda value: 0 <= value < 2**32, "seed data_seed"),  # numpy's seeds
+    "at least 1": (
+        lambda value: value >= 1,
+        "max_seq_length preprocessing_num_workers token_count_samples gradient_cache_mini_batch_size "
+        "per_device_train_batch_size gradient_accumulation_steps save_total_limit dataloader_prefetch_factor "
+        "torch_empty_cache_steps ddp_bucket_cap_mb ddp_timeout",
+    ),
+    "at least 1, or -1 for num_train_epochs": (lambda value: value >= 1 or value == -1, "max_steps"),
+}
+
+# Fields of accelerator_config with the only value that works here: others change, repeat or leave out batches.
+OWN_BATCHES = {
+    "split_batches": False,
+    "dispatch_batches": False,
+    "even_batches": True,
+    "use_seedable_sampler": True,
+    "gradient_accumulation_kwargs": False,
 }
 
 
@@ -330,22 +363,17 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
 
     def __post_init__(self) -> None:
         self.check_effect()
+        self.check_machine()
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"--{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
-        for name, least in (
-            ("per_device_train_batch_size", 1),
-            ("gradient_accumulation_steps", 1),
-            ("dataloader_num_workers", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
-        if self.max_steps <= 0 and not self.num_train_epochs > 0:
-            raise ValueError(f"--num_train_epochs must be above 0, got {self.num_train_epochs}.")
-        # `accelerate launch --mixed_precision` counts too, and belongs in the training record.
-        self.bf16 |= os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
-        self.fp16 |= os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16"
-        self.check_machine()
+        for wanted, (in_range, names) in RANGES.items():
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and not math.isfinite(value):
+                    raise ValueError(f"--{name} must be a finite number, got {value}.")
+                if value is not None and not in_range(value):
+                    raise ValueError(f"--{name} must be {wanted}, got {value}.")
         if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False  # no evaluation finds the best one, or no checkpoint has it
         if self.eval_strategy == "no":
@@ -362,43 +390,41 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         if self.picked_by_health and self.health_sentences == 0:
             raise ValueError("--metric_for_best_model health needs held-out sentences: raise --health_sentences.")
         self.check_direction()
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (TypeError, OSError) as error:  # an unknown field, or a file that cannot be read
+            raise ValueError(f"--accelerator_config {self.accelerator_config}: {error}") from error
         if self.n_gpu > 1:
             raise ValueError(
                 f"{self.n_gpu} GPUs are visible to one process. Start one process per GPU with `accelerate launch`, "
                 "or choose one GPU with CUDA_VISIBLE_DEVICES=0."
             )
-        if self.accelerator_config.split_batches:
-            raise ValueError("--accelerator_config split_batches is not supported: each process reads its own batch.")
+        if self.optim.value.startswith("schedule_free"):
+            raise ValueError(
+                f"--optim {self.optim.value} is not supported: the weights that it steps with are not those to keep."
+            )
+        for name, value in OWN_BATCHES.items():
+            if (getattr(self.accelerator_config, name) or False) != value:
+                raise ValueError(
+                    f"--accelerator_config {name} is not supported: each process reads its own batches, as "
+                    "--data_seed and --gradient_accumulation_steps say. Leave it out."
+                )
         if self.per_device_train_batch_size * self.world_size == 1:
             raise ValueError(
                 "--per_device_train_batch_size 1 on one process: InfoNCE has no negatives, so nothing is learnt, with "
                 "or without --gradient_accumulation_steps. Set it to at least 2. If a batch does not fit into memory, "
                 "use --gradient_cache_mini_batch_size 16."
             )
-        for name in ("contrastive_temperature", "frequency_smoothing"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}.")
         if self.hub_token is not None:
             # The Trainer would also save it, in every checkpoint's training_args.bin.
             raise ValueError(
                 "--hub_token is visible to every user of this machine: use `hf auth login`, or set HF_TOKEN."
             )
-        if self.reconstruction_weight < 0:
-            raise ValueError(f"--reconstruction_weight must not be negative, got {self.reconstruction_weight}.")
-        for name in ("learning_rate_budget", "health_sentences", "learning_rate", "autoencoder_learning_rate"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}.")
         if self.lr_scheduler_type == "greedy" and self.rate_budget > 0:
             raise ValueError(
                 "--lr_scheduler_type greedy can raise the learning rate beyond any budget: choose another schedule, "
                 "or set --learning_rate_budget 0."
             )
-        if self.view_dropout is not None and not 0 <= self.view_dropout < 1:
-            raise ValueError(f"--view_dropout must be at least 0 and below 1, got {self.view_dropout}.")
-        size = self.gradient_cache_mini_batch_size
-        if size is not None and size < 1:
-            raise ValueError(f"--gradient_cache_mini_batch_size must be at least 1, got {size}.")
 
     @classmethod
     def of(cls, args: TrainingArguments | None) -> "SarcseTrainingArguments":
@@ -417,7 +443,7 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         names = [f.name for f in fields(TrainingArguments) if f.init and f.name != "output_dir"]
         given = {name: getattr(args, name) for name in names if getattr(args, name) != getattr(default, name)}
         evaluations_as_given(args, given)
-        given.pop("accelerator_config", None)  # an object without equality; its split_batches is refused below
+        given.pop("accelerator_config", None)  # an object without equality; it is checked below
         if args.use_cpu:
             given["use_cpu"] = True
         own = cls(args.output_dir, accelerator_config=args.accelerator_config.to_dict(), **given)
@@ -510,18 +536,33 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
 
     def check_machine(self) -> None:
         """
-        Check that the training can use the machine as requested.
+        Take what `accelerate launch` was asked for, which belongs in the training record too, and check that the
+        training can use the machine as requested.
 
         Raises:
             ValueError: if it cannot, or would silently use it in another way.
         """
-        for name in ("FSDP", "DeepSpeed"):
+        for name in ("FSDP", "DeepSpeed", "Megatron_LM", "Parallelism_Config"):
             asked_of_accelerate = os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true"
-            if getattr(self, name.lower()) or asked_of_accelerate:
+            if getattr(self, name.lower(), None) or asked_of_accelerate:
                 raise ValueError(
                     f"{name} is not supported: a text encoder fits on each GPU, and every GPU trains a copy "
                     "(`accelerate launch --multi_gpu`). If a batch does not fit, use --gradient_cache_mini_batch_size."
                 )
+        precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
+        if precision == "fp8":
+            raise ValueError("accelerate's fp8 is not supported: use --bf16 true.")
+        self.bf16 |= precision == "bf16"
+        self.fp16 |= precision == "fp16"
+        # accelerate itself reads this variable, but the Trainer does not.
+        steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+        if steps is not None and self.gradient_accumulation_steps not in (1, int(steps)):
+            raise ValueError(
+                f"--gradient_accumulation_steps {self.gradient_accumulation_steps}, but accelerate was asked for "
+                f"{steps} (ACCELERATE_GRADIENT_ACCUMULATION_STEPS): leave one of them out."
+            )
+        if steps is not None:
+            self.gradient_accumulation_steps = int(steps)
         if self.use_cpu and self.fp16:
             raise ValueError("fp16 needs a GPU. On a CPU, train in bfloat16 (--bf16 true) or float32.")
         # If several processes are requested without MPI, accelerate sets their address but starts only one.

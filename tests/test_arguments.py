@@ -1,5 +1,6 @@
 """The flags and recipes of train.py, and the messages for wrong ones."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ import yaml
 import eval_sts
 import train
 from model_card import __main__ as model_card
-from sarcse.arguments import ModelArguments
+from sarcse.arguments import RANGES, WITHOUT_EFFECT, ModelArguments, SarcseTrainingArguments
 from sarcse.loading import load_model
 from sarcse.parsing import parse_arguments
 from sarcse.record import write_json
@@ -71,8 +72,8 @@ STREAM = ["--streaming", "true", "--max_steps", "3"]
         (["--learning_rat", "1"], "unknown field --learning_rat. Did you mean --learning_rate?"),
         (["--learning_rate", "fast"], "argument --learning_rate.*invalid float value: 'fast'"),
         (["--frequency_weighting", "tfidf"], "frequency_weighting.*invalid choice: 'tfidf'"),
-        (["--contrastive_temperature", "0"], "--contrastive_temperature must be above 0, got 0.0"),
-        (["--reconstruction_weight", "-1"], "--reconstruction_weight must not be negative"),
+        (["{tmp}/nan.yaml"], "--reconstruction_weight must be a finite number, got nan"),
+        (["{tmp}/dot_nan.yaml"], "argument --reconstruction_weight.*invalid float value: '.nan'"),
         (["--pooling", "max"], "--pooling no longer exists. .* Leave it out."),
         (["--reconstructed_views", "2"], "--reconstructed_views no longer exists. One view is reconstructed"),
         (["--pooler", "first_last_average"], "--pooler: invalid choice: 'first_last_average'"),
@@ -96,17 +97,13 @@ STREAM = ["--streaming", "true", "--max_steps", "3"]
         (["--max_seq_length", "129"], "--max_seq_length must be between 3 and 128"),
         (["--max_train_samples", "5"], "5 sentences do not fill one batch of 8"),
         ([*STREAM, "--train_file", "{tmp}/short.txt"], "5 sentences do not fill one batch of 8"),
-        ([*STREAM, "--max_steps", "0"], "--streaming needs --max_steps, because the length"),
+        ([*STREAM, "--max_steps", "-1"], "--streaming needs --max_steps, because the length"),
         ([*STREAM, "--max_train_samples", "3"], "--max_train_samples is for a corpus in memory"),
         ([*STREAM, "--token_count_samples", "7"], "--token_count_samples must be at least one batch, 8, got 7"),
-        (["--view_dropout", "-0.1"], "--view_dropout must be at least 0 and below 1, got -0.1"),
-        (["--view_dropout", "1"], "--view_dropout must be at least 0 and below 1, got 1.0"),
         (
             ["--metric_for_best_model", "health", "--health_sentences", "0"],
             "health needs held-out sentences: raise --health_sentences",
         ),
-        (["--learning_rate_budget", "-1"], "--learning_rate_budget must not be negative, got -1.0"),
-        (["--gradient_cache_mini_batch_size", "0"], "--gradient_cache_mini_batch_size must be at least 1, got 0"),
         (["--fp16", "true", "--use_cpu", "true"], "fp16 needs a GPU. On a CPU, train in bfloat16"),
         (["--deepspeed", "zero2.json"], "DeepSpeed is not supported: .* --gradient_cache_mini_batch_size"),
         (["--fsdp", "true"], "FSDP is not supported: .*`accelerate launch --multi_gpu`"),
@@ -116,6 +113,8 @@ def test_user_errors_are_one_message(tmp_path, capsys, arguments, message):
     (tmp_path / "short.txt").write_text("A.\nB.\nC.\nD.\nE.\n")
     (tmp_path / "typo.yaml").write_text("chanels: 3\n")
     (tmp_path / "type.yaml").write_text("channels: many\n")
+    (tmp_path / "nan.yaml").write_text("reconstruction_weight: nan\n")
+    (tmp_path / "dot_nan.yaml").write_text("reconstruction_weight: .nan\n")
     (tmp_path / "list.yaml").write_text("- channels\n")
     (tmp_path / "broken.yaml").write_text("channels: [\n")
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
@@ -136,12 +135,55 @@ def test_user_errors_are_one_message(tmp_path, capsys, arguments, message):
     assert re.search(message, text), text
 
 
+# A value just outside of each range.
+OUTSIDE = {
+    "above 0": 0,
+    "at least 0": -1,
+    "at least 0 and below 1": 1,
+    "at least 0 and below 2^32": 2**32,
+    "at least 1": 0,
+    "at least 1, or -1 for num_train_epochs": 0,
+}
+
+
+@pytest.mark.parametrize("wanted", RANGES)
+def test_a_number_outside_of_its_range_is_refused_before_anything_is_loaded(tmp_path, wanted):
+    """Also what no comparison finds: `not nan > 0`, but `nan < 0` is false too."""
+    for name in RANGES[wanted][1].split():
+        for value in (OUTSIDE[wanted], float("nan"), float("inf"), float("-inf")):
+            expected = f"--{name} must be {wanted if value == OUTSIDE[wanted] else 'a finite number'}, got {value}."
+            with pytest.raises(ValueError, match=re.escape(expected)):
+                SarcseTrainingArguments(str(tmp_path), **{name: value})
+
+
+def test_every_number_among_the_arguments_has_a_range():
+    """transformers' own included, of which it checks only some."""
+    numbers = {
+        argument.name
+        for argument in dataclasses.fields(SarcseTrainingArguments)
+        if {"int", "float"} & set(re.findall(r"\w+", str(argument.type)))
+    }
+    ranged = [name for _, names in RANGES.values() for name in names.split()]
+    of_the_launcher = {"local_rank"}
+    kinds_with_flags = {"report_to", "include_num_input_tokens_seen"}
+    assert len(ranged) == len(set(ranged))
+    assert numbers - set(ranged) - WITHOUT_EFFECT.keys() - of_the_launcher - kinds_with_flags == set()
+    assert set(ranged) <= numbers
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
         ({"ACCELERATE_USE_FSDP": "true"}, "FSDP is not supported"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron_LM is not supported"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "Parallelism_Config is not supported"),
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 needs a GPU"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "fp8 is not supported: use --bf16 true"),
+        (
+            {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
+            "--gradient_accumulation_steps 2, but accelerate was asked for 4 .*: leave one of them out",
+        ),
         ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "only through MPI: add --mpirun_hostfile FILE"),
         ({"ACCELERATE_USE_CPU": "False", "MASTER_ADDR": "127.0.0.1"}, "only through MPI"),
     ],
@@ -151,12 +193,16 @@ def test_what_accelerate_was_asked_for_is_refused_if_it_would_not_be_done(monkey
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
-        parse_arguments(["--use_cpu", "true"])
+        parse_arguments(["--use_cpu", "true", "--gradient_accumulation_steps", "2"])
 
 
-def test_the_precision_that_accelerate_was_asked_for_is_in_the_arguments(monkeypatch):
+def test_what_accelerate_was_asked_for_is_in_the_arguments(monkeypatch):
+    """And so in the record and in the size of a step. The Trainer itself does not read the second variable."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert parse_arguments(["--use_cpu", "true"])[2].bf16
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "3")
+    for given in ([], ["--gradient_accumulation_steps", "3"]):
+        training = parse_arguments(["--use_cpu", "true", "--per_device_train_batch_size", "8", *given])[2]
+        assert training.bf16 and training.gradient_accumulation_steps == 3 and training.global_batch_size == 24
 
 
 def test_weights_that_are_cut_short_are_named(tmp_path, saved_model):
