@@ -72,10 +72,12 @@ from sarcse.tokens import LengthGroupedSampler, token_lengths, token_weights
 from sarcse.watch import (
     HealthAtStart,
     LossWatch,
+    check_choice,
     check_collapse,
     check_health,
     describe_failure,
     fallen_from,
+    was_evaluated,
 )
 
 
@@ -359,6 +361,7 @@ class SarcseTrainer(ReleasingTrainer):
         finally:
             self.save_on_signal.restore_handlers()  # after an error, too
         self.seconds = None if resume_from_checkpoint else time.monotonic() - start
+        check_choice(self)
         if scored:
             after = measure(
                 partial(encode, self.unwrapped, self.processing_class), self.tasks, self.model.config.pooler
@@ -590,10 +593,22 @@ class SarcseTrainer(ReleasingTrainer):
         return True
 
     def _load_best_model(self) -> None:
+        """
+        Load the best checkpoint. Without an evaluation that is only the untrained model (`HealthAtStart`), and the
+        last one stays.
+
+        Raises:
+            ValueError: if the checkpoint belongs to a run with other settings.
+        """
+        state = self.state
+        if not was_evaluated(self):
+            state.best_model_checkpoint = state.best_global_step = state.best_metric = None
+            return
+        check_settings(Path(state.best_model_checkpoint), self.settings())
         if has_adapters(self.model):
             super()._load_best_model()
         else:
-            load_weights(self.unwrapped, self.state.best_model_checkpoint)
+            load_weights(self.unwrapped, state.best_model_checkpoint)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, with the new layers' parameters in separate groups with their own learning rate."""

@@ -118,6 +118,23 @@ class HealthAtStart(TrainerCallback):
             )
 
 
+def was_evaluated(trainer: Trainer) -> bool:
+    """Whether an evaluation after the first step, before or after the run was resumed, could pick a checkpoint."""
+    metric = f"eval_{trainer.args.metric_for_best_model}"
+    return any(metric in line and line["step"] > 0 for line in trainer.state.log_history)
+
+
+def check_choice(trainer: Trainer) -> None:
+    """Warn if the last model is kept, though the best one was to be."""
+    if not trainer.args.load_best_model_at_end or trainer.state.best_model_checkpoint is not None:
+        return
+    if trainer.is_world_process_zero():
+        reason = f"no evaluation has picked a checkpoint by its {trainer.args.metric_for_best_model}"
+        if not was_evaluated(trainer):
+            reason = f"there was no evaluation (--eval_delay {trainer.args.eval_delay:g})"
+        logger.warning(f"The model is kept as it was after the last step: {reason}.")
+
+
 def fallen_from(trainer: Trainer, health: float) -> dict[str, Any] | None:
     """The log's line with the best health so far, if `health` is so much lower that the model is not healthy."""
     lines = [line for line in trainer.state.log_history if f"eval_{HEALTH}" in line]

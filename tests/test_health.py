@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, EarlyStoppingCallback
+from transformers import AutoModel, EarlyStoppingCallback, TrainerCallback
 
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import SarcseTrainingArguments
@@ -188,3 +188,74 @@ def test_early_stopping_compares_with_the_highest_health(tmp_path, tokenizer, mo
     trainer.train()
     assert trainer.state.global_step == 2
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+
+
+# What makes a run without an evaluation that could pick a checkpoint.
+WITHOUT_EVALUATION = {
+    "steps": {"eval_delay": 1000, "save_total_limit": 3},
+    "epochs": {"eval_strategy": "epoch", "save_strategy": "epoch", "eval_delay": 3},
+    "the best saved only": {"eval_delay": 1000, "save_strategy": "best"},
+    "one checkpoint": {"eval_delay": 1000, "save_total_limit": 1},
+    "graded pairs": {"eval_delay": 1000, "metric_for_best_model": "stsb_spearman"},
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_EVALUATION)
+def test_without_an_evaluation_the_last_model_is_kept_and_one_line_says_so(tmp_path, tokenizer, caplog, kind):
+    """The same weights as without a choice, also if the run was interrupted and resumed. Nothing was unhealthy."""
+    pairs = load_pairs(str(DEMO / "sts.tsv")).select(range(40)) if kind == "graded pairs" else None
+    stopping = [EarlyStoppingCallback(1)]
+
+    def trainer(folder, **fields):
+        arguments = SarcseTrainingArguments(
+            str(tmp_path / folder), max_steps=6, health_sentences=40, **QUIET, **fields
+        )
+        callbacks = stopping if arguments.load_best_model_at_end else None
+        return SarcseTrainer(fresh_model(), arguments, None, TEXTS, pairs, tokenizer, callbacks=callbacks)
+
+    last = trainer("last", eval_strategy="steps", eval_delay=1000, save_strategy="no")
+    last.train()
+    chosen = trainer("chosen", **WITHOUT_EVALUATION[kind], save_steps=3, eval_steps=3)
+    with caplog.at_level(logging.WARNING, logger="sarcse.watch"):
+        chosen.train()
+    resumed = trainer("chosen", **WITHOUT_EVALUATION[kind], save_steps=3, eval_steps=3)
+    if kind == "steps":
+        resumed.train(str(tmp_path / "chosen" / "checkpoint-3"))
+    for name, tensor in last.unwrapped.state_dict().items():
+        assert torch.equal(chosen.unwrapped.state_dict()[name], tensor), name
+        assert kind != "steps" or torch.equal(resumed.unwrapped.state_dict()[name], tensor), name
+    assert "The model is kept as it was after the last step: there was no evaluation (--eval_delay" in caplog.text
+    assert "before training" not in caplog.text and chosen.state.best_model_checkpoint is None
+
+
+def test_a_health_that_is_no_number_picks_no_checkpoint(tmp_path, tokenizer):
+    """Weights that are not finite after the optimizer's step would otherwise find everything, and be kept."""
+    arguments = {**QUIET, "max_steps": 2, "eval_steps": 1, "save_steps": 1, "health_sentences": 40}
+    arguments = SarcseTrainingArguments(str(tmp_path), **arguments)
+    trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, processing_class=tokenizer)
+
+    class BreaksAfterTheLastStep(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            if state.global_step == 2:
+                model.encoder.embeddings.LayerNorm.bias.data.fill_(torch.nan)
+
+    trainer.add_callback(BreaksAfterTheLastStep())
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
+    assert all(tensor.isfinite().all() for tensor in trainer.unwrapped.state_dict().values())
+
+
+def test_the_best_checkpoint_must_be_this_runs(tmp_path, tokenizer):
+    """Another run that wrote into the same folder would otherwise be kept as this one's result."""
+    arguments = {**QUIET, "max_steps": 2, "eval_steps": 1, "save_steps": 1, "health_sentences": 40}
+    arguments = SarcseTrainingArguments(str(tmp_path), **arguments)
+    trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, processing_class=tokenizer)
+
+    class ExchangesCheckpoints(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            path = tmp_path / f"checkpoint-{state.global_step}" / "run_settings.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), "seed": 7}))
+
+    trainer.add_callback(ExchangesCheckpoints())
+    with pytest.raises(ValueError, match=r"checkpoint-2 belongs to a run with seed 7 \(now 42\)"):
+        trainer.train()
