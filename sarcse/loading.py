@@ -6,7 +6,7 @@ What cannot be used is reported here, in one message, before anything is trained
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -208,6 +208,38 @@ def check_padding(name: str, model: SarcseModel, tokenizer: PreTrainedTokenizerB
             f"{name}: the tokenizer pads with token {tokenizer.pad_token_id}, but the encoder with {index}: the "
             "tokenizer belongs to another model."
         )
+
+
+@contextmanager
+def tokenizer_as_loaded(tokenizer: PreTrainedTokenizerBase | None, revision: str | None = None) -> Iterator[None]:
+    """
+    A context to save a tokenizer in: with the truncation and the padding of the tokenizer.json that it was loaded
+    from, or without any. Every call of a tokenizer leaves its own behind, which programs that read the file follow.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Left alone if it is written in Python or None.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub. Default: main.
+
+    Raises:
+        OSError: if the file cannot be written, which tokenizers reports as a bare `Exception`.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if tokenizer is not None and backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+        with suppress(OSError):  # there is no such file, or no longer
+            file = cached_file(tokenizer.name_or_path, "tokenizer.json", revision=revision, local_files_only=True)
+            own = type(backend).from_file(file)
+            if own.truncation is not None:
+                backend.enable_truncation(**own.truncation)
+            if own.padding is not None:
+                backend.enable_padding(**own.padding)
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(f"the tokenizer could not be written: {error}") from error
 
 
 # --- An encoder's own code -------------------------------------------------------------------------------------------

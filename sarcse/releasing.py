@@ -21,6 +21,7 @@ from sarcse.arguments import ReleaseArguments, SarcseTrainingArguments
 from sarcse.comparison import RESULTS_NAME, Measurement, Results, write_results
 from sarcse.corpus import Corpus
 from sarcse.embedding import draw_figures, remove_results
+from sarcse.loading import tokenizer_as_loaded
 from sarcse.record import FILE_NAME as RECORD_NAME
 from sarcse.record import training_record, write_json
 
@@ -84,7 +85,8 @@ class ReleasingTrainer(Trainer):
             remove_results(folder)  # of an earlier training: the card would take them for this model's
         model.save_pretrained(folder)  # not save_model, which adds a pickle of the arguments
         if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
+            with tokenizer_as_loaded(self.processing_class, self.base_model["revision"]):
+                self.processing_class.save_pretrained(folder)
         if self.corpus is not None and self.state.global_step > 0:
             record = training_record(
                 self.base_model, model.config, self.corpus.description, self.args, self.commit, self.seconds

@@ -55,7 +55,7 @@ from sarcse.corpus import Corpus, read_corpus
 from sarcse.embedding import check_alignment, embed_pairs, encode, measure, measure_before, pair_metrics
 from sarcse.gradient_cache import GradientCache
 from sarcse.health import HealthCheck
-from sarcse.loading import check_tokenizer, fit_tokenizer
+from sarcse.loading import check_tokenizer, fit_tokenizer, tokenizer_as_loaded
 from sarcse.losses import (
     content_weights,
     info_nce,
@@ -567,7 +567,8 @@ class SarcseTrainer(ReleasingTrainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SETTINGS_NAME).write_text(json.dumps(self.settings(), indent=2) + "\n", encoding="utf-8")
-        super()._save(output_dir, state_dict)
+        with tokenizer_as_loaded(self.processing_class, self.base_model["revision"]):
+            super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         check_settings(Path(resume_from_checkpoint), self.settings())

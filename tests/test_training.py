@@ -6,13 +6,16 @@ import subprocess
 import pytest
 import tokenizers
 import torch
+from peft import LoraConfig, get_peft_model
 from sentence_transformers import SentenceTransformer
 from transformers import (
     AutoModel,
     AutoTokenizer,
+    ByT5Tokenizer,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
+    TrainerCallback,
 )
 
 from configuration_sarcse import __version__
@@ -20,8 +23,9 @@ from modeling_sarcse import SarcseModel, mean_of_batch, sum_and_count, two_views
 from sarcse.arguments import ModelArguments, SarcseTrainingArguments
 from sarcse.checkpoints import check_settings
 from sarcse.embedding import encode
-from sarcse.loading import load_model
+from sarcse.loading import load_model, tokenizer_as_loaded
 from sarcse.parsing import parse_arguments
+from sarcse.trainer import SarcseTrainer
 from sarcse.training import build_model, build_trainer
 
 from .conftest import (
@@ -466,3 +470,92 @@ def test_padding_on_the_left_gives_the_loss_of_padding_on_the_right(tmp_path, to
         assert (batch["attention_mask"][:, 0] == 0).any() == (side == "left")
         losses.append(loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def tokenizer_files(folder) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_equal_trainings_save_the_encoders_own_tokenizer(tmp_path, tokenizer, streaming):
+    """
+    Whether the sentences are tokenised anew, come from the cache, or are streamed: programs that read tokenizer.json
+    itself would otherwise cut sentences where the training did, and pad them.
+    """
+    AutoTokenizer.from_pretrained(ENCODER).save_pretrained(tmp_path / "own")
+    own = tokenizer_files(tmp_path / "own")
+    options = {"metric_for_best_model": "health", "eval_pairs": None, "max_steps": 2, "health_sentences": 8}
+    options |= {"streaming": "true", "max_train_samples": None} if streaming else {}
+    for run in ("cold", "warm"):
+        arguments = flags(tmp_path / run, **options)
+        process = run_command(
+            PROJECT / "train.py", *arguments, cwd=tmp_path, HF_DATASETS_CACHE=str(tmp_path / f"cache-{streaming}")
+        )
+        assert process.returncode == 0, process.stderr
+        for folder in (tmp_path / run, tmp_path / run / "checkpoint-2"):
+            assert tokenizer_files(folder) == own, folder
+
+
+def test_what_a_caller_does_with_the_tokenizer_is_not_saved(tmp_path):
+    """Neither before nor during the training. An encoder's own truncation and padding stay, in LoRA's folders too."""
+    encoder = tmp_path / "encoder"
+    AutoModel.from_pretrained(ENCODER, add_pooling_layer=False).save_pretrained(encoder)
+    own = AutoTokenizer.from_pretrained(ENCODER)
+    own.backend_tokenizer.enable_truncation(20, stride=2)
+    own.backend_tokenizer.enable_padding(length=24, pad_id=1, pad_token="<pad>")
+    own.save_pretrained(encoder)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "own")
+    expected = tokenizer_files(tmp_path / "own")
+    assert json.loads(expected["tokenizer.json"])["truncation"]["max_length"] == 20
+    given = AutoTokenizer.from_pretrained(encoder)
+
+    class CallsTheTokenizer(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            given(SENTENCES, padding=True, truncation=True, max_length=7)
+
+    arguments = {"max_steps": 2, "save_steps": 1, "eval_steps": 1, "per_device_train_batch_size": 8}
+    for name in ("whole", "lora"):
+        given(SENTENCES, padding=True, truncation=True, max_length=7)
+        model = SarcseModel.from_encoder_pretrained(str(encoder), channels=4)
+        if name == "lora":
+            parts = ["sentence_encoder", "sentence_decoder"]
+            model = get_peft_model(model, LoraConfig(target_modules=["query"], modules_to_save=parts))
+        trainer = SarcseTrainer(
+            model,
+            SarcseTrainingArguments(str(tmp_path / name), report_to="none", **arguments),
+            train_dataset=(DEMO / "sentences.txt").read_text().splitlines()[:32],
+            processing_class=given,
+            callbacks=[CallsTheTokenizer()],
+        )
+        trainer.train()
+        trainer.save_results()
+        for folder in (tmp_path / name / "checkpoint-2", trainer.model_dir):
+            assert tokenizer_files(folder) == expected, folder
+
+
+def test_a_tokenizer_written_in_python_is_saved(tmp_path):
+    """It has neither a tokenizer.json nor a truncation of its own."""
+    slow = ByT5Tokenizer()
+    with tokenizer_as_loaded(slow):
+        slow.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path)("é")["input_ids"] == [
+        0xC3 + 3,
+        0xA9 + 3,
+        1,
+    ]  # two bytes, and the end
+
+
+def test_a_disk_that_is_full_when_the_tokenizer_is_saved_ends_in_a_message(tmp_path, tokenizer):
+    """The tokenizer has 0.5 MB, and a model with one layer of 8 dimensions 0.3 MB."""
+    sizes = {"hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = RobertaConfig(vocab_size=len(tokenizer), pad_token_id=1, max_position_embeddings=40, **sizes)
+    encoder = random_encoder(tmp_path / "encoder", RobertaModel(config, add_pooling_layer=False), tokenizer)
+    options = {"model_name_or_path": encoder, "eval_strategy": "no", "eval_pairs": None, "max_train_samples": 8}
+    for strategy in ("steps", "no"):
+        arguments = flags(tmp_path / strategy, **options, save_strategy=strategy)
+        process = run_command(PROJECT / "train.py", *arguments, cwd=tmp_path, largest_file=400_000)
+        assert process.returncode == 1 and "Traceback" not in process.stderr, process.stderr
+        assert re.search(
+            "could not read or write a file. Is the disk full. the tokenizer could not be written: .*large",
+            process.stderr.splitlines()[-1],
+        )
