@@ -7,6 +7,7 @@ Train a SARCSE model on plain sentences.
 
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from accelerate import PartialState
@@ -15,7 +16,7 @@ from transformers import ProgressCallback
 
 from configuration_sarcse import SarcseConfig
 from sarcse.arguments import SarcseTrainingArguments
-from sarcse.checkpoints import last_good_checkpoint
+from sarcse.checkpoints import OtherRunError, alone_in_folder, last_good_checkpoint
 from sarcse.comparison import report
 from sarcse.files import UnreadableDataError
 from sarcse.loading import needs_own_code
@@ -74,8 +75,16 @@ def own_message(error: UnreadableDataError) -> str:
 
 
 def main() -> None:
-    with one_line_errors("train.py"):
-        trainer = build_trainer(*parse_arguments(sys.argv[1:] or [str(DEMO_RECIPE)]))
+    with ExitStack() as until_the_end:
+        with one_line_errors("train.py"):
+            arguments = parse_arguments(sys.argv[1:] or [str(DEMO_RECIPE)])
+            until_the_end.enter_context(alone_in_folder(arguments[-1]))
+            trainer = build_trainer(*arguments)
+        run_and_push(trainer)
+
+
+def run_and_push(trainer: SarcseTrainer) -> None:
+    """Run, and push a release if requested. What ends the run ends the process with one line."""
     training = trainer.args
     try:
         run(trainer)
@@ -83,7 +92,7 @@ def main() -> None:
         if trainer.is_world_process_zero():
             print(f"\nInterrupted at step {trainer.state.global_step}.{how_to_go_on(training)}", file=sys.stderr)
         sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
-    except FloatingPointError as error:  # in all processes
+    except (FloatingPointError, OtherRunError) as error:  # in all processes
         if trainer.is_world_process_zero():
             print(f"\ntrain.py: error: {error}", file=sys.stderr)
         sys.exit(1)

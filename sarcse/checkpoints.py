@@ -1,16 +1,17 @@
 """
-Safety of long runs: checkpoints that are complete and load as they were saved, resuming only with the run's settings,
-and a checkpoint before a signal ends the run.
+Safety of long runs: one run at a time in a folder, checkpoints that are complete and load as they were saved, resuming
+only with the run's settings, and a checkpoint before a signal ends the run.
 """
 
 import json
 import os
+import platform
 import signal
 import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -34,6 +36,86 @@ from sarcse.arguments import ReleaseArguments
 
 
 logger = logging.get_logger(__name__)
+
+
+# --- One run at a time in a folder -----------------------------------------------------------------------------------
+
+LOCK_NAME = ".running"
+# The thread and the open file of each lock that this process holds.
+LOCKS: dict[Path, tuple[int, int]] = {}
+
+
+def leave_locks_to_the_parent() -> None:
+    """In a new child, such as a worker that loads data: it would hold the locks after its parent was killed."""
+    while LOCKS:
+        os.close(LOCKS.popitem()[1][1])
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=leave_locks_to_the_parent)
+
+
+def take_lock(path: Path) -> None:
+    """
+    Take the lock, and write into its file who has it. Where there are no locks, a warning says so.
+
+    Raises:
+        BlockingIOError: if another process or thread has it; the message is its name.
+        OSError: if nothing can be written there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(file, 1000).decode()
+            os.close(file)
+            raise BlockingIOError(owner or "another process") from error
+        except (OSError, ImportError) as error:  # some network file systems, and Windows
+            logger.warning(f"{path.parent} cannot be locked ({error}): start no other run with this --output_dir.")
+            os.close(file)
+            return
+        if os.fstat(file).st_nlink > 0:
+            break
+        os.close(file)  # between the first two calls, its owner has ended and removed it
+    LOCKS[path] = threading.get_ident(), file
+    with suppress(OSError):  # a full disk, which is reported when the model is saved
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
+
+
+@contextmanager
+def alone_in_folder(args: TrainingArguments) -> Iterator[None]:
+    """
+    A context in which no other run trains into `output_dir`: each would take the other's checkpoints for its own. The
+    first process of a run holds a lock for all of them, which the operating system releases when that process ends,
+    however it ends. The context may be entered again inside of it.
+
+    Raises:
+        ValueError: in all processes, if another run trains there, or nothing can be written there.
+    """
+    path = Path(args.output_dir).resolve() / LOCK_NAME
+    refusal, takes = None, args.process_index == 0 and LOCKS.get(path, (None,))[0] != threading.get_ident()
+    if takes:
+        try:
+            take_lock(path)
+        except BlockingIOError as owner:
+            refusal = f"{owner} is training there. Wait until it ends, or choose another --output_dir"
+        except OSError as error:
+            refusal = f"nothing can be saved there ({error})"
+    (refusal,) = broadcast_object_list([refusal])
+    if refusal is not None:
+        raise ValueError(f"--output_dir {args.output_dir}: {refusal}.")
+    try:
+        yield
+    finally:
+        if takes:
+            path.unlink(missing_ok=True)  # before it is released: afterwards it might be another run's
+            if path in LOCKS:
+                os.close(LOCKS.pop(path)[1])
 
 
 # --- Which checkpoint to resume from ---------------------------------------------------------------------------------
@@ -191,12 +273,16 @@ def run_settings(args: TrainingArguments, **sources: Any) -> dict[str, Any]:
     return json.loads(json.dumps({**values, **sources}, default=str))
 
 
+class OtherRunError(ValueError):
+    """A checkpoint belongs to a run with other settings."""
+
+
 def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     """
     Check that a checkpoint comes from a run with the same settings.
 
     Raises:
-        ValueError: if it does not; the message lists each difference, with the old and the new value.
+        OtherRunError: if it does not; the message lists each difference, with the old and the new value.
     """
     written = json.loads((checkpoint / SETTINGS_NAME).read_text(encoding="utf-8"))
     saved = {**ADDED, **{name: value for name, value in written.items() if name not in ADDED or value is not None}}
@@ -208,7 +294,7 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
         if saved[name] != settings[name]
     ]
     if differences:
-        raise ValueError(
+        raise OtherRunError(
             f"{checkpoint} belongs to a run with {', '.join(differences)}. A run can only resume with its original "
             "settings; to train with others, start a new run in another --output_dir."
         )

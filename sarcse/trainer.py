@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -43,6 +44,7 @@ from sarcse.budget import keep_to_budget
 from sarcse.checkpoints import (
     SETTINGS_NAME,
     SaveOnSignal,
+    alone_in_folder,
     check_saving,
     check_settings,
     checkpoint_to_resume,
@@ -336,40 +338,43 @@ class SarcseTrainer(ReleasingTrainer):
         or True or "last" for the last complete one.
 
         Raises:
-            ValueError: if the checkpoint belongs to a run with other settings, or has a flaw.
+            ValueError: if the checkpoint belongs to a run with other settings, or has a flaw, or another run trains
+                into the same folder.
             FloatingPointError: if a loss is not finite.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is saved.
         """
-        if resume_from_checkpoint:  # a path, "last" or True
-            checkpoint = checkpoint_to_resume(str(resume_from_checkpoint), self.args.output_dir)
-            if self.is_world_process_zero():
-                point_to_best(checkpoint)
-            self.accelerator.wait_for_everyone()
-            resume_from_checkpoint = str(checkpoint)
-        if not self.rehearsed:
-            self.rehearse()
-        self.commit = code_commit()
-        scored = self.tasks and trial is None  # a search only uses its evaluations
-        if scored and not self.measurements:
-            model = self.call_model_init() if self.model is None else self.model  # after a search there is none
-            self.measurements = measure_before(
-                model, self.processing_class, self.tasks, self.base_model["revision"] or "main"
-            )
-        start = time.monotonic()
-        try:
-            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        finally:
-            self.save_on_signal.restore_handlers()  # after an error, too
-        self.seconds = None if resume_from_checkpoint else time.monotonic() - start
-        check_choice(self)
-        if scored:
-            after = measure(
-                partial(encode, self.unwrapped, self.processing_class), self.tasks, self.model.config.pooler
-            )
-            self.measurements[f"after: {self.args.output_dir}"] = after
-            if self.is_world_process_zero():
-                self.results = compare(self.measurements, self.tasks)
-        return output
+        # A search holds the lock for all of its runs, of which several may be at work in other processes.
+        with alone_in_folder(self.args) if self.hp_search_backend is None else nullcontext():
+            if resume_from_checkpoint:  # a path, "last" or True
+                checkpoint = checkpoint_to_resume(str(resume_from_checkpoint), self.args.output_dir)
+                if self.is_world_process_zero():
+                    point_to_best(checkpoint)
+                self.accelerator.wait_for_everyone()
+                resume_from_checkpoint = str(checkpoint)
+            if not self.rehearsed:
+                self.rehearse()
+            self.commit = code_commit()
+            scored = self.tasks and trial is None  # a search only uses its evaluations
+            if scored and not self.measurements:
+                model = self.call_model_init() if self.model is None else self.model  # after a search there is none
+                self.measurements = measure_before(
+                    model, self.processing_class, self.tasks, self.base_model["revision"] or "main"
+                )
+            start = time.monotonic()
+            try:
+                output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            finally:
+                self.save_on_signal.restore_handlers()  # after an error, too
+            self.seconds = None if resume_from_checkpoint else time.monotonic() - start
+            check_choice(self)
+            if scored:
+                after = measure(
+                    partial(encode, self.unwrapped, self.processing_class), self.tasks, self.model.config.pooler
+                )
+                self.measurements[f"after: {self.args.output_dir}"] = after
+                if self.is_world_process_zero():
+                    self.results = compare(self.measurements, self.tasks)
+            return output
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Skip an epoch after the last step: a resumed run that had ended within an epoch would make one more step."""
@@ -398,7 +403,8 @@ class SarcseTrainer(ReleasingTrainer):
         if direction is None:
             direction = "minimize" if compute_objective or metric in LOWER_IS_BETTER else "maximize"
         objective = compute_objective or itemgetter(f"eval_{metric}")
-        return super().hyperparameter_search(hp_space, objective, n_trials, direction, **kwargs)
+        with alone_in_folder(self.args):
+            return super().hyperparameter_search(hp_space, objective, n_trials, direction, **kwargs)
 
     # --- Data ---
 
@@ -599,7 +605,7 @@ class SarcseTrainer(ReleasingTrainer):
         last one stays.
 
         Raises:
-            ValueError: if the checkpoint belongs to a run with other settings.
+            OtherRunError: if the checkpoint belongs to a run with other settings.
         """
         state = self.state
         if not was_evaluated(self):

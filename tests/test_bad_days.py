@@ -1,6 +1,7 @@
 """Failures in the middle of a training, in real processes: kills, signals, full disks, non-finite numbers."""
 
 import json
+import platform
 import random
 import re
 import shutil
@@ -16,7 +17,9 @@ from sarcse.checkpoints import checkpoint_to_resume, checkpoints, flaw
 from sarcse.parsing import parse_arguments
 from sarcse.training import build_trainer
 
-from .conftest import DEMO, PROJECT, flags, run_command, start_python
+from .commands import Command
+from .conftest import DEMO, PROJECT, flags, run_command, start_command, start_python
+from .test_distributed import places
 
 
 # 16 steps of 8 sentences, two epochs, an evaluation on a few pairs and a checkpoint every 2 steps, with dropout. The
@@ -200,6 +203,47 @@ def training_step(*arguments):
 trainer.SarcseTrainer.training_step = training_step
 train.main()
 """
+
+
+# --- Two runs in one folder ------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_in_the_same_folder_is_refused_until_the_first_ends(tmp_path):
+    """
+    Started anew or to resume, by several processes or in Python: each would take the other's checkpoints for its own.
+    A killed run leaves no lock behind, though its worker that loads data lives on for some seconds.
+    """
+    write_few_pairs(tmp_path)
+    folder = tmp_path / "model"
+    arguments = flags(folder, **LONG_RUN, dataloader_num_workers=1)
+    first = start_python("-c", WAITING_RUN, 4, *arguments, cwd=tmp_path, PYTHONPATH=str(PROJECT))
+    try:
+        assert any("waiting for a signal" in line for line in first.stdout)
+        expected = f"--output_dir {folder}: process {first.pid} on {platform.node()} is training there. Wait until it"
+        several = [
+            start_command(PROJECT / "train.py", *flags(folder, **LONG_RUN, use_cpu="true"), cwd=tmp_path, **place)
+            for place in places(2)
+        ]
+        for process in (
+            train(folder, seed=1),
+            train(folder, resume_from_checkpoint="last"),
+            *map(Command.wait, several),
+        ):
+            assert process.returncode == 2, process.stderr
+            assert process.stderr.splitlines()[-1].startswith(f"train.py: error: {expected}"), process.stderr
+            assert "Traceback" not in process.stderr
+        trainer = build_trainer(
+            *parse_arguments(flags(tmp_path / "other", **LONG_RUN | {"eval_pairs": DEMO / "sts.tsv"}))
+        )
+        trainer.args.output_dir = str(folder)
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            trainer.train()
+    finally:
+        first.kill()
+    resumed = train(folder, resume_from_checkpoint="last")
+    first.communicate()
+    assert resumed.returncode == 0, resumed.stderr
+    assert not (folder / ".running").exists()
 
 
 # --- Checkpoints -----------------------------------------------------------------------------------------------------

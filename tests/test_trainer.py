@@ -1,8 +1,11 @@
 """SarcseTrainer as users use a Trainer: with their own data, arguments and model, and without train.py."""
 
+import errno
+import fcntl
 import hashlib
 import itertools
 import json
+import os
 import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -388,6 +391,39 @@ def test_a_training_runs_outside_the_main_thread(tmp_path):
     trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=TEXTS)
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(trainer.train).result().global_step == 2
+
+
+def test_two_trainings_at_once_need_two_folders(tmp_path):
+    """In one Python process, too. One after the other they may have the same."""
+    ended = []
+
+    def train(folder: str, callbacks=None) -> int:
+        arguments = SarcseTrainingArguments(str(tmp_path / folder), **SMALL)
+        trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, callbacks=callbacks)
+        return trainer.train().global_step
+
+    class TrainsBeside(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            with ThreadPoolExecutor(1) as pool:
+                ended.append(pool.submit(train, "other").result())
+                with pytest.raises(ValueError, match=f"process {os.getpid()} on .* is training there"):
+                    pool.submit(train, "same").result()
+
+    assert train("same", [TrainsBeside()]) == train("same") == 2 and ended == [2, 2]
+    assert not list(tmp_path.rglob(".running"))
+
+
+def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, caplog):
+    """As some network file systems of clusters are."""
+
+    def without_locks(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=TEXTS)
+    assert trainer.train().global_step == 2
+    assert "cannot be locked ([Errno 38] Function not implemented): start no other run" in caplog.text
+    assert not (tmp_path / ".running").exists()
 
 
 def test_no_scores_of_an_earlier_training_stay_beside_a_new_model(tmp_path, pairs):
