@@ -30,7 +30,7 @@ from model_card.plain import why_not_plain
 from model_card.space import SpaceOptions, make_space
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import ReleaseArguments
-from sarcse.loading import kind_of_model, load_model, needs_own_code
+from sarcse.loading import changed_in_sentence_transformers, kind_of_model, load_model, needs_own_code
 from sarcse.sts import load_tasks
 
 
@@ -219,7 +219,8 @@ def check_folders(model_dir: Path, release_dir: Path) -> None:
     if kind == "sentence-transformers":
         raise ValueError(
             f"{model_dir}: no SARCSE model in it, or sentence-transformers' files beside it change its embeddings, "
-            "which a release would not keep. Give the output folder of a training."
+            f"which a release would not keep: {changed_in_sentence_transformers(str(model_dir))}. Give the output "
+            "folder of a training."
         )
     if kind != "sarcse":
         raise ValueError(f"{model_dir}: no SARCSE model in it. Give the output folder of a training.")

@@ -39,7 +39,7 @@ from sarcse.comparison import (
     row_label,
     short_name,
 )
-from sarcse.loading import check_tokenizer, kind_of_model, load_model
+from sarcse.loading import check_tokenizer, config_fields, is_sarcse, kind_of_model, load_model
 from sarcse.tokens import unknown_share
 
 
@@ -239,7 +239,7 @@ def measure_before(
     in sts_results.json are from the first row.
     """
     name = model.name_or_path
-    if kind_of_model(name, revision) == "sarcse":
+    if is_sarcse(config_fields(name, revision)):  # whatever sentence-transformers makes of it
         return {f"before: {name}": measure(partial(encode, model, tokenizer), tasks, model.config.pooler)}
     measurements = {}
     for pooler in ("mean", "cls"):

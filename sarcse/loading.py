@@ -4,6 +4,7 @@ What cannot be used is reported here, in one message, before anything is trained
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,11 +22,13 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.utils import cached_file, has_file
+from transformers.utils import cached_file, has_file, logging
 
 from configuration_sarcse import POOLER_FIELD, SENTENCE_TRANSFORMERS_FILES, SarcseConfig
 from modeling_sarcse import SarcseModel, encoder_max_length, is_made_up, position_padding
 
+
+logger = logging.get_logger(__name__)
 
 # The project's own classes, not the copies in a SARCSE folder: no code from a loaded model is run.
 AutoConfig.register(SarcseConfig.model_type, SarcseConfig)
@@ -37,6 +40,15 @@ PLAIN_MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
 ]
+
+# Where a SARCSE model's embeddings can be changed for sentence-transformers.
+CHANGING_FILES = (
+    "modules.json",
+    "1_Pooling/config.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "tokenizer_config.json",
+)
 
 # Fields in the long form of 1_Pooling/config.json.
 POOLING_MODES = {
@@ -70,6 +82,8 @@ def load_model(
             field has an impossible value or differs from the saved SARCSE model's.
     """
     config, tokenizer = load_config_and_tokenizer(name_or_path, revision, trust_remote_code)
+    if is_sarcse(vars(config)) and (changed := changed_in_sentence_transformers(name_or_path, revision)):
+        logger.warning(f"{name_or_path}: {changed}, which has no effect without sentence-transformers.")
     with loadable(name_or_path):
         if config.model_type == SarcseConfig.model_type:
             arguments = {name: options.pop(name) for name in ("dtype", "attn_implementation") if name in options}
@@ -296,42 +310,65 @@ def point_to_code(encoder_config: PretrainedConfig, name_or_path: str) -> None:
 def kind_of_model(name_or_path: str, revision: str = "main") -> Literal["sarcse", "sentence-transformers", "encoder"]:
     """
     The kind of a model, which decides how to load it. A SARCSE release counts as `sarcse`, though it also has a
-    `modules.json` for sentence-transformers, unless that changes the embeddings: by other pooling, a further module
-    or a prompt. What cannot be read counts as an encoder, since loading it gives the best error message.
+    `modules.json` for sentence-transformers, unless files for that library change the embeddings: by other pooling, a
+    further module, a prompt, fewer dimensions, a lower limit or lower case. What cannot be read counts as an encoder,
+    since loading it gives the best error message.
     """
     try:
-        fields, _ = PretrainedConfig.get_config_dict(name_or_path, revision=revision)
-    except (OSError, ValueError):
-        fields = {}  # older sentence-transformers models have their configuration in a subfolder
-    is_sarcse = fields.get("model_type") == SarcseConfig.model_type or POOLER_FIELD in fields
-    try:
-        if is_sarcse:
-            changed = changed_in_sentence_transformers(name_or_path, fields.get(POOLER_FIELD), revision)
-            return "sentence-transformers" if changed else "sarcse"
+        if is_sarcse(config_fields(name_or_path, revision)):
+            return "sentence-transformers" if changed_in_sentence_transformers(name_or_path, revision) else "sarcse"
         return "sentence-transformers" if has_file(name_or_path, "modules.json", revision=revision) else "encoder"
     except (OSError, ValueError):
-        return "sarcse" if is_sarcse else "encoder"
+        return "encoder"
 
 
-def changed_in_sentence_transformers(name_or_path: str, pooler: str | None, revision: str) -> bool:
+def config_fields(name_or_path: str, revision: str) -> dict[str, Any]:
+    """The content of config.json; empty for older sentence-transformers models, which have it in a subfolder."""
+    try:
+        return PretrainedConfig.get_config_dict(name_or_path, revision=revision)[0]
+    except (OSError, ValueError):
+        return {}
+
+
+def is_sarcse(fields: dict[str, Any]) -> bool:
+    """Whether a configuration is that of a SARCSE model with code, or of a plain release."""
+    return fields.get("model_type") == SarcseConfig.model_type or POOLER_FIELD in fields
+
+
+def changed_in_sentence_transformers(name_or_path: str, revision: str = "main") -> str | None:
     """
-    Whether sentence-transformers' files beside a SARCSE model give other embeddings than the model itself. `pooler` is
-    that of a plain release, and None for a model with code.
+    What in sentence-transformers' files beside a SARCSE model gives other embeddings than the model itself, with the
+    file's name; None if nothing does, or the files cannot be read.
     """
 
     def content(name: str) -> Any:
         file = cached_file(name_or_path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
         return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
-    modules = content("modules.json")
+    pooler = config_fields(name_or_path, revision).get(POOLER_FIELD)  # None for a model with code
+    try:
+        modules, pooling, saved, transformer, tokenizer = map(content, CHANGING_FILES)
+    except (OSError, ValueError):
+        return None
     if not modules:
-        return False
+        return None
     written: Any = SENTENCE_TRANSFORMERS_FILES["modules.json"] if pooler is None else PLAIN_MODULES
     # Without their packages, whose names depend on the version.
     types, expected = ([module["type"].rpartition(".")[2] for module in each] for each in (modules, written))
-    other_pooling = pooler is not None and pooling_mode(content("1_Pooling/config.json")) != pooler
-    prompt = content("config_sentence_transformers.json").get("default_prompt_name")
-    return types != expected or other_pooling or prompt is not None
+    length = transformer.get("max_seq_length")
+    found = {
+        f"modules.json lists {', '.join(types)}": types != expected,
+        f"1_Pooling/config.json pools by {pooling_mode(pooling)}": pooler not in (None, pooling_mode(pooling)),
+        **{
+            f"config_sentence_transformers.json has {name} {saved.get(name)!r}": saved.get(name) is not None
+            for name in ("default_prompt_name", "truncate_dim")
+        },
+        # A release writes its own limit there.
+        f"sentence_bert_config.json has max_seq_length {length}": length is not None
+        and length < tokenizer.get("model_max_length", math.inf),
+        "sentence_bert_config.json has do_lower_case": bool(transformer.get("do_lower_case")),
+    }
+    return next((what for what, is_so in found.items() if is_so), None)
 
 
 def pooling_mode(fields: dict[str, Any]) -> str | None:

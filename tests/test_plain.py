@@ -22,8 +22,10 @@ from model_card.hub import files_of
 from model_card.plain import why_not_plain, write_plain_model
 from model_card.release import ReleaseOptions, build
 from modeling_sarcse import POOLERS, SarcseModel
-from sarcse.embedding import load_embedders
+from sarcse.embedding import load_embedders, measure_before
 from sarcse.loading import kind_of_model, load_model
+from sarcse.parsing import parse_arguments
+from sarcse.training import build_trainer
 
 from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, refusal, run_command, run_python
 from .test_field_encoders import small_config
@@ -227,6 +229,54 @@ def test_what_sentence_transformers_changes_is_scored_as_it_is_there_and_not_rel
         np.testing.assert_allclose(embed(SENTENCES), model.encode(SENTENCES), atol=1e-6)
         with pytest.raises(ValueError, match="sentence-transformers' files beside it change its embeddings"):
             build(ReleaseOptions(str(folder), str(tmp_path / "release")))
+
+
+WRITTEN = [
+    ("sentence_bert_config.json", "max_seq_length", 8, "max_seq_length 8"),
+    ("sentence_bert_config.json", "max_seq_length", 128, None),  # the model's own
+    ("sentence_bert_config.json", "max_seq_length", 512, None),
+    ("sentence_bert_config.json", "do_lower_case", True, "do_lower_case"),
+    ("config_sentence_transformers.json", "truncate_dim", 16, "truncate_dim 16"),
+    ("config_sentence_transformers.json", "similarity_fn_name", "dot", None),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "value", "found"), WRITTEN)
+def test_what_is_written_for_sentence_transformers_is_scored_as_it_is_there(
+    plain, saved_model, tmp_path, caplog, name, field, value, found
+):
+    """A lower limit, lower case or fewer dimensions: a release or a further training without them says so."""
+    for source in (plain[0], saved_model):
+        folder = shutil.copytree(source, tmp_path / source.name)
+        fields = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+        (folder / name).write_text(json.dumps({**fields, field: value}))
+        caplog.clear()
+        load_model(str(folder))
+        warned = f"{folder}: {name} has {found}, which has no effect without sentence-transformers."
+        assert (warned in caplog.text) == (found is not None), caplog.text
+        if found is None:
+            assert kind_of_model(str(folder)) == "sarcse"
+            continue
+        ((_, kind, embed),) = load_embedders(str(folder), ["mean"], "main", torch.device("cpu"), 8, False, True)
+        assert kind == "sentence-transformers"
+        there = SentenceTransformer(str(folder), device="cpu", trust_remote_code=True).encode(SENTENCES)
+        here = SentenceTransformer(str(source), device="cpu", trust_remote_code=True).encode(SENTENCES)
+        np.testing.assert_allclose(embed(SENTENCES), there, atol=1e-6)
+        assert there.shape != here.shape or np.abs(there - here).max() > 1e-3
+        with pytest.raises(
+            ValueError, match=f"change its embeddings, which a release would not keep: {name} has {found}"
+        ):
+            build(ReleaseOptions(str(folder), str(tmp_path / "release")))
+
+
+def test_training_goes_on_from_what_sentence_transformers_truncates_with_one_line(saved_model, tmp_path, caplog):
+    """The model that it begins with is measured as it is trained: whole, and with its own pooler."""
+    folder = shutil.copytree(saved_model, tmp_path / "truncated")
+    (folder / "config_sentence_transformers.json").write_text('{"truncate_dim": 16}')
+    trainer = build_trainer(*parse_arguments(flags(tmp_path / "next", model_name_or_path=folder, channels=None)))
+    assert caplog.text.count("config_sentence_transformers.json has truncate_dim 16, which has no effect") == 1
+    measured = measure_before(trainer.model, trainer.processing_class, trainer.tasks, "main")
+    assert [(row, found.pooler) for row, found in measured.items()] == [(f"before: {folder}", "autoencoder")]
 
 
 def test_training_goes_on_from_a_plain_release_with_its_pooler(plain, tmp_path):
