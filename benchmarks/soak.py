@@ -31,7 +31,7 @@ def soak(minutes: float, output_dir: Path, flags: list[str]) -> list[tuple[float
         *("--save_steps", "5", "--save_total_limit", "2", "--load_best_model_at_end", "true", *flags),
     ]
     log = output_dir / "train.log"
-    with log.open("w") as stream:
+    with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(list(map(str, command)), cwd=PROJECT, stdout=stream, stderr=subprocess.STDOUT)
         samples, start = [], time.monotonic()
         try:
@@ -58,7 +58,7 @@ def main() -> None:
     size = max(1, len(memory) // 10)
     tenths = [round(statistics.median(memory[start : start + size])) for start in range(0, size * 10, size)]
     state = max((arguments.output_dir / "run").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
-    steps = json.loads((state / "trainer_state.json").read_text())["global_step"]
+    steps = json.loads((state / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
     result = {"steps": steps, "minutes": arguments.minutes, "mebibytes_by_tenth": tenths, "samples": samples}
     write_output(result, arguments.output_dir / "memory.json")
     plt.plot([second / 60 for second in seconds], memory)

@@ -139,7 +139,9 @@ def flaw(checkpoint: Path) -> str | None:
     contents, has_shards = {}, (checkpoint / SAFE_WEIGHTS_INDEX_NAME).exists()
     for name in (TRAINER_STATE_NAME, SETTINGS_NAME, *[SAFE_WEIGHTS_INDEX_NAME] * has_shards):
         try:
-            contents[name] = json.loads((checkpoint / name).read_text())  # the state is the last file written
+            contents[name] = json.loads(
+                (checkpoint / name).read_text(encoding="utf-8")
+            )  # the state is the last file written
         except OSError:
             return f"{name} is missing"
         except ValueError as error:

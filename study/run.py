@@ -224,7 +224,7 @@ def health_of(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, held_out: 
 
 def read_lines() -> list[dict[str, Any]]:
     """All runs made so far."""
-    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.is_file() else []
+    return [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()] if LINES.is_file() else []
 
 
 def key_of(run: dict[str, Any]) -> str:
@@ -264,7 +264,7 @@ def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
     command += ["--float32"] if arguments.float32 else []
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TOKENIZERS_PARALLELISM": "false"}
     started = time.time()
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    process = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
     if process.returncode != 0:
         raise RuntimeError(f"{key_of(run)} failed with exit code {process.returncode}:\n{process.stderr[-3000:]}")
     if run["seed"] <= arguments.keep:
@@ -273,7 +273,7 @@ def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
     whole = {"seconds_with_start": round(time.time() - started, 1), "commit": arguments.commit}
     line = json.dumps({**run, **json.loads(process.stdout.splitlines()[-1]), **whole})
     if key_of(run) not in arguments.done:  # otherwise only its model was missing
-        with WRITING, LINES.open("a") as file:
+        with WRITING, LINES.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 
