@@ -20,7 +20,7 @@ from accelerate import PartialState
 
 from modeling_sarcse import POOLERS
 from sarcse import figures
-from sarcse.comparison import Measurement, compare, report, write_results
+from sarcse.comparison import PRECISION, Measurement, compare, report, write_results
 from sarcse.embedding import draw_figures, explain, explanation_text, load_embedders, measure
 from sarcse.parsing import in_utf8
 from sarcse.sts import STS_TASKS, load_tasks
@@ -65,7 +65,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch_size", type=int, default=64, help="Sentences encoded at once (64).")
     parser.add_argument("--bf16", action="store_true", help="Encode under bfloat16 autocast.")
-    parser.add_argument("--int8", action="store_true", help="Encode with the linear layers in int8, on the CPU.")
     parser.add_argument("--device", help="Default: a GPU, or whatever accelerate launch gives.")
     args = parser.parse_args(in_utf8(sys.argv[1:] if arguments is None else arguments))
     if args.batch_size < 1:
@@ -76,7 +75,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def check_effect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with a message if an option was given that another one makes ineffective."""
-    of_scores = ("pooler", "sts_dir", "tasks", "pairs", "batch_size", "bf16", "int8")
+    of_scores = ("pooler", "sts_dir", "tasks", "pairs", "batch_size", "bf16")
     for given, without_effect in (("explain", of_scores), ("pairs", ("sts_dir", "tasks"))):
         for name in without_effect if getattr(args, given) else ():
             if getattr(args, name) != parser.get_default(name):
@@ -123,14 +122,14 @@ def score_command(args: argparse.Namespace, device: torch.device) -> None:
     measurements: dict[str, Measurement] = {}
     for model in args.models:
         for row, pooler, embed in load_embedders(
-            model, args.pooler, args.revision, device, args.batch_size, args.int8, args.trust_remote_code
+            model, args.pooler, args.revision, device, args.batch_size, args.trust_remote_code
         ):
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
                 measurements[row] = measure(embed, tasks, pooler)
             if not all(np.isfinite(values).all() for values in measurements[row].similarities.values()):
                 raise ValueError(f"{row}: some embeddings are not finite numbers; check the model's weights.")
     if PartialState().is_main_process:
-        results = compare(measurements, tasks)
+        results = compare(measurements, tasks, "bfloat16" if args.bf16 else PRECISION)
         print(report(results))
         if output_dir is not None:
             write_results(results, output_dir / "results.json")
@@ -151,9 +150,7 @@ def explain_command(args: argparse.Namespace, device: torch.device) -> None:
 def main(arguments: list[str] | None = None) -> None:
     try:
         args = parse_arguments(arguments)
-        if args.int8 and args.device not in (None, "cpu"):
-            raise ValueError(f"--int8 runs on the CPU, not on {args.device}: leave --device out.")
-        device = choose_device("cpu" if args.int8 else args.device)
+        device = choose_device(args.device)
         explain_command(args, device) if args.explain else score_command(args, device)
     except ValueError as error:
         if PartialState().is_main_process:

@@ -10,11 +10,22 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.utils import validate_repo_id
 
 from model_card.facts import Facts, Onnx
 from model_card.plain import max_length, missing_weights
 from sarcse.arguments import HEALTH, ModelArguments, metric_name
-from sarcse.comparison import ModelScores, intervals_table, markdown_table, reference_task, results_table, short_name
+from sarcse.comparison import (
+    PRECISION,
+    ModelScores,
+    intervals_table,
+    markdown_code,
+    markdown_table,
+    markdown_text,
+    reference_task,
+    results_table,
+    short_name,
+)
 from sarcse.figures import FIGURES
 from sarcse.sts import STS_TASKS
 
@@ -67,8 +78,11 @@ CITATIONS = {
 
 
 def published_scores(facts: Facts) -> dict[str, float]:
-    """Spearman x 100 of each task whose published pairs were all scored; other scores would not be comparable."""
-    own = facts.own()
+    """
+    Spearman x 100 of each task whose published pairs were all scored, in float32. Other scores would not be
+    comparable.
+    """
+    own = facts.own() if facts.precision == PRECISION else None
     return {
         task: scores.spearman
         for task, scores in (own.tasks if own else {}).items()
@@ -164,7 +178,7 @@ def onnx_table(onnx: Onnx) -> str:
     """The files with their sizes and, with int8, their scores on the same pairs."""
     header, rows = ["file", "size"], [[f"`{name}`", megabytes(size)] for name, size in onnx.files.items()]
     if onnx.task is not None:
-        header.append(f"{onnx.task}, {onnx.pairs:,} pairs")
+        header.append(f"{markdown_text(onnx.task)}, {onnx.pairs:,} pairs")
         scores = (onnx.scores[name] for name in onnx.files)
         rows = [[*row, "" if score is None else f"{score:.2f}"] for row, score in zip(rows, scores)]
     return markdown_table([header, *rows])
@@ -179,11 +193,17 @@ def scores_section(facts: Facts) -> str | None:
     for name, scores in facts.models.items():
         label = "this model" if name == facts.row else short_name(name)
         models[f"{label} ({len(models) + 1})" if label in models else label] = scores
-    published = published_scores(facts)
-    incomplete = [task for task in own.tasks if task in STS_TASKS and task not in published]
+    incomplete = [
+        task for task, scores in own.tasks.items() if task in STS_TASKS and scores.pairs != STS_TASKS[task].pairs
+    ]
     parts = [
         "Spearman correlation x 100 between cosine similarities and human ratings, with all subsets of a task "
         "concatenated. The best score of each column is in bold.",
+        *(
+            [f"The sentences were encoded in {facts.precision}, so these are not the scores of the model as released."]
+            if facts.precision != PRECISION
+            else []
+        ),
         results_table(models),
     ]
     if incomplete:
@@ -201,9 +221,9 @@ def scores_section(facts: Facts) -> str | None:
         parts.append("These scores are from one training seed. How much they vary between seeds was not measured.")
     if own.geometry is not None:
         parts.append(
-            f"Alignment is measured on the {own.geometry.positive_pairs} pairs of {reference_task(own.tasks)} rated "
-            f"4 or more, uniformity on all of its {own.geometry.sentences} sentences. Lower is better, but only if "
-            "both are low ([Wang and Isola](https://arxiv.org/abs/2005.10242))."
+            f"Alignment is measured on the {own.geometry.positive_pairs} pairs of "
+            f"{markdown_text(str(reference_task(own.tasks)))} rated above 4, uniformity on all of its "
+            f"{own.geometry.sentences} sentences. Lower is better, but only if both are low ([Wang and Isola](https://arxiv.org/abs/2005.10242))."
         )
     parts += [f"![{FIGURES[figure.stem]}]({figure.name})" for figure in facts.figures()]
     return "\n\n".join(parts)
@@ -221,7 +241,7 @@ def seeds_table(seeds: dict[int, ModelScores]) -> str:
     rows["mean"] = [float(np.mean(column)) for column in columns]
     rows["standard deviation"] = [float(np.std(column, ddof=1)) for column in columns]
     cells = [[name, *(f"{value:.2f}" for value in row)] for name, row in rows.items()]
-    return markdown_table([["", *tasks, "average"], *cells])
+    return markdown_table([["", *map(markdown_text, tasks), "average"], *cells])
 
 
 def training_section(facts: Facts) -> str | None:
@@ -230,10 +250,15 @@ def training_section(facts: Facts) -> str | None:
     record, data = facts.record, facts.record["train_data"]
     base = record["base_model"]
     commit = f" at commit `{base['revision']}`" if base["revision"] else ""
-    values = {name: value for name, value in record["hyperparameters"].items() if value not in (None, -1)}
-    rows = [["hyperparameter", "value"], *([f"`{name}`", str(value)] for name, value in values.items())]
+    # Without what was not set; a dictionary has options of accelerate that few have heard of.
+    values = {
+        name: value
+        for name, value in record["hyperparameters"].items()
+        if not (value is None or value is False or value == -1 or isinstance(value, dict))
+    }
+    rows = [["hyperparameter", "value"], *([f"`{name}`", markdown_text(str(v))] for name, v in values.items())]
     lines = [
-        f"Started from `{base['name']}`{commit}.",
+        f"Started from {markdown_code(base['name'])}{commit}.",
         f"Data: {training_data(data)}",
         f"Hardware: {record['hardware']}.",
         *([f"Time: {duration(record['seconds'])}, including evaluation."] if record.get("seconds") else []),
@@ -260,12 +285,12 @@ def duration(seconds: float) -> str:
 def training_data(data: dict[str, Any]) -> str:
     if "sha256" not in data:
         return (
-            f"unlabelled sentences streamed from `{data['name']}`, shuffled in a buffer. Token frequencies were "
-            f"counted in the first {data['token_count_samples']:,} sentences."
+            f"unlabelled sentences streamed from {markdown_code(data['name'])}, shuffled in a buffer. Token "
+            f"frequencies were counted in the first {data['token_count_samples']:,} sentences."
         )
     return (
-        f"`{data['name']}`, {data['sentences']:,} unlabelled sentences. SHA-256 of the sentences, each followed by a "
-        f"newline: `{data['sha256']}`."
+        f"{markdown_code(data['name'])}, {data['sentences']:,} unlabelled sentences. SHA-256 of the sentences, each "
+        f"followed by a newline: `{data['sha256']}`."
     )
 
 
@@ -275,10 +300,16 @@ def selected_on(facts: Facts) -> str | None:
     if not values.get("load_best_model_at_end"):
         return None
     metric = values["metric_for_best_model"]
+    name = markdown_code(metric)
     if metric_name(metric) == HEALTH:
-        return f"The training used no labels: the health check, which needs none, picked the checkpoint (`{metric}`)."
+        return f"The training used no labels: the health check, which needs none, picked the checkpoint ({name})."
     pairs = "STS-B dev" if metric == "stsb_spearman" else "graded pairs"
-    return f"The training used labels for one thing only: {pairs} picked the checkpoint (`{metric}`)."
+    return f"The training used labels for one thing only: {pairs} picked the checkpoint ({name})."
+
+
+def placeholder(name: str) -> str:
+    """The repository in the examples of a card that has none yet: `name` without what the Hub does not allow."""
+    return f"{PLACEHOLDER}/{re.sub(r'[^A-Za-z0-9_.]+|[.]{2,}', '-', name).strip('-.') or 'model'}"
 
 
 def write_card(
@@ -287,20 +318,24 @@ def write_card(
     """
     Write the card. Examples that run code pin `revision`; without one the card is not a release's. If `PLACEHOLDER`
     owns the repository, the card says that it has not been pushed.
+
+    Raises:
+        ValueError: `repo_id` cannot be a repository's name.
     """
+    validate_repo_id(repo_id)
     card = ModelCard.from_template(
         card_data(facts, repo_id, license, language),
         template_path=str(TEMPLATE),
-        name=repo_id.split("/")[-1],
+        name=markdown_text(repo_id.split("/")[-1]),
         repo_id=repo_id,
         placeholder=repo_id.startswith(f"{PLACEHOLDER}/"),
         plain=facts.plain,
-        pooling=facts.model.sentence_encoder.pooling_mode,
+        pooling=facts.model.sentence_encoder.pooling_mode if facts.plain else "cls",  # with code any gives the same
         zero_pooler=facts.plain and bool(missing_weights(facts.model)),
         trust="" if facts.plain else ", trust_remote_code=True",
         pinned=f', revision="{revision}"' if revision and not facts.plain else "",
         dimensions=facts.model.config.hidden_size,
-        base_model=facts.base_model(),
+        base_model=markdown_text(facts.base_model() or ""),
         method=facts.method(),
         summary=summary(facts),
         onnx=onnx_table(facts.onnx) if facts.onnx else None,
@@ -310,7 +345,7 @@ def write_card(
         training=training_section(facts),
         training_length=facts.record.get("hyperparameters", {}).get("max_seq_length"),
         selected_on=selected_on(facts),
-        license=license,
+        license=markdown_text(license or ""),
         citation=CITATIONS["sarcse" if facts.is_sarcse() else "simcse"],
     )
     card.text = wrapped(card.text)

@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedTokenizerBase
 
 from modeling_sarcse import SarcseModel
-from sarcse.comparison import RESULTS_NAME, ModelScores
+from sarcse.comparison import PRECISION, RESULTS_NAME, ModelScores
 from sarcse.figures import FIGURES
 from sarcse.record import FILE_NAME
 
@@ -17,8 +17,9 @@ from sarcse.record import FILE_NAME
 SARCSE = "[arXiv 2402.15153](https://arxiv.org/abs/2402.15153)"
 SIMCSE = "[arXiv 2104.08821](https://arxiv.org/abs/2104.08821)"
 WITH_RECONSTRUCTION = f"""Trained without labels, with the two losses of SARCSE ({SARCSE}). InfoNCE over two views of
-each sentence spreads the embeddings. Reconstructing every token's vector from the embedding, with smaller weights
-for frequent tokens, preserves the rare, meaning-bearing ones."""
+each sentence spreads the embeddings. Reconstructing every token's vector from the embedding"""
+SMALLER_WEIGHTS = ", with smaller weights for frequent tokens, preserves the rare, meaning-bearing ones."
+EQUAL_WEIGHTS = ", all with the same weight, preserves what the tokens say."
 WITHOUT_RECONSTRUCTION = f"""Trained without labels, with InfoNCE over two dropout views of each sentence, as in SimCSE
 ({SIMCSE})."""
 
@@ -50,6 +51,7 @@ class Facts:
         record (`dict`): training_record.json; empty if there is none.
         models (`dict[str, ModelScores]`): Scores of this and other models, by row; empty if there are none.
         row (`str`): The model's own row in `models`.
+        precision (`str`): Of these scores.
         figure_dir (`Path`): Where figures of these scores may be.
         seeds (`dict[int, ModelScores]`): Scores of the same training with each seed.
         plain (`bool`): Released as an encoder with its pooling, without this project's code.
@@ -61,6 +63,7 @@ class Facts:
     record: dict[str, Any]
     models: dict[str, ModelScores]
     row: str | None
+    precision: str
     figure_dir: Path
     seeds: dict[int, ModelScores] = field(default_factory=dict)
     plain: bool = False
@@ -89,7 +92,10 @@ class Facts:
 
     def method(self) -> str:
         """What the embedding is, and how it was trained if that was recorded."""
-        training = WITH_RECONSTRUCTION if self.reconstructs() else WITHOUT_RECONSTRUCTION
+        training = WITHOUT_RECONSTRUCTION
+        if self.reconstructs():
+            equal = self.record["hyperparameters"]["frequency_weighting"] == "uniform"
+            training = WITH_RECONSTRUCTION + (EQUAL_WEIGHTS if equal else SMALLER_WEIGHTS)
         embedding = f"The embedding is {self.model.sentence_encoder.description}."
         return f"{embedding} {training}" if self.record else embedding
 
@@ -114,7 +120,8 @@ def read_facts(
             in more than their seeds.
     """
     results_path = Path(results_file) if results_file else model_dir / RESULTS_NAME
-    models, row = read_scores(results_path, model_dir) if results_file or results_path.is_file() else ({}, None)
+    scored = results_file is not None or results_path.is_file()
+    models, row, precision = read_scores(results_path, model_dir) if scored else ({}, None, PRECISION)
     record_path = model_dir / FILE_NAME
     return Facts(
         model=model,
@@ -122,6 +129,7 @@ def read_facts(
         record=read_json(record_path) if record_path.is_file() else {},
         models=models,
         row=row,
+        precision=precision,
         figure_dir=results_path.parent,
         seeds=read_seeds(model_dir, seed_dirs),
     )
@@ -134,10 +142,14 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} could not be read: {error}") from error
 
 
-def read_scores(path: Path, model_dir: Path) -> tuple[dict[str, ModelScores], str]:
-    """All rows, and the name of the model's own: train.py writes `after: FOLDER`, eval_sts.py the folder as given."""
+def read_scores(path: Path, model_dir: Path) -> tuple[dict[str, ModelScores], str, str]:
+    """
+    All rows, the name of the model's own, and the precision; train.py writes `after: FOLDER`, and eval_sts.py the
+    folder as given.
+    """
     try:
-        rows = read_json(path).get("models", {})
+        content = read_json(path)
+        rows, precision = content.get("models", {}), content.get("precision", PRECISION)
         own = [name for name in rows if name.startswith("after: ") or Path(name).resolve() == model_dir.resolve()]
         if len(own) != 1:
             raise ValueError(
@@ -150,7 +162,7 @@ def read_scores(path: Path, model_dir: Path) -> tuple[dict[str, ModelScores], st
         raise ValueError(f"{path}: not in the format of eval_sts.py and train.py: {found}") from error
     if len({tuple(scores.tasks) for scores in models.values()}) > 1:
         raise ValueError(f"{path}: its rows have different tasks.")
-    return models, own[0]
+    return models, own[0], precision
 
 
 def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[int, ModelScores]:
@@ -159,9 +171,15 @@ def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[
         return {}
     seeds: dict[int, ModelScores] = {}
     common = None
-    for folder in (model_dir, *map(Path, seed_dirs)):
-        record = read_json(folder / FILE_NAME)
+    folders = [model_dir, *map(Path, seed_dirs)]
+    records = [read_json(folder / FILE_NAME) for folder in folders]
+    order_follows = all(
+        record["hyperparameters"].get("data_seed") == record["hyperparameters"]["seed"] for record in records
+    )
+    for folder, record in zip(folders, records):
         seed = record["hyperparameters"].pop("seed")
+        if order_follows:  # as by default: each run has its own order of the sentences
+            del record["hyperparameters"]["data_seed"]
         trained = {name: record[name] for name in ("base_model", "architecture", "train_data", "hyperparameters")}
         if common is not None and trained != common:
             pairs = [(part, name) for part in trained for name in {**trained[part], **common[part]}]
@@ -172,7 +190,9 @@ def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[
         if seed in seeds:
             raise ValueError(f"--seeds {folder}: seed {seed} was given already.")
         common = trained
-        models, row = read_scores(folder / RESULTS_NAME, folder)
+        models, row, precision = read_scores(folder / RESULTS_NAME, folder)
+        if precision != PRECISION:
+            raise ValueError(f"--seeds {folder}: scored in {precision}, not in {PRECISION}.")
         seeds[seed] = models[row]
     if len({tuple(scores.tasks) for scores in seeds.values()}) > 1:
         raise ValueError("--seeds: the runs were scored on different tasks.")

@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from model_card.card import PLACEHOLDER, write_card
+from model_card.card import placeholder, write_card
 from model_card.facts import read_facts
 from model_card.folder import content_tag, verify, write_model, write_results
 from model_card.hub import RELEASE_MARK, check_metadata, explain, push
@@ -155,6 +155,7 @@ def build(options: ReleaseOptions, tasks: dict[str, datasets.Dataset] | None = N
 
     model_dir, release_dir = Path(options.model_dir), Path(options.release_dir)
     check_folders(model_dir, release_dir)
+    release_dir = release_dir.resolve()  # a link stays, and the folder that it leads to is replaced
     check_names(options)
     model, tokenizer = load_model(str(model_dir))
     plain = is_plain(options, model, tokenizer)
@@ -172,7 +173,7 @@ def build(options: ReleaseOptions, tasks: dict[str, datasets.Dataset] | None = N
         write_card(
             folder / "README.md",
             facts,
-            repo_id=options.push or f"{PLACEHOLDER}/{release_dir.name}",
+            repo_id=options.push or placeholder(Path(options.release_dir).name),
             revision=tag,
             license=options.license,
             language=options.language,
@@ -181,7 +182,7 @@ def build(options: ReleaseOptions, tasks: dict[str, datasets.Dataset] | None = N
         if release_dir.exists():
             shutil.rmtree(release_dir)
         os.replace(folder, release_dir)
-    return release_dir, tag
+    return Path(options.release_dir), tag
 
 
 def is_plain(options: ReleaseArguments, model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> bool:

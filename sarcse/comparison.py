@@ -7,6 +7,7 @@ Shapes: P pairs, T tasks, M models, R bootstrap resamples.
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -24,6 +25,9 @@ from sarcse.sts import STS_TASKS
 
 
 BOOTSTRAP_RESAMPLES = 1000
+
+# The precision of published scores; `eval_sts.py --bf16` has another.
+PRECISION = "float32"
 
 
 # --- Results ---------------------------------------------------------------------------------------------------------
@@ -116,10 +120,12 @@ class Results:
 
     models: dict[str, ModelScores]
     differences: dict[str, Difference]  # each model except the first, minus the first
+    precision: str = PRECISION  # of the encoding
 
     def to_json(self) -> dict[str, Any]:
         """The content of results.json."""
-        results: dict[str, Any] = {"models": {name: scores.to_json() for name, scores in self.models.items()}}
+        results: dict[str, Any] = {"precision": self.precision}
+        results["models"] = {name: scores.to_json() for name, scores in self.models.items()}
         if self.differences:
             rows = {name: asdict(difference) for name, difference in self.differences.items()}
             results["differences"] = {"minus": next(iter(self.models)), "models": rows}
@@ -219,7 +225,9 @@ def none_if_nan(value: float) -> float | None:
 # --- Comparison ------------------------------------------------------------------------------------------------------
 
 
-def compare(measurements: dict[str, Measurement], tasks: dict[str, datasets.Dataset]) -> Results:
+def compare(
+    measurements: dict[str, Measurement], tasks: dict[str, datasets.Dataset], precision: str = PRECISION
+) -> Results:
     """
     Scores of all models, and the differences of all but the first from the first. The intervals show how much the
     scores depend on the choice of pairs, not on the training seed.
@@ -233,7 +241,7 @@ def compare(measurements: dict[str, Measurement], tasks: dict[str, datasets.Data
     models = {name: model_scores(measurements[name], tasks, own) for name, own in zip(measurements, resampled)}
     first, *others = models
     paired = zip(others, resampled[1:] - resampled[0])
-    return Results(models, {name: difference(models[name], models[first], own) for name, own in paired})
+    return Results(models, {name: difference(models[name], models[first], own) for name, own in paired}, precision)
 
 
 def model_scores(measurement: Measurement, tasks: dict[str, datasets.Dataset], resampled: np.ndarray) -> ModelScores:
@@ -292,6 +300,22 @@ def short_name(name: str) -> str:
     return stage + colon + Path(path).name
 
 
+def markdown_text(text: str) -> str:
+    """
+    Text that Markdown shows as it is, in one line: a file's or folder's name could hold a link, HTML or a cell's end.
+    Common names stay as they are; an underscore within a word has no meaning.
+    """
+    return re.sub(r"[\\`*\[\]<>&|~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))
+
+
+def markdown_code(text: str) -> str:
+    """The text as Markdown code, in one line that is not wrapped: a part of it could begin a list."""
+    text = "\N{NO-BREAK SPACE}".join(text.split())
+    quotes = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " * (text != text.strip("`"))
+    return f"{quotes}{space}{text}{space}{quotes}"
+
+
 def markdown_table(rows: list[list[str]]) -> str:
     """A Markdown table with the first row as its header, aligned to be readable in a terminal too."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -309,13 +333,13 @@ def results_table(models: dict[str, ModelScores]) -> str:
     """
     rows = models.values()
     tasks = list(next(iter(rows)).tasks)
-    columns = {task: [row.tasks[task].spearman for row in rows] for task in tasks}
+    columns = {markdown_text(task): [row.tasks[task].spearman for row in rows] for task in tasks}
     if len(tasks) > 1:
         columns["average"] = [row.average for row in rows]
     cells = [[key, *_bold_best([_cell(value) for value in values])] for key, values in columns.items()]
     # A geometry that was not measured, None, has no attributes.
     cells += [[key, *(_cell(getattr(row.geometry, key, None)) for row in rows)] for key in ("alignment", "uniformity")]
-    labels = ["model", *(row_label(name, row) for name, row in models.items())]
+    labels = ["model", *(markdown_text(row_label(name, row)) for name, row in models.items())]
     return markdown_table([list(row) for row in zip(labels, *cells)])
 
 
@@ -335,12 +359,14 @@ def intervals_table(rows: Mapping[str, ModelScores | Difference], sign: str = ""
     are bold.
     """
     tasks = list(next(iter(rows.values())).tasks)
-    table = [["model", *tasks] + ["average"] * (len(tasks) > 1)]
+    table = [["model", *map(markdown_text, tasks)] + ["average"] * (len(tasks) > 1)]
     for name, row in rows.items():
         cells = [(task.spearman, task.interval) for task in row.tasks.values()]
         if len(tasks) > 1:
             cells.append((row.average, row.average_interval))
-        table.append([row_label(name, row)] + [_interval_cell(value, bounds, sign) for value, bounds in cells])
+        table.append(
+            [markdown_text(row_label(name, row))] + [_interval_cell(value, bounds, sign) for value, bounds in cells]
+        )
     return markdown_table(table)
 
 
@@ -356,16 +382,18 @@ def report(results: Results) -> str:
     """The content of results.md: the table, notes on its data, the intervals, and the differences from the first."""
     labels = {name: row_label(name, scores) for name, scores in results.models.items()}
     first = next(iter(results.models.values()))
-    parts = ["Spearman x 100, the best in bold.", results_table(results.models)]
+    how = "" if results.precision == PRECISION else f" Encoded in {results.precision}."
+    parts = [f"Spearman x 100, the best in bold.{how}", results_table(results.models)]
     notes = [
         f"{task} has {scores.pairs} pairs here, but the published task has {STS_TASKS[task].pairs}: not comparable."
         for task, scores in first.tasks.items()
         if task in STS_TASKS and scores.pairs != STS_TASKS[task].pairs
     ]
     if first.geometry is not None:
+        task = markdown_text(str(reference_task(first.tasks)))
         notes.append(
-            f"On {reference_task(first.tasks)}: alignment of {first.geometry.positive_pairs} pairs with a score above "
-            f"4, uniformity of {first.geometry.sentences} distinct sentences. Lower is better for both together."
+            f"On {task}: alignment of {first.geometry.positive_pairs} pairs with a score above 4, uniformity of "
+            f"{first.geometry.sentences} distinct sentences. Lower is better for both together."
         )
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     parts += [
@@ -374,7 +402,8 @@ def report(results: Results) -> str:
     ]
     if results.differences:
         parts += [
-            f"Minus {next(iter(labels.values()))}, on the same resamples; bold where the interval excludes 0.",
+            f"Minus {markdown_text(next(iter(labels.values())))}, on the same resamples; bold where the interval "
+            "excludes 0.",
             intervals_table({labels[name]: row for name, row in results.differences.items()}, sign="+"),
         ]
     return "\n\n".join(parts)

@@ -8,12 +8,12 @@ Shapes: P pairs of S distinct sentences, d dimensions.
 import json
 import math
 import sys
-import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
 import numpy as np
@@ -48,20 +48,11 @@ logger = logging.get_logger(__name__)
 # Turns n sentences into embeddings (n, d), float32 on the CPU: the common interface of all kinds of models.
 Embed = Callable[[list[str]], torch.Tensor]
 
-Model = TypeVar("Model", bound=torch.nn.Module)
-
 # Pairs with a score above this are positive, as in the SimCSE paper's figures of alignment on STS-B.
 POSITIVE_SCORE = 4
 
 
 # --- Models ----------------------------------------------------------------------------------------------------------
-
-
-def quantized(model: Model) -> Model:
-    """The model with int8 weights in its linear layers, whose inputs are quantized on the fly; CPU only."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces that the separate package torchao will replace this
-        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
 def load_embedders(
@@ -70,7 +61,6 @@ def load_embedders(
     revision: str,
     device: torch.device,
     batch_size: int,
-    int8: bool = False,
     trust_remote_code: bool = False,
 ) -> Iterator[tuple[str, str, Embed]]:
     """
@@ -83,20 +73,17 @@ def load_embedders(
     kind = kind_of_model(name_or_path, revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if kind == "sentence-transformers":
-        yield name_or_path, kind, load_sentence_transformer(name_or_path, device, batch_size, int8, **options)
+        yield name_or_path, kind, load_sentence_transformer(name_or_path, device, batch_size, **options)
         return
     for pooler in [None] if kind == "sarcse" else poolers:
         if pooler is not None:
             options["pooler"] = pooler
         model, tokenizer = load_model(name_or_path, **options)
         row = name_or_path if pooler is None or len(poolers) == 1 else f"{name_or_path}, {pooler}"
-        model = quantized(model) if int8 else model.to(device)
-        yield row, model.config.pooler, partial(encode, model, tokenizer, batch_size=batch_size)
+        yield row, model.config.pooler, partial(encode, model.to(device), tokenizer, batch_size=batch_size)
 
 
-def load_sentence_transformer(
-    name_or_path: str, device: torch.device, batch_size: int, int8: bool = False, **options: Any
-) -> Embed:
+def load_sentence_transformer(name_or_path: str, device: torch.device, batch_size: int, **options: Any) -> Embed:
     """
     The embedder of a sentence-transformers model; `options` are those of `SentenceTransformer`.
 
@@ -115,7 +102,6 @@ def load_sentence_transformer(
         raise ValueError(f"{name_or_path}: sentence-transformers cannot load it.\n{error}") from error
     if isinstance(model.tokenizer, PreTrainedTokenizerBase) and hasattr(model[0], "auto_model"):
         check_tokenizer(name_or_path, model.tokenizer, model[0].auto_model.config)
-    model = quantized(model) if int8 else model
 
     def embed(sentences: list[str]) -> torch.Tensor:
         bar = sys.stderr.isatty() and PartialState().is_main_process
@@ -152,6 +138,18 @@ def encode(
             logger.warning_once("Most tokens of these sentences are unknown to the model. Does it know the language?")
     bar = None if PartialState().is_main_process else False
     return torch.from_numpy(model.encode(sentences, tokenizer, batch_size, show_progress_bar=bar))
+
+
+@contextmanager
+def in_own_precision(model: torch.nn.Module) -> Iterator[None]:
+    """A context without the autocast that accelerate wraps the forward pass of a model in training in (`--bf16`)."""
+    wrapped = [module for module in model.modules() if "_original_forward" in vars(module)]
+    forwards = [vars(module).pop("forward") for module in wrapped]  # below it is the class's own
+    try:
+        yield
+    finally:
+        for module, forward in zip(wrapped, forwards):
+            module.forward = forward  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)

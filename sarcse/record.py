@@ -7,7 +7,6 @@ Nothing in it identifies this machine: local files and folders appear only with 
 import json
 import platform
 import subprocess
-from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,38 +18,12 @@ from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from configuration_sarcse import __version__
-from sarcse.arguments import ModelArguments, SarcseArguments, SarcseTrainingArguments
+from sarcse.arguments import WITHOUT_EFFECT, ModelArguments, SarcseTrainingArguments
 from sarcse.checkpoints import decides
 
 
 FILE_NAME = "training_record.json"
 
-# The arguments that, with the data and the model's configuration, determine the trained weights: these of
-# transformers', and all of SARCSE's that affect the result.
-HYPERPARAMETERS = (
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "train_sampling_strategy",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "optim",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    *(field.name for field in fields(SarcseArguments) if decides(field.name)),
-    "bf16",
-    "fp16",
-    "load_best_model_at_end",
-    "metric_for_best_model",
-    "eval_strategy",
-    "eval_steps",
-    "seed",
-)
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers")
 
 
@@ -81,7 +54,9 @@ def code_commit() -> str | None:
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():  # git would find a repository that the environment may be inside
         return None
-    git = partial(subprocess.run, capture_output=True, text=True, check=True, cwd=root, stdin=subprocess.DEVNULL)
+    git = partial(
+        subprocess.run, capture_output=True, encoding="utf-8", check=True, cwd=root, stdin=subprocess.DEVNULL
+    )
     try:
         changed = git(["git", "status", "--porcelain", "--", "*.py"]).stdout.strip()
         return git(["git", "rev-parse", "HEAD"]).stdout.strip() + "-dirty" * bool(changed)
@@ -118,7 +93,12 @@ def training_record(
         "base_model": base_model,
         "architecture": {name: getattr(config, name) for name in ModelArguments.architecture()},
         "train_data": sentences,
-        "hyperparameters": {name: values[name] for name in HYPERPARAMETERS},
+        # What, with the data and the model's configuration, determines the trained weights, as JSON values.
+        "hyperparameters": {
+            name: json.loads(json.dumps(value, default=str))
+            for name, value in values.items()
+            if decides(name) and name not in WITHOUT_EFFECT
+        },
         "hardware": hardware(args),
         "seconds": seconds,
         "versions": versions(),

@@ -11,7 +11,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
-from model_card.card import PLACEHOLDER, write_card
+from model_card.card import placeholder, write_card
 from model_card.facts import read_facts
 from model_card.hub import repository_of_training
 from model_card.release import ReleaseOptions, check_releasable, is_plain, release
@@ -159,7 +159,7 @@ class ReleasingTrainer(Trainer):
             return
         repo_id = model_name or self.args.hub_model_id or Path(self.args.output_dir).name
         if "/" not in repo_id:
-            repo_id = f"{PLACEHOLDER}/{repo_id}"
+            repo_id = placeholder(repo_id)
         write_card(
             self.model_dir / "README.md",
             read_facts(self.model_dir, self.merged(), self.processing_class),

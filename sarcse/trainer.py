@@ -54,7 +54,15 @@ from sarcse.checkpoints import (
 )
 from sarcse.comparison import compare
 from sarcse.corpus import Corpus, read_corpus
-from sarcse.embedding import check_alignment, embed_pairs, encode, measure, measure_before, pair_metrics
+from sarcse.embedding import (
+    check_alignment,
+    embed_pairs,
+    encode,
+    in_own_precision,
+    measure,
+    measure_before,
+    pair_metrics,
+)
 from sarcse.gradient_cache import GradientCache
 from sarcse.health import HealthCheck
 from sarcse.loading import check_tokenizer, fit_tokenizer, tokenizer_as_loaded
@@ -368,9 +376,9 @@ class SarcseTrainer(ReleasingTrainer):
             self.seconds = None if resume_from_checkpoint else time.monotonic() - start
             check_choice(self)
             if scored:
-                after = measure(
-                    partial(encode, self.unwrapped, self.processing_class), self.tasks, self.model.config.pooler
-                )
+                model = self.unwrapped
+                with in_own_precision(model):  # as its file will be read
+                    after = measure(partial(encode, model, self.processing_class), self.tasks, model.config.pooler)
                 self.measurements[f"after: {self.args.output_dir}"] = after
                 if self.is_world_process_zero():
                     self.results = compare(self.measurements, self.tasks)

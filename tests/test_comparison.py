@@ -158,7 +158,7 @@ def test_a_file_gives_back_the_scores_that_were_written(results, measurements, t
     assert written["differences"]["minus"] == "path/noisy"
     single = compare({"one": Measurement("cls", measurements["path/noisy"].similarities)}, tasks)
     written = json.loads(json.dumps(single.to_json()))
-    assert list(written) == ["models"] and list(written["models"]["one"])[-1] == "average_interval"
+    assert list(written) == ["precision", "models"] and list(written["models"]["one"])[-1] == "average_interval"
     assert ModelScores.from_json(written["models"]["one"]) == single.models["one"]
 
 

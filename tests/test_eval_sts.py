@@ -120,19 +120,6 @@ def test_bfloat16_scores_are_within_a_twentieth_point_of_float32(real_data):
     assert half == pytest.approx(single, abs=0.05)
 
 
-@pytest.mark.realdata
-@pytest.mark.parametrize("kind", ["encoder", "sentence-transformers"])
-def test_int8_scores_are_within_half_a_point_of_float32(real_data, sentence_transformer, kind):
-    pairs = load_sts("STSB", str(real_data / "data" / "senteval"))
-    model = str(ENCODER if kind == "encoder" else sentence_transformer)
-    scores = {}
-    for int8 in (False, True):
-        ((_, _, embed),) = load_embedders(model, ["mean"], "main", torch.device("cpu"), 128, int8)
-        scores[int8] = 100 * stats.spearmanr(embed_pairs(embed, pairs).similarities(), pairs["score"][:]).statistic
-    assert scores[True] != scores[False]
-    assert scores[True] == pytest.approx(scores[False], abs=0.5)
-
-
 # --- Exactness: the same embeddings, scored by others ----------------------------------------------------------------
 
 
@@ -352,11 +339,10 @@ def test_without_sentence_transformers_the_message_says_what_to_install(monkeypa
         (["{model}", "--pairs", DEMO_PAIRS, "--pooler", "max"], "invalid choice: 'max'"),
         (["{model}", "--pairs", DEMO_PAIRS, "--batch_size", "0"], "--batch_size: must be at least 1, got 0"),
         (["{model}", "--pairs", DEMO_PAIRS, "--device", "gpu"], "--device gpu: "),
-        (["{model}", "--pairs", DEMO_PAIRS, "--device", "cuda", "--int8"], "--int8 runs on the CPU, not on cuda"),
         (["{model}", "--pairs", DEMO_PAIRS, "--output_dir", DEMO_PAIRS], f"--output_dir {DEMO_PAIRS}: File exists"),
         (["{nan}", "--pairs", DEMO_PAIRS], "some embeddings are not finite numbers"),
         (["{model}", "--pairs", DEMO_PAIRS, "--tasks", "STSB"], "argument --tasks: has no effect with --pairs"),
-        (["{model}", "--explain", "a", "b", "--int8"], "argument --int8: has no effect with --explain"),
+        (["{model}", "--explain", "a", "b", "--bf16"], "argument --bf16: has no effect with --explain"),
         (["{model}", "--explain", "a", "b", "--pairs", DEMO_PAIRS], "argument --pairs: has no effect with --explain"),
         ([str(ENCODER), "--explain", "a", "b"], "cannot reconstruct tokens from an embedding"),
         (["{broken}", "--pairs", DEMO_PAIRS], "sentence-transformers cannot load it"),
