@@ -50,6 +50,10 @@ def write_model(
     """Write weights, configuration, tokenizer, golden embeddings, and the code unless `plain`. Changes the model."""
     # This may be a path on this machine; the card names the encoder.
     model.config.encoder_config._name_or_path = ""
+    # The encoder's repository may have code that is not needed: whoever trusts the release's code does not trust that.
+    for fields in (vars(model.config.encoder_config), tokenizer.init_kwargs):
+        for name in ("auto_map", "custom_pipelines"):
+            fields.pop(name, None)
     if not with_decoder:
         leave_decoder_out(model)
     if plain:
@@ -57,7 +61,7 @@ def write_model(
     else:
         model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
         describe_onnx_outputs(model, tokenizer, folder)
-    tokenizer.save_pretrained(folder)
+    write_tokenizer(tokenizer, folder)
     # transformers 5 puts it only into tokenizer_config.json; fastembed before 0.9 fails without this file.
     write_json(folder / "special_tokens_map.json", tokenizer.special_tokens_map)
     golden = {
@@ -67,6 +71,20 @@ def write_model(
         "embeddings": golden_embeddings(model, tokenizer),
     }
     write_json(folder / "golden_embeddings.json", golden)
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """
+    Save it so that tokenizer.json alone, as programs without transformers read it, cuts at the model's limit and does
+    not pad. Otherwise it has what the last call or another program left there.
+    """
+    if tokenizer.is_fast:
+        backend, limit = tokenizer.backend_tokenizer, max_length(tokenizer)
+        backend.no_padding()
+        backend.no_truncation()
+        if limit is not None:
+            backend.enable_truncation(limit, direction=tokenizer.truncation_side)
+    tokenizer.save_pretrained(folder)
 
 
 def describe_onnx_outputs(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -140,13 +158,18 @@ def verify(folder: Path) -> None:
         process = subprocess.run(
             [sys.executable, "-c", Path(__file__).with_name("check.py").read_text(encoding="utf-8"), folder.resolve()],
             cwd=elsewhere,
-            env={**environment, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": elsewhere, "CUDA_VISIBLE_DEVICES": ""},
+            env={
+                **environment,
+                "HF_HUB_OFFLINE": "1",
+                "HF_MODULES_CACHE": elsewhere,
+                "CUDA_VISIBLE_DEVICES": "",
+                "PYTHONIOENCODING": "utf-8",
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
         )
     if process.returncode != 0:
-        # The last difference printed, or else the error.
-        differences, errors = process.stdout.strip(), process.stderr.strip() or f"exit code {process.returncode}"
-        reason = f"largest difference, {differences.splitlines()[-1]}" if differences else errors.splitlines()[-1]
+        errors = process.stderr.strip() or f"exit code {process.returncode}"
+        reason = "; ".join(process.stdout.strip().splitlines()) or errors.splitlines()[-1]
         raise ValueError(f"the release does not reproduce the model's embeddings in a new process: {reason}")

@@ -28,7 +28,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from model_card.facts import Onnx
-from model_card.folder import GOLDEN_SENTENCES, GOLDEN_TOLERANCE
+from model_card.folder import GOLDEN_SENTENCES, GOLDEN_TOLERANCE, write_tokenizer
 from model_card.plain import max_length, write_sentence_transformers_files
 from modeling_sarcse import SarcseModel, rows_by_length
 from sarcse.comparison import correlations, reference_task
@@ -144,7 +144,7 @@ def write_folder_without_code(model: SarcseModel, tokenizer: PreTrainedTokenizer
     config = copy.deepcopy(model.config.encoder_config)
     config.architectures = [type(model.encoder).__name__]
     config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    write_tokenizer(tokenizer, folder)
     write_sentence_transformers_files(folder, model.config.hidden_size, "cls", max_length(tokenizer))
 
 

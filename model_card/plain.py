@@ -12,21 +12,20 @@ import torch
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from configuration_sarcse import POOLER_FIELD, __version__
-from modeling_sarcse import POOLERS, SarcseModel
-from sarcse.loading import PLAIN_MODULES, POOLING_MODES
+from modeling_sarcse import SarcseModel
+from sarcse.loading import PLAIN_MODULES, POOLING_MODES, plain_poolers
 from sarcse.record import write_json
 
 
 def why_not_plain(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Why a model cannot be released as a plain encoder; None if it can."""
-    pooler = model.sentence_encoder
-    if pooler.pooling_mode is None:
-        able = " and ".join(name for name, row in POOLERS.items() if row.pooling_mode is not None)
+    poolers = plain_poolers()
+    if model.config.pooler not in poolers:
         return (
-            f"its embedding is {pooler.description}, which needs this project's code (pooler {model.config.pooler}; "
-            f"{able} need none)"
+            f"its embedding is {model.sentence_encoder.description}, which needs this project's code (pooler "
+            f"{model.config.pooler}; {' and '.join(poolers)} need none)"
         )
-    if pooler.pooling_mode == "cls" and tokenizer.padding_side == "left":
+    if poolers[model.config.pooler] == "cls" and tokenizer.padding_side == "left":
         return "its tokenizer pads on the left, so other programs would take padding for the first token"
     # The embedding never uses the class's own pooler, but it may depend on any other weight.
     more = [name for name in missing_weights(model) if not name.startswith("pooler.")]
@@ -61,7 +60,7 @@ def write_plain_model(
     setattr(encoder.config, POOLER_FIELD, model.config.pooler)
     encoder.config.sarcse_version = __version__
     encoder.save_pretrained(folder, max_shard_size=max_shard_size)
-    mode = str(model.sentence_encoder.pooling_mode)
+    mode = plain_poolers()[model.config.pooler]
     write_sentence_transformers_files(folder, model.config.hidden_size, mode, max_length(tokenizer))
 
 

@@ -6,7 +6,7 @@ What cannot be used is reported here, in one message, before anything is trained
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import cached_file, has_file, logging
 
 from configuration_sarcse import POOLER_FIELD, SENTENCE_TRANSFORMERS_FILES, SarcseConfig
-from modeling_sarcse import SarcseModel, encoder_max_length, is_made_up, position_padding
+from modeling_sarcse import POOLERS, SarcseModel, encoder_max_length, is_made_up, position_padding
 
 
 logger = logging.get_logger(__name__)
@@ -90,8 +90,8 @@ def load_model(
             check_saved_fields(name_or_path, config, options)
             model = AutoModel.from_pretrained(name_or_path, revision=revision, **arguments)
         else:
-            if hasattr(config, POOLER_FIELD):
-                check_pooler(name_or_path, getattr(config, POOLER_FIELD), options)
+            if (pooler := released_pooler(name_or_path, vars(config))) is not None:
+                check_pooler(name_or_path, pooler, options)
             model = SarcseModel.from_encoder_pretrained(
                 name_or_path, tokenizer=tokenizer, revision=revision, **options
             )
@@ -282,8 +282,8 @@ def register_code(name: str, fields: dict[str, Any], revision: str, trust_remote
     auto_map = fields["auto_map"]
     if not trust_remote_code:
         raise UntrustedCodeError(
-            f"{name} needs its own Python code ({auto_map['AutoModel']}). That code can do on this machine whatever "
-            "you can. If you have read it and trust it, add --trust_remote_code."
+            f"{name} needs its own Python code ({auto_map['AutoConfig']}, {auto_map['AutoModel']}). That code can do "
+            "on this machine whatever you can. If you have read it and trust it, add --trust_remote_code."
         )
     config_class, model_class = (
         get_class_from_dynamic_module(auto_map[auto_class], name, revision=revision)
@@ -313,9 +313,14 @@ def kind_of_model(name_or_path: str, revision: str = "main") -> Literal["sarcse"
     `modules.json` for sentence-transformers, unless files for that library change the embeddings: by other pooling, a
     further module, a prompt, fewer dimensions, a lower limit or lower case. What cannot be read counts as an encoder,
     since loading it gives the best error message.
+
+    Raises:
+        ValueError: if it is a plain release with an unknown pooler.
     """
+    fields = config_fields(name_or_path, revision)
+    released_pooler(name_or_path, fields)
     try:
-        if is_sarcse(config_fields(name_or_path, revision)):
+        if is_sarcse(fields):
             return "sentence-transformers" if changed_in_sentence_transformers(name_or_path, revision) else "sarcse"
         return "sentence-transformers" if has_file(name_or_path, "modules.json", revision=revision) else "encoder"
     except (OSError, ValueError):
@@ -335,6 +340,32 @@ def is_sarcse(fields: dict[str, Any]) -> bool:
     return fields.get("model_type") == SarcseConfig.model_type or POOLER_FIELD in fields
 
 
+def plain_poolers() -> dict[str, str]:
+    """
+    The poolers of plain releases, by name, with their pooling modes: the two that a release's check, its card's
+    examples and the page of a Space compute themselves. A model with any other pooler is released with its code.
+    """
+    return {name: pooler.pooling_mode for name, pooler in POOLERS.items() if pooler.pooling_mode in ("cls", "mean")}
+
+
+def released_pooler(name_or_path: str, fields: Mapping[str, Any]) -> str | None:
+    """
+    The pooler of a plain release, which its configuration names; None for any other model.
+
+    Raises:
+        ValueError: if no plain release has this pooler.
+    """
+    if POOLER_FIELD not in fields:
+        return None
+    pooler, known = fields[POOLER_FIELD], plain_poolers()
+    if not isinstance(pooler, str) or pooler not in known:
+        raise ValueError(
+            f"{name_or_path}: config.json has {POOLER_FIELD}={pooler!r}, which no release of this version has (only "
+            f"{' and '.join(known)}). Download the release again, or correct the field."
+        )
+    return pooler
+
+
 def changed_in_sentence_transformers(name_or_path: str, revision: str = "main") -> str | None:
     """
     What in sentence-transformers' files beside a SARCSE model gives other embeddings than the model itself, with the
@@ -345,7 +376,8 @@ def changed_in_sentence_transformers(name_or_path: str, revision: str = "main") 
         file = cached_file(name_or_path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
         return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
-    pooler = config_fields(name_or_path, revision).get(POOLER_FIELD)  # None for a model with code
+    pooler = released_pooler(name_or_path, config_fields(name_or_path, revision))  # None for a model with code
+    mode = None if pooler is None else plain_poolers()[pooler]
     try:
         modules, pooling, saved, transformer, tokenizer = map(content, CHANGING_FILES)
     except (OSError, ValueError):
@@ -358,7 +390,7 @@ def changed_in_sentence_transformers(name_or_path: str, revision: str = "main") 
     length = transformer.get("max_seq_length")
     found = {
         f"modules.json lists {', '.join(types)}": types != expected,
-        f"1_Pooling/config.json pools by {pooling_mode(pooling)}": pooler not in (None, pooling_mode(pooling)),
+        f"1_Pooling/config.json pools by {pooling_mode(pooling)}": mode not in (None, pooling_mode(pooling)),
         **{
             f"config_sentence_transformers.json has {name} {saved.get(name)!r}": saved.get(name) is not None
             for name in ("default_prompt_name", "truncate_dim")

@@ -9,28 +9,37 @@ import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from markdown_it import MarkdownIt
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from model_card import folder as folder_module
 from model_card.__main__ import main
-from model_card.card import WIDGET, eval_result_entries, seeds_table, write_card
+from model_card.card import WIDGET, eval_result_entries, placeholder, seeds_table, write_card
 from model_card.facts import Facts, Onnx, read_facts, read_scores, read_seeds
-from model_card.folder import GOLDEN_SENTENCES, verify, write_model
+from model_card.folder import GOLDEN_SENTENCES, verify, write_model, write_tokenizer
 from model_card.hub import files_of
 from model_card.release import ReleaseOptions, build
 from modeling_sarcse import SarcseModel
-from sarcse.comparison import ModelScores, TaskScores
+from sarcse.comparison import ModelScores, Results, TaskDifference, TaskScores, difference, report
+from sarcse.embedding import encode, measure
 from sarcse.loading import load_model
+from sarcse.parsing import parse_arguments
 from sarcse.sts import STS_TASKS
+from sarcse.tokens import FREQUENCY_WEIGHTINGS
+from sarcse.training import build_trainer
 
 from . import hub_rules
-from .conftest import DEMO, ENCODER, PROJECT, refusal, run_command, run_python
+from .conftest import DEMO, ENCODER, PROJECT, flags, refusal, run_command, run_python
 from .ways_to_load import EXACT, LOWER_PRECISION
 
 
@@ -87,6 +96,58 @@ def test_the_same_model_gives_the_same_release_byte_by_byte(release_folder, fini
     assert [path.name for path in again.parent.iterdir()] == ["sarcse-tiny"], "nothing is left beside it"
 
 
+def test_a_release_is_built_through_a_link(finished_run, tmp_path):
+    """To a folder, to an earlier release, and to a folder that does not exist yet; the link stays."""
+    target, link = tmp_path / "disk" / "release", tmp_path / "link"
+    link.symlink_to(target)
+    (tmp_path / "disk").mkdir()
+    for _ in range(2):
+        folder, _ = build(ReleaseOptions(str(finished_run[0]), str(link)))
+        assert folder == link and link.is_symlink() and (target / "golden_embeddings.json").is_file()
+        assert [path.name for path in target.parent.iterdir()] == ["release"], "nothing is left beside it"
+        (target / "stale.txt").write_text("of an earlier release")
+    assert not {path.name for path in tmp_path.iterdir()} - {"disk", "link"}
+
+
+def test_tokenizer_json_alone_cuts_at_the_models_limit(release_folder, tokenizer, tmp_path):
+    """
+    Whatever an encoder or the last call left there: programs without transformers read that file. The plain form and
+    both folders of the other one are read here by the package tokenizers.
+    """
+    for folder in (tmp_path / "plain", tmp_path / "with_code"):
+        own = AutoTokenizer.from_pretrained(ENCODER)
+        own(["Why?", "A longer one."], padding=True, truncation=True, max_length=8, pad_to_multiple_of=8)
+        assert own.backend_tokenizer.truncation["max_length"] == 8 and own.backend_tokenizer.padding is not None
+        model, plain = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean"), folder.name == "plain"
+        own.model_max_length = 128
+        write_model(model, own, folder, plain, with_decoder=False)
+        write_tokenizer(own, folder / "onnx")
+    folders = [release_folder, *(tmp_path / "plain", tmp_path / "with_code")]
+    for file in [path for folder in folders for path in folder.rglob("tokenizer.json")]:
+        bare = Tokenizer.from_file(str(file))
+        for sentence in GOLDEN_SENTENCES:
+            expected = tokenizer(sentence)["input_ids"]
+            expected = expected if len(expected) <= 128 else [*expected[:127], tokenizer.sep_token_id]
+            assert bare.encode(sentence).ids == expected, file
+
+
+@pytest.mark.parametrize(
+    "left", [{"truncation": {"max_length": 32}}, {"padding": {"length": 64, "pad_id": 1, "pad_token": "<pad>"}}]
+)
+def test_the_reader_that_fails_is_named_with_what_it_reads(release_folder, tmp_path, left):
+    """Here the package tokenizers; AutoModel gives the same embeddings, and its difference is not printed."""
+    folder = shutil.copytree(release_folder, tmp_path / "release")
+    bare = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if "padding" in left:
+        bare.enable_padding(**left["padding"])
+    else:
+        bare.enable_truncation(**left["truncation"])
+    bare.save(str(folder / "tokenizer.json"))
+    told = r"process: transformers: the same; tokenizers: ValueError: tokenizer.json: (32|64) tokens, not the same \d+"
+    with pytest.raises(ValueError, match=told):
+        verify(folder)
+
+
 def test_large_weights_are_sharded(finished_run, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_module, "MAX_SHARD_SIZE", "1MB")
     # This also loads it in a new process.
@@ -131,7 +192,8 @@ def test_a_release_with_other_embeddings_is_stopped(release_folder, tmp_path):
     golden["embeddings"][0][0] += 0.01
     (folder / "golden_embeddings.json").write_text(json.dumps(golden))
     with pytest.raises(
-        ValueError, match="does not reproduce the model's embeddings in a new process: .*difference, transf"
+        ValueError,
+        match="does not reproduce .* in a new process: transformers: largest diff.*; tokenizers: the",
     ):
         verify(folder)
 
@@ -419,6 +481,82 @@ def test_no_line_of_a_card_is_long_for_those_who_read_it_as_it_is(facts, tmp_pat
         assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
 
 
+def test_a_score_in_lower_precision_is_labelled_and_not_published(finished_run, tokenizer, tmp_path):
+    """As `eval_sts.py --bf16` gives it."""
+    model_dir, _ = finished_run
+    results = json.loads((model_dir / "sts_results.json").read_text(encoding="utf-8"))
+    assert results["precision"] == "float32", "of a training"
+    models = {str(model_dir): scored({"STS12": 61.234}).to_json()}
+    for precision in ("float32", "bfloat16"):
+        content = {"precision": precision, "models": models}
+        (tmp_path / "results.json").write_text(json.dumps(content), encoding="utf-8")
+        model = SarcseModel.from_pretrained(model_dir)
+        facts = read_facts(model_dir, model, tokenizer, str(tmp_path / "results.json"))
+        write_card(tmp_path / "README.md", facts, "you/model", "v1", None, [])
+        card = ModelCard.load(tmp_path / "README.md")
+        published, text = "model-index" in card.data.to_dict(), " ".join(card.text.split())
+        assert published == bool(eval_result_entries(facts)) == (precision == "float32")
+        assert ("encoded in bfloat16, so these are not the scores of the model as released" in text) != published
+        assert "61.23" in text
+    shutil.copy(tmp_path / "results.json", tmp_path / "sts_results.json")
+    record = json.loads((model_dir / "training_record.json").read_text(encoding="utf-8"))
+    record["hyperparameters"] |= {"seed": 1, "data_seed": 1}
+    (tmp_path / "training_record.json").write_text(json.dumps(record), encoding="utf-8")
+    content["models"] = {"after: x": models[str(model_dir)]}
+    (tmp_path / "sts_results.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"--seeds {tmp_path}: scored in bfloat16, not in float32"):
+        read_seeds(model_dir, [str(tmp_path)])
+
+
+def test_a_training_in_lower_precision_is_scored_as_its_file_is_read(tmp_path):
+    """In float32, like the row before it: the published scores are the model's. Its steps keep their precision."""
+    trainer = build_trainer(*parse_arguments(flags(tmp_path / "model", bf16="true")))
+    trainer.train()
+    trainer.save_results()
+    model, tokenizer = load_model(str(tmp_path / "model"))
+    saved = measure(partial(encode, model, tokenizer), trainer.tasks)
+    after = trainer.measurements[f"after: {tmp_path / 'model'}"]
+    for task, similarities in saved.similarities.items():
+        np.testing.assert_array_equal(after.similarities[task], similarities)
+    assert not torch.equal(encode(trainer.unwrapped, tokenizer, ["A dog."]), encode(model, tokenizer, ["A dog."]))
+
+
+HOSTILE = "a`b [c](http://d.e) <b>f</b> | *g* _h_ &lt; ~~i~~ \\ - j\n# k"
+
+
+def test_names_are_text_in_a_card_and_in_tables(facts, finished_run, tokenizer, tmp_path):
+    """
+    Whatever a file or a folder is called: rendered by a Markdown parser, the names are there as they are, on one line,
+    and add neither a link nor HTML nor a cell.
+    """
+    facts.record["base_model"] = {"name": HOSTILE, "revision": None}
+    facts.record["train_data"]["name"] = HOSTILE
+    facts.record["hyperparameters"] |= {"optim_args": HOSTILE, "metric_for_best_model": HOSTILE}
+    own = facts.own()
+    tasks = {f"{HOSTILE} {number}": scores for number, scores in enumerate([*own.tasks.values()] * 2)}
+    facts.models = {HOSTILE: replace(own, tasks=tasks), "two": replace(own, tasks=tasks)}
+    facts.row = "two"
+    license = "x *y* | z\n--- a: b\n---\n"
+    write_card(tmp_path / "README.md", facts, placeholder(HOSTILE), None, license, [])
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.license == license and card.data.model_name == "a-b-c-http-d.e-b-f-b-g-_h_-lt-i-j-k"
+    parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    results = Results(facts.models, {"two": difference(own, own, np.zeros((1, 2)))}, "float32")
+    results.differences["two"].tasks = {task: TaskDifference(1.0, [0.5, 1.5]) for task in tasks}
+    name = " ".join(HOSTILE.split())
+    for text, times in ((card.text, 4 + 2 * 2 + 1), (report(results), 1 + 2 + 2 * 3)):
+        tokens = parser.parse(text)
+        inline = [token for token in tokens if token.type == "inline"]
+        children = [child for token in inline for child in token.children]
+        assert "http://d.e" not in {child.attrs.get("href") for child in children}
+        assert not [child for child in children if child.type in ("html_inline", "em_open", "s_open")]
+        assert "k" not in {token.content for token in inline}
+        shown = ["".join(child.content for child in token.children).replace("\u00a0", " ") for token in inline]
+        assert sum(line.count(name) for line in shown) >= times, shown
+        rows = [token for token in tokens if token.type == "tr_open"]
+        assert len([token for token in tokens if token.type in ("th_open", "td_open")]) % 2 == 0 and rows
+
+
 def test_an_incomplete_task_is_no_published_score(facts, tmp_path):
     facts.models, facts.row = {"m": scored({"STS12": 61.0}, missing=1)}, "m"
     write_card(tmp_path / "README.md", facts, "you/model", "v1", None, [])
@@ -426,6 +564,22 @@ def test_an_incomplete_task_is_no_published_score(facts, tmp_path):
     assert "model-index" not in card.data.to_dict() and eval_result_entries(facts) == []
     text = " ".join(card.content.split())
     assert "61.00" in text and "only some of the published pairs were scored: STS12" in text
+
+
+@pytest.mark.parametrize(
+    ("weighting", "said"),
+    [
+        ("smooth_inverse", "with smaller weights for frequent tokens"),
+        ("self_information", "with smaller weights for frequent tokens"),
+        ("uniform", "all with the same weight"),
+    ],
+)
+def test_the_card_says_how_tokens_were_weighted(facts, tmp_path, weighting, said):
+    assert FREQUENCY_WEIGHTINGS.keys() == {"smooth_inverse", "self_information", "uniform"}
+    facts.record["hyperparameters"]["frequency_weighting"] = weighting
+    write_card(tmp_path / "README.md", facts, "you/model", "v1", None, [])
+    text = " ".join(ModelCard.load(tmp_path / "README.md").text.split())
+    assert said in text and text.count("weight for") + text.count("weights for") == (weighting != "uniform")
 
 
 def test_what_was_not_measured_is_left_out(facts, tmp_path):
@@ -441,13 +595,27 @@ def test_runs_that_differ_in_their_seed_alone_are_read(finished_run, tmp_path, t
     model_dir, _ = finished_run
     record = json.loads((model_dir / "training_record.json").read_text())
     results = json.loads((model_dir / "sts_results.json").read_text())
-    record["hyperparameters"]["seed"] = 1
+    record["hyperparameters"] |= {"seed": 1, "data_seed": 1}
     own = results["models"].pop(f"after: {model_dir}")
     results["models"] = {**results["models"], "after: elsewhere": {**own, "average": 12.5}}
     (tmp_path / "training_record.json").write_text(json.dumps(record))
     (tmp_path / "sts_results.json").write_text(json.dumps(results))
     facts = read_facts(model_dir, SarcseModel.from_pretrained(model_dir), tokenizer, seed_dirs=[str(tmp_path)])
     assert {seed: scores.average for seed, scores in facts.seeds.items()} == {42: own["average"], 1: 12.5}
+    for name, value in {
+        "neftune_noise_alpha": 5.0,
+        "lr_scheduler_kwargs": {"num_cycles": 2},
+        "optim_args": "eps=1",
+        "torch_compile": True,
+        "data_seed": 7,
+    }.items():
+        other = {**record, "hyperparameters": {**record["hyperparameters"], name: value}}
+        (tmp_path / "training_record.json").write_text(json.dumps(other), encoding="utf-8")
+        with pytest.raises(ValueError, match=f"in more than the seed: hyperparameters.{name}"):
+            read_seeds(model_dir, [str(tmp_path)])
+    record["hyperparameters"]["data_seed"] = 42  # one order of the sentences for both seeds
+    (tmp_path / "training_record.json").write_text(json.dumps(record), encoding="utf-8")
+    assert read_seeds(model_dir, [str(tmp_path)]).keys() == {42, 1}
     record["train_data"] = {"name": "corpus", "hub_id": None, "token_count_samples": 100}  # of a stream
     (tmp_path / "training_record.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="in more than the seed: .*train_data.token_count_samples"):
@@ -474,7 +642,7 @@ ROW = {"pooler": "cls", "tasks": {"sts": TASK}, "average": 1.0, "average_interva
 def test_results_of_another_shape_are_one_line_that_names_the_file(tmp_path, content, message):
     path = tmp_path / "results.json"
     path.write_text(json.dumps({"models": {"after: m": ROW}}))
-    models, own = read_scores(path, tmp_path)
+    models, own, _ = read_scores(path, tmp_path)
     assert own == "after: m" and models[own].tasks["sts"].pairs == 9
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"results.json: .*{message}") as error:
