@@ -61,12 +61,24 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--space", metavar="DIR", help="Write a Space of the release to this folder. Run it with `python DIR/app.py`."
     )
-    parser.add_argument("--push_space", metavar="REPO", help="Also push the Space to this repository, you/name.")
+    parser.add_argument(
+        "--push_space",
+        metavar="REPO",
+        help="Also push the Space to this repository, you/name. It is private if its model is.",
+    )
+    parser.add_argument(
+        "--public_space", action="store_true", help="Make the Space public even if its model is private."
+    )
     parser.add_argument(
         "--beside",
         metavar="MODEL",
         help="Second model in the Space: a release, or an encoder (with mean pooling). Default: the encoder that the "
         "training started from, if it is on the Hub.",
+    )
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="Let the Space run a model's code that is not this installation's. Read the code first.",
     )
     return parser
 

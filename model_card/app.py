@@ -57,21 +57,26 @@ class Model:
         name (`str`): Its id on the Hub or, without a revision, its folder relative to this file.
         revision (`str`, *optional*): Commit on the Hub.
         pooling (`str`, *optional*): "mean" or "cls". Default: the model's own code makes the embedding.
+        code (`bool`): The model's own code may run.
 
     Raises:
         Exception: whatever transformers raises if it cannot be loaded.
     """
 
-    def __init__(self, name: str, revision: str | None, pooling: str | None) -> None:
+    def __init__(self, name: str, revision: str | None, pooling: str | None, code: bool) -> None:
+        if revision and Path(name).exists():  # transformers would read it, whatever the revision
+            raise OSError(f"{name} exists here and would be read instead of the Hub's: start the page elsewhere.")
         self.source = name if revision else str((HERE / name).resolve())
         self.revision, self.pooling = revision, pooling
         self.label = Path(self.source).name + (f", {pooling} pooling" if pooling else "")
-        # The model's code runs only if the embedding needs it, and from the Hub only at the pinned commit.
-        options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": pooling is None}
+        # The model's code runs only if the embedding needs it, and from the Hub only at the pinned commit. Code of the
+        # tokenizer never runs: with the encoder's configuration none is needed.
+        options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": code and pooling is None}
         config = AutoConfig.from_pretrained(self.source, **options)
         of_encoder = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING  # T5 and the like: the encoder alone
         auto_class: Any = AutoModelForTextEncoding if of_encoder else AutoModel
         self.network = auto_class.from_pretrained(self.source, dtype=torch.float32, **options).eval()
+        options |= {"config": getattr(config, "encoder_config", config), "trust_remote_code": False}
         self.tokenizer = AutoTokenizer.from_pretrained(self.source, **options)
         positions = getattr(config, "max_position_embeddings", None) or -1
         if 0 < positions < self.tokenizer.model_max_length:  # the tokenizer was saved without a limit
@@ -153,7 +158,7 @@ def load_models() -> tuple[list[Model], str | None]:
     (first, *second), reason = SPACE["models"], SPACE["no_second_model"]
     try:
         models = [Model(**first)]
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"app.py: {first['name']}, which space.json names, could not be loaded. {str(error).splitlines()[0]}")
     try:
         models += [Model(**fields) for fields in second]
@@ -398,7 +403,7 @@ EXAMPLES: list[list[str]] = SPACE["examples"]
 
 
 with gr.Blocks(title=SPACE["title"], analytics_enabled=False) as demo:
-    gr.Markdown(f"# {SPACE['title']}\n\n{SPACE['about']}")
+    gr.Markdown(SPACE["about"])
     with gr.Tab("Compare"):
         text = gr.Textbox(
             "\n".join(EXAMPLES[0]), label="Sentences, one per line (Shift+Enter to compare)", lines=4, max_lines=12

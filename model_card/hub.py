@@ -146,8 +146,8 @@ def check_private(api: HfApi, repo_id: str, kind: str) -> None:
     """
     if not api.repo_info(repo_id, repo_type=kind).private:
         raise ValueError(
-            f"{repo_id} exists and is public, but was to be private: make it private in its settings on the Hub, or "
-            "choose another name. Nothing was sent."
+            f"{repo_id} exists and is public, but was to be private: make it private in its settings on the Hub, "
+            f"{'add --public_space, ' * (kind == 'space')}or choose another name. Nothing was sent."
         )
 
 

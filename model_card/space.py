@@ -10,6 +10,7 @@ import shlex
 import shutil
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, SpaceCard, SpaceCardData
 from huggingface_hub.errors import HFValidationError, HTTPError
@@ -18,11 +19,14 @@ from transformers import PretrainedConfig
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
-from configuration_sarcse import POOLER_FIELD
+import configuration_sarcse
+from configuration_sarcse import AUTO_MAP
 from model_card.card import WIDGET
+from model_card.folder import RELEASE_CODE
 from model_card.hub import RELEASE_MARK, SPACE_MARK, explain, files_of, push_space
+from sarcse.comparison import markdown_text
 from sarcse.figures import COLORS
-from sarcse.loading import kind_of_model, loadable
+from sarcse.loading import kind_of_model, loadable, plain_poolers, released_pooler
 from sarcse.record import write_json
 
 
@@ -36,7 +40,7 @@ APP = Path(__file__).with_name("app.py")
 TEMPLATE = Path(__file__).with_name("space.md")
 
 # How a card names the encoder that a training started from, if it is on the Hub.
-STARTED_FROM = re.compile(r"Started\s+from\s+`([^`]+)`\s+at\s+commit\s+`(\w+)`")
+STARTED_FROM = re.compile(r"Started\s+from\s+`([^`]+)`\s+at\s+commit\s+`([0-9a-f]{40})`")
 NO_SECOND_MODEL = (
     "No second model is shown: this model's card names no encoder on the Hub that the training started from."
 )
@@ -50,18 +54,24 @@ class SpaceOptions:
     Args:
         space (`str`): Folder that the Space is written to.
         push_space (`str`, *optional*): Its repository on the Hub, `you/name`. Without it the Space stays here.
+        public_space (`bool`): Make a new Space public even if its model is private.
         beside (`str`, *optional*):
             Folder or Hub id of the second model. Default: the encoder that the training started from.
+        trust_remote_code (`bool`): The page may run a model's code that is not this installation's.
     """
 
     space: str
     push_space: str | None = None
+    public_space: bool = False
     beside: str | None = None
+    trust_remote_code: bool = False
 
     def flags(self) -> list[str]:
         """The flags that make this Space again."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        return [part for name, value in given.items() if value is not None for part in (f"--{name}", value)]
+        given = {f"--{f.name}": getattr(self, f.name) for f in fields(self)}
+        return [
+            part for flag, value in given.items() if value for part in ([flag] if value is True else [flag, value])
+        ]
 
 
 @dataclass
@@ -72,9 +82,10 @@ class Shown:
     Args:
         name (`str`): Its id on the Hub, or its folder relative to the Space.
         revision (`str`, *optional*): Commit on the Hub; None for a folder.
-        pooling (`str`, *optional*): "mean" or "cls"; None if the model's own code makes the embedding.
+        pooling (`str`, *optional*): "mean" or "cls"; None if the model's own code makes the embedding and may run.
         source (`str`): Hub id or folder to load it from on this machine.
         files (`list[str]`): The files in its folder or repository.
+        private (`bool`): Its repository on the Hub is private.
     """
 
     name: str
@@ -82,9 +93,15 @@ class Shown:
     pooling: str | None
     source: str
     files: list[str] = field(default_factory=list)
+    private: bool = False
 
-    def settings(self) -> dict[str, str | None]:
-        return {"name": self.name, "revision": self.revision, "pooling": self.pooling}
+    def settings(self) -> dict[str, str | bool | None]:
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "pooling": self.pooling,
+            "code": self.pooling is None,
+        }
 
 
 def make_space(model: str, revision: str, options: SpaceOptions, private: bool, token: str | None = None) -> None:
@@ -95,16 +112,16 @@ def make_space(model: str, revision: str, options: SpaceOptions, private: bool, 
         model (`str`): Folder or Hub id of the release.
         revision (`str`): Branch, tag or commit on the Hub. The Space pins the commit that it points to now.
         options (`SpaceOptions`): Options of the command.
-        private (`bool`): Make a new repository private.
+        private (`bool`): Make a new Space private. One of a private model is private without it.
         token (`str`, *optional*): Default: the token from `hf auth login` or HF_TOKEN.
 
     Raises:
         ValueError: says what is wrong and, if something is left to do, which command to run.
     """
     folder = Path(options.space)
-    first = find_release(model, revision, folder)
+    first = find_release(model, revision, folder, options.trust_remote_code)
     card = read_card(first)
-    second = second_model(options.beside, card, folder)
+    second = second_model(options, card, folder)
     try:
         files = write_space(folder, first, second, card)
     except OSError as error:
@@ -116,8 +133,10 @@ def make_space(model: str, revision: str, options: SpaceOptions, private: bool, 
     if options.push_space is None:
         return
     message = f"Space of {first.name} at {first.revision}"
+    needs_token = first.private or second is not None and second.private
+    hidden = (private or needs_token) and not options.public_space
     try:
-        push_space(files, options.push_space, private, message, token)
+        push_space(files, options.push_space, hidden, message, token)
     except (HTTPError, OSError) as error:
         parts = ["python", "-m", "model_card", first.name, "--revision", str(first.revision), *options.flags()]
         command = shlex.join(parts + ["--private"] * private)
@@ -125,19 +144,19 @@ def make_space(model: str, revision: str, options: SpaceOptions, private: bool, 
             f"{explain(error, options.push_space)}\nThe Space is complete in {folder}. To finish:\n  {command}"
         ) from error
     print(f"Pushed: {HfApi().endpoint}/spaces/{options.push_space}")
-    if private:
-        print("If the model is private, add a secret HF_TOKEN to the Space, with a token that can read the model.")
+    if needs_token:
+        print("The model is private: add a secret HF_TOKEN to the Space, with a token that can read the model.")
 
 
 # --- The models ------------------------------------------------------------------------------------------------------
 
 
-def find_release(name_or_path: str, revision: str, folder: Path) -> Shown:
+def find_release(name_or_path: str, revision: str, folder: Path, trust_remote_code: bool) -> Shown:
     """
     Raises:
-        ValueError: there is no release under this name or path.
+        ValueError: there is no release under this name or path, or its code is not trusted.
     """
-    found = find(name_or_path, revision, folder)
+    found = find(name_or_path, revision, folder, trust_remote_code)
     if RELEASE_MARK not in found.files:
         raise ValueError(
             f"{name_or_path}: not a release. Add --release_dir OUT to build one from a training's output, or give a "
@@ -146,20 +165,20 @@ def find_release(name_or_path: str, revision: str, folder: Path) -> Shown:
     return found
 
 
-def find(name_or_path: str, revision: str, folder: Path) -> Shown:
+def find(name_or_path: str, revision: str, folder: Path, trust_remote_code: bool = False) -> Shown:
     """
     A model, with its name relative to `folder`, where the Space will be.
 
     Raises:
-        ValueError: it is neither a folder here nor on a reachable Hub, it holds no model, or its embeddings need
-            sentence-transformers.
+        ValueError: it is neither a folder here nor on a reachable Hub, it holds no model, its embeddings need
+            sentence-transformers, or it needs code that is not trusted.
     """
-    path, commit = Path(name_or_path), None
+    path, commit, private = Path(name_or_path), None, False
     if path.is_dir():
         name, files = os.path.relpath(path.resolve(), folder.resolve()), list(files_of(path))
     else:
         name = name_or_path
-        commit, files = look_up(name, revision)
+        commit, files, private = look_up(name, revision)
     kind = kind_of_model(name_or_path, commit or "main")
     if kind == "sentence-transformers":
         raise ValueError(
@@ -171,12 +190,36 @@ def find(name_or_path: str, revision: str, folder: Path) -> Shown:
     with loadable(name_or_path):
         config, _ = PretrainedConfig.get_config_dict(name_or_path, revision=commit or "main")
     # A plain release names its pooler, and any other release has code. An encoder gets mean pooling.
-    pooling = config.get(POOLER_FIELD) if kind == "sarcse" else "mean"
-    return Shown(name, commit, pooling, name_or_path, files)
+    pooler = released_pooler(name_or_path, config)
+    pooling = "mean" if kind == "encoder" else plain_poolers()[pooler] if pooler is not None else None
+    if pooling is None and not trust_remote_code:
+        check_code(name_or_path, commit, config)
+    return Shown(name, commit, pooling, name_or_path, files, private)
 
 
-def look_up(name: str, revision: str) -> tuple[str, list[str]]:
-    """The commit of a model on the Hub, and its files."""
+def check_code(name_or_path: str, commit: str | None, config: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: the code that a model's page would run is not this installation's, byte for byte.
+    """
+    foreign, own = [], Path(configuration_sarcse.__file__).parent
+    for file in sorted(RELEASE_CODE):
+        there = cached_file(name_or_path, file, revision=commit, _raise_exceptions_for_missing_entries=False)
+        if there is None or Path(there).read_bytes() != (own / file).read_bytes():
+            foreign.append(file)
+    if config.get("auto_map") != AUTO_MAP:
+        foreign = [f"auto_map {config.get('auto_map')} of {CONFIG_NAME}"]
+    if foreign:
+        where = f"{name_or_path} at commit {commit}" if commit else name_or_path
+        raise ValueError(
+            f"{where}: its page would run Python code that is not this installation's ({', '.join(foreign)}). That "
+            "code can do on the page's machine whatever its user can. If you have read it and trust it, add "
+            "--trust_remote_code."
+        )
+
+
+def look_up(name: str, revision: str) -> tuple[str, list[str], bool]:
+    """The commit of a model on the Hub, its files, and whether it is private."""
     try:
         validate_repo_id(name)
         about = HfApi().model_info(name, revision=revision)
@@ -184,26 +227,33 @@ def look_up(name: str, revision: str) -> tuple[str, list[str]]:
         raise ValueError(f"{name}: no such folder, and not the name of a model on the Hub.") from error
     except (HTTPError, OSError) as error:
         raise ValueError(f"{name}: no such folder, and {explain(error, name)}") from error
-    return str(about.sha), [file.rfilename for file in about.siblings or []]
+    return str(about.sha), [file.rfilename for file in about.siblings or []], bool(about.private)
 
 
 def read_card(model: Shown) -> ModelCard:
     with loadable(model.source):
-        return ModelCard(Path(cached_file(model.source, "README.md", revision=model.revision)).read_text("utf-8"))
+        path = Path(cached_file(model.source, "README.md", revision=model.revision))
+        return ModelCard(path.read_text(encoding="utf-8"))
 
 
-def second_model(beside: str | None, card: ModelCard, folder: Path) -> Shown | None:
-    """The requested model. Default: the encoder that the training started from, if it is on the Hub."""
-    if beside is not None:
-        return find(beside, "main", folder)
+def second_model(options: SpaceOptions, card: ModelCard, folder: Path) -> Shown | None:
+    """
+    The requested model. Default: the encoder on the Hub that the training started from, under mean pooling.
+
+    The card is a stranger's text. So the encoder is pinned to the commit that the card names, and nothing in its
+    repository can make the page run code or read a folder.
+    """
+    if options.beside is not None:
+        return find(options.beside, "main", folder, options.trust_remote_code)
     started_from = STARTED_FROM.search(card.text)
     if started_from is None:
         return None
-    name, commit = started_from[1], started_from[2]
+    name, commit = started_from.groups()
     try:
-        return find(name, commit, folder)
-    except ValueError:  # the Hub cannot be reached now; if the page cannot either, it says so
-        return Shown(name, commit, pooling="mean", source=name)
+        validate_repo_id(name)
+    except HFValidationError:  # a path, for example
+        return None
+    return Shown(name, commit, pooling="mean", source=name)
 
 
 # --- The folder ------------------------------------------------------------------------------------------------------
@@ -227,7 +277,7 @@ def check_space(options: SpaceOptions, model: str, release_dir: str | None = Non
         if Path(other).resolve() in (folder.resolve(), *folder.resolve().parents):
             raise ValueError(f"--space {folder}: would be inside the model's folder {other}; choose another folder.")
     if options.beside is not None:
-        find(options.beside, "main", folder)
+        find(options.beside, "main", folder, options.trust_remote_code)
     if options.push_space is not None:
         at_hub = push is not None if release_dir is not None else not Path(model).is_dir()
         check_push(options.push_space, at_hub, options.beside)
@@ -256,11 +306,12 @@ def write_space(folder: Path, first: Shown, second: Shown | None, card: ModelCar
     """Write the files of a Space, replacing those of an earlier one; returns them by name."""
     name = Path(first.source).resolve().name if first.revision is None else first.name.split("/")[-1]
     link = f"{HfApi().endpoint}/{first.name}/tree/{first.revision}"
-    what = f"[{first.name}]({link})" if first.revision else "this model"
+    what = f"[{markdown_text(first.name)}]({link})" if first.revision else "this model"
+    about = f"Sentence embeddings: compare and search sentences with {what}, and see which tokens matter."
     models = [shown for shown in (first, second) if shown is not None]
     settings = {
         "title": name,
-        "about": f"Sentence embeddings: compare and search sentences with {what}, and see which tokens matter.",
+        "about": f"# {markdown_text(name)}\n\n{about}",
         "models": [shown.settings() for shown in models],
         "no_second_model": None if second else NO_SECOND_MODEL,
         "examples": [[item["source_sentence"], *item["sentences"]] for item in WIDGET],
@@ -280,13 +331,14 @@ def write_space(folder: Path, first: Shown, second: Shown | None, card: ModelCar
         models=[shown.name for shown in models if shown.revision] or None,
         preload_from_hub=[preloaded(first)] if first.revision else None,
     )
+    folder = folder.resolve()  # the folder that a link will lead to, if there is none yet
     files = {name: folder / name for name in (APP.name, SPACE_MARK, "requirements.txt", "README.md")}
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(APP, files[APP.name])
     write_json(files[SPACE_MARK], settings)
     files["requirements.txt"].write_text("\n".join(REQUIREMENTS) + "\n", encoding="utf-8")
     pinned = f", at commit `{first.revision}`" if first.revision else ""
-    text = SpaceCard.from_template(data, str(TEMPLATE), title=name, what=what, pinned=pinned)
+    text = SpaceCard.from_template(data, str(TEMPLATE), title=markdown_text(name), what=what, pinned=pinned)
     text.save(files["README.md"])
     return files
 

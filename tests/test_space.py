@@ -27,7 +27,7 @@ from transformers import AutoModel, AutoTokenizer, T5Config, T5Model
 from model_card.__main__ import main
 from model_card.folder import write_model
 from model_card.hub import files_of, push_space
-from model_card.space import GRADIO_VERSION, NO_SECOND_MODEL, REQUIREMENTS, find, second_model
+from model_card.space import GRADIO_VERSION, NO_SECOND_MODEL, REQUIREMENTS, SpaceOptions, find, second_model
 from modeling_sarcse import SarcseModel
 from sarcse.figures import COLORS, FIGURES
 
@@ -246,15 +246,64 @@ def test_a_space_of_somebody_elses_is_left_alone(space, monkeypatch):
         assert list(hub.repositories["spaces", "me/page"].commits) == [commit]
 
 
+SPACES = """
+from pathlib import Path
+from model_card import __main__, hub
+hub.push(Path({release!r}), "me/hidden", True, "main", "v1")
+hub.push(Path({release!r}), "me/open", False, "main", "v1")
+for name, model, *flags in {spaces!r}:
+    space = ["--space", {folder!r}, "--push_space", f"me/{{name}}"]
+    __main__.run([f"me/{{model}}", *space, *flags])
+"""
+
+
+def test_a_space_is_as_private_as_what_it_shows(release_folder, tmp_path):
+    """Unless the user asks for another; of a public model too. The Hub needs a token to read a private model."""
+    spaces = {
+        ("of-hidden", "hidden"): True,
+        ("of-open", "open"): False,
+        ("asked-hidden", "open", "--private"): True,
+        ("asked-open", "hidden", "--public_space"): False,
+        ("beside-hidden", "open", "--beside", "me/hidden"): True,
+    }
+    names = {"release": str(release_folder), "folder": str(tmp_path / "space"), "spaces": list(spaces)}
+    with LoopbackHub({MINE: ("me", "write")}) as hub:
+        hub.add("spaces", "me/taken", {"space.json": b"{}"})
+        environment = hub.environment(tmp_path / "home", MINE)
+        process = run_python("-c", SPACES.format(**names), cwd=PROJECT, **environment)
+        assert process.returncode == 0, process.stderr
+        found = {name: hub.repositories["spaces", f"me/{name[0]}"].private for name in spaces}
+        command = ["-m", "model_card", "me/hidden", "--space", tmp_path / "space", "--push_space", "me/taken"]
+        refused = run_python(*command, cwd=PROJECT, **environment)
+    assert found == spaces
+    assert process.stdout.count("add a secret HF_TOKEN to the Space") == 3
+    assert refused.returncode == 2
+    assert "me/taken exists and is public, but was to be private" in refused.stderr
+    assert "add --public_space, or choose another name. Nothing was sent" in refused.stderr
+
+
+def test_a_space_is_written_through_a_link(release_folder, tmp_path):
+    """Even if it leads to a folder that does not exist yet."""
+    for target in (tmp_path / "empty", tmp_path / "none" / "yet"):
+        link = tmp_path / f"to-{target.name}"
+        link.symlink_to(target)
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        process = run_command("-m", "model_card", release_folder, "--space", link, cwd=PROJECT)
+        assert process.returncode == 0, process.stderr
+        assert link.is_symlink() and {path.name for path in target.iterdir()} == FILES
+        (model,) = json.loads((target / "space.json").read_text(encoding="utf-8"))["models"]
+        assert (target / model["name"]).resolve() == release_folder.resolve()
+
+
 @pytest.mark.parametrize(
     "line", ["Started from `org/encoder` at commit `{}`.", "Started from\n  `a/b`\n  at commit `{}`."]
 )
 def test_the_second_model_is_the_encoder_that_the_card_names(tmp_path, line):
     """With its commit, even if the Hub cannot be reached."""
     card = ModelCard(f"---\nlicense: mit\n---\n- {line.format('c' * 40)}\n")
-    second = second_model(None, card, tmp_path)
-    assert second.settings() == {"name": re.search("`(.+?)`", line)[1], "revision": "c" * 40, "pooling": "mean"}
-    assert second_model(None, ModelCard("---\nlicense: mit\n---\nStarted from `encoder`.\n"), tmp_path) is None
+    second = second_model(SpaceOptions(str(tmp_path)), card, tmp_path)
+    name = re.search("`(.+?)`", line)[1]
+    assert second.settings() == {"name": name, "revision": "c" * 40, "pooling": "mean", "code": False}
 
 
 # --- The page, without a browser -------------------------------------------------------------------------------------
@@ -337,7 +386,7 @@ def test_ten_thousand_sentences_are_searched_and_none_is_embedded_twice(app, mon
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_an_encoder_is_pooled_as_it_should_be(app, space, pooling):
     """As for the default second model and a plain release; padding is ignored."""
-    embeddings = app.Model(os.path.relpath(ENCODER, space), None, pooling).embed(SENTENCES)
+    embeddings = app.Model(os.path.relpath(ENCODER, space), None, pooling, False).embed(SENTENCES)
     encoder, tokenizer = AutoModel.from_pretrained(ENCODER).eval(), AutoTokenizer.from_pretrained(ENCODER)
     for sentence, embedding in zip(SENTENCES, embeddings, strict=True):
         with torch.no_grad():
@@ -371,7 +420,7 @@ def test_of_an_encoder_and_decoder_the_encoder_is_shown(app, tokenizer, tmp_path
     config = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
     folder = random_encoder(tmp_path / "t5", T5Model(config), None)
     AutoTokenizer.from_pretrained(ENCODER, model_max_length=10**30).save_pretrained(folder)
-    model = app.Model(folder, None, "mean")
+    model = app.Model(folder, None, "mean", False)
     assert model.embed(["word " * 1000]).shape == (1, 32) and not model.is_cut("word " * 1000)
 
 
