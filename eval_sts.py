@@ -21,7 +21,15 @@ from accelerate import PartialState
 from modeling_sarcse import POOLERS
 from sarcse import figures
 from sarcse.comparison import PRECISION, Measurement, compare, report, write_results
-from sarcse.embedding import draw_figures, explain, explanation_text, load_embedders, measure
+from sarcse.embedding import (
+    draw_figures,
+    explain,
+    explanation_text,
+    load_embedders,
+    measure,
+    recorded_picked_on,
+    task_picked_on,
+)
 from sarcse.parsing import in_utf8
 from sarcse.sts import STS_TASKS, load_tasks
 
@@ -126,6 +134,7 @@ def score_command(args: argparse.Namespace, device: torch.device) -> None:
         ):
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
                 measurements[row] = measure(embed, tasks, pooler)
+            measurements[row].picked_on = task_picked_on(recorded_picked_on(model), tasks)
             if not all(np.isfinite(values).all() for values in measurements[row].similarities.values()):
                 raise ValueError(f"{row}: some embeddings are not finite numbers; check the model's weights.")
     if PartialState().is_main_process:

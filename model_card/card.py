@@ -18,6 +18,7 @@ from sarcse.arguments import HEALTH, ModelArguments, metric_name
 from sarcse.comparison import (
     PRECISION,
     ModelScores,
+    incomplete_tasks,
     intervals_table,
     markdown_code,
     markdown_table,
@@ -83,10 +84,11 @@ def published_scores(facts: Facts) -> dict[str, float]:
     comparable.
     """
     own = facts.own() if facts.precision == PRECISION else None
+    incomplete = incomplete_tasks(own) if own else {}
     return {
-        task: scores.spearman
+        scores.loaded_as: scores.spearman
         for task, scores in (own.tasks if own else {}).items()
-        if task in STS_TASKS and scores.pairs == STS_TASKS[task].pairs and scores.spearman is not None
+        if scores.loaded_as is not None and task not in incomplete and scores.spearman is not None
     }
 
 
@@ -193,9 +195,7 @@ def scores_section(facts: Facts) -> str | None:
     for name, scores in facts.models.items():
         label = "this model" if name == facts.row else short_name(name)
         models[f"{label} ({len(models) + 1})" if label in models else label] = scores
-    incomplete = [
-        task for task, scores in own.tasks.items() if task in STS_TASKS and scores.pairs != STS_TASKS[task].pairs
-    ]
+    incomplete = incomplete_tasks(own)
     parts = [
         "Spearman correlation x 100 between cosine similarities and human ratings, with all subsets of a task "
         "concatenated. The best score of each column is in bold.",
@@ -210,6 +210,11 @@ def scores_section(facts: Facts) -> str | None:
         parts.append(
             "Not comparable with published scores, because only some of the published pairs were scored: "
             f"{', '.join(incomplete)}."
+        )
+    if own.picked_on is not None:
+        parts.append(
+            f"The pairs of {markdown_text(own.picked_on)} also picked this model's checkpoint, which makes its score "
+            "on them too high."
         )
     parts += [
         "This model's scores with 95% bootstrap intervals over the pairs:",

@@ -21,7 +21,7 @@ from huggingface_hub.dataclasses import strict
 from scipy import stats
 from tqdm.auto import tqdm
 
-from sarcse.sts import STS_TASKS
+from sarcse.sts import STS_TASKS, loaded_as
 
 
 BOOTSTRAP_RESAMPLES = 1000
@@ -53,6 +53,7 @@ class TaskScores(Correlation):
 
     subsets: dict[str, Correlation]
     interval: list[float] | None  # of the Spearman correlation
+    loaded_as: str | None = None  # the key of STS_TASKS, if these are pairs of a published task
 
 
 @strict
@@ -76,6 +77,7 @@ class ModelScores:
     average: float | None
     average_interval: list[float] | None
     geometry: Geometry | None
+    picked_on: str | None = None  # the task whose pairs picked the model's checkpoint
 
     def to_json(self) -> dict[str, Any]:
         entry = asdict(self)
@@ -94,7 +96,7 @@ class ModelScores:
             tasks[task] = TaskScores(**{**scores, "subsets": subsets})
         geometry = {part.name: entry[part.name] for part in fields(Geometry) if part.name in entry}
         own = entry["pooler"], tasks, entry["average"], entry["average_interval"]
-        return cls(*own, Geometry(**geometry) if geometry else None)
+        return cls(*own, Geometry(**geometry) if geometry else None, entry.get("picked_on"))
 
 
 @dataclass
@@ -139,6 +141,7 @@ class Measurement:
     pooler: str | None
     similarities: dict[str, np.ndarray] = field(default_factory=dict)  # task -> (P,)
     geometry: Geometry | None = None
+    picked_on: str | None = None  # the task whose pairs picked the model's checkpoint
 
 
 def reference_task(tasks: Collection[str]) -> str | None:
@@ -250,9 +253,17 @@ def model_scores(measurement: Measurement, tasks: dict[str, datasets.Dataset], r
     for (task, pairs), distribution in zip(tasks.items(), resampled):
         own = correlations(measurement.similarities[task], gold_scores(pairs))
         subsets = subset_correlations(measurement.similarities[task], pairs)
-        scores[task] = TaskScores(**asdict(own), subsets=subsets, interval=interval(distribution))
+        scores[task] = TaskScores(
+            **asdict(own), subsets=subsets, interval=interval(distribution), loaded_as=loaded_as(pairs)
+        )
     average = mean_and_interval([task.spearman for task in scores.values()], resampled)
-    return ModelScores(measurement.pooler, scores, *average, measurement.geometry)
+    return ModelScores(measurement.pooler, scores, *average, measurement.geometry, measurement.picked_on)
+
+
+def incomplete_tasks(scores: ModelScores) -> dict[str, int]:
+    """The tasks of which only some published pairs were scored, or more, with the number that was published."""
+    published = {name: STS_TASKS[task.loaded_as].pairs for name, task in scores.tasks.items() if task.loaded_as}
+    return {name: pairs for name, pairs in published.items() if scores.tasks[name].pairs != pairs}
 
 
 def difference(scores: ModelScores, baseline: ModelScores, resampled: np.ndarray) -> Difference:
@@ -385,9 +396,14 @@ def report(results: Results) -> str:
     how = "" if results.precision == PRECISION else f" Encoded in {results.precision}."
     parts = [f"Spearman x 100, the best in bold.{how}", results_table(results.models)]
     notes = [
-        f"{task} has {scores.pairs} pairs here, but the published task has {STS_TASKS[task].pairs}: not comparable."
-        for task, scores in first.tasks.items()
-        if task in STS_TASKS and scores.pairs != STS_TASKS[task].pairs
+        f"{task} has {first.tasks[task].pairs} pairs here, but the published task has {pairs}: not comparable."
+        for task, pairs in incomplete_tasks(first).items()
+    ]
+    notes += [
+        f"{markdown_text(labels[name])}: the pairs of {markdown_text(scores.picked_on)} also picked its checkpoint, "
+        "which makes its score on them too high."
+        for name, scores in results.models.items()
+        if scores.picked_on is not None
     ]
     if first.geometry is not None:
         task = markdown_text(str(reference_task(first.tasks)))

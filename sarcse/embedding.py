@@ -40,6 +40,8 @@ from sarcse.comparison import (
     short_name,
 )
 from sarcse.loading import check_tokenizer, config_fields, is_sarcse, kind_of_model, load_model
+from sarcse.record import FILE_NAME as RECORD_NAME
+from sarcse.sentences import fingerprint
 from sarcse.tokens import unknown_share
 
 
@@ -226,6 +228,17 @@ def measure(embed: Embed, tasks: dict[str, datasets.Dataset], pooler: str | None
         if name == reference_task(tasks):
             measurement.geometry = embedded.geometry()
     return measurement
+
+
+def task_picked_on(picked_on: str | None, tasks: dict[str, datasets.Dataset]) -> str | None:
+    """The name of the task whose pairs picked a checkpoint, from the SHA-256 in the training's record."""
+    return next((name for name, pairs in tasks.items() if picked_on == fingerprint(pairs)), None)
+
+
+def recorded_picked_on(name_or_path: str) -> str | None:
+    """The SHA-256 of the pairs that picked a model's checkpoint; None without a record of its training."""
+    record = Path(name_or_path, RECORD_NAME)
+    return json.loads(record.read_text(encoding="utf-8")).get("picked_on") if record.is_file() else None
 
 
 def measure_before(

@@ -71,6 +71,7 @@ def training_record(
     args: SarcseTrainingArguments,
     commit: str | None,
     seconds: float | None,
+    picked_on: str | None,
 ) -> dict[str, Any]:
     """
     The content of training_record.json.
@@ -82,6 +83,7 @@ def training_record(
         args (`SarcseTrainingArguments`): The training's.
         commit (`str`, *optional*): From `code_commit`, when the training began.
         seconds (`float`, *optional*): Duration of the training; None if it was interrupted.
+        picked_on (`str`, *optional*): SHA-256 of the graded pairs that picked the checkpoint; None if none did.
     """
     values = args.to_dict()
     values["view_dropout"] = args.view_dropout_of(config.pooler)
@@ -93,6 +95,7 @@ def training_record(
         "base_model": base_model,
         "architecture": {name: getattr(config, name) for name in ModelArguments.architecture()},
         "train_data": sentences,
+        "picked_on": picked_on,
         # What, with the data and the model's configuration, determines the trained weights, as JSON values.
         "hyperparameters": {
             name: json.loads(json.dumps(value, default=str))

@@ -24,6 +24,7 @@ from sarcse.embedding import draw_figures, remove_results
 from sarcse.loading import tokenizer_as_loaded
 from sarcse.record import FILE_NAME as RECORD_NAME
 from sarcse.record import training_record, write_json
+from sarcse.sentences import fingerprint
 
 
 logger = logging.get_logger(__name__)
@@ -62,6 +63,12 @@ class ReleasingTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)
 
     @property
+    def picked_on(self) -> str | None:
+        """SHA-256 of the graded pairs that pick the checkpoint; None if the health does, or nothing."""
+        pairs, args = self.eval_dataset, self.args
+        return fingerprint(pairs) if pairs and args.load_best_model_at_end and not args.picked_by_health else None
+
+    @property
     def model_dir(self) -> Path:
         """The finished model's folder. It is not that of the adapters, which transformers would apply once more."""
         return Path(self.args.output_dir, "merged" if has_adapters(self.model) else "")
@@ -89,7 +96,13 @@ class ReleasingTrainer(Trainer):
                 self.processing_class.save_pretrained(folder)
         if self.corpus is not None and self.state.global_step > 0:
             record = training_record(
-                self.base_model, model.config, self.corpus.description, self.args, self.commit, self.seconds
+                self.base_model,
+                model.config,
+                self.corpus.description,
+                self.args,
+                self.commit,
+                self.seconds,
+                self.picked_on,
             )
             write_json(folder / RECORD_NAME, record)
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))

@@ -98,7 +98,14 @@ def load_sts(task_name: str, sts_dir: str | None = None, split: str = "test") ->
             f"{task_name} {split} has {len(pairs)} scored pairs here, but the published task has {expected}: "
             "the score is not comparable with published ones."
         )
-    return with_two_scores(pairs, f"{task_name} {split}")
+    pairs.info.dataset_name = f"{task_name} {split}"
+    return with_two_scores(pairs, pairs.info.dataset_name)
+
+
+def loaded_as(pairs: datasets.Dataset) -> str | None:
+    """The key of `STS_TASKS` whose test pairs `load_sts` loaded. None for any other pairs, whatever their name."""
+    task, _, split = (pairs.info.dataset_name or "").partition(" ")
+    return task if split == "test" else None
 
 
 def _load_from_hub(task: StsTask, split: str) -> datasets.Dataset:
@@ -283,5 +290,7 @@ def with_two_scores(pairs: datasets.Dataset, name: str | Path) -> datasets.Datas
 def load_tasks(task_names: list[str], sts_dir: str | None, pairs: str | None) -> dict[str, datasets.Dataset]:
     """Load the test pairs to score on, by task name; the pairs of your own file get the file's name."""
     if pairs is not None:
-        return {Path(pairs).name.split(".")[0]: load_pairs(pairs)}
+        file = Path(pairs).name
+        name = file.split(".")[0]
+        return {file if name in STS_TASKS else name: load_pairs(pairs)}
     return {name: load_sts(name, sts_dir) for name in task_names}

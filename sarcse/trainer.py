@@ -62,6 +62,7 @@ from sarcse.embedding import (
     measure,
     measure_before,
     pair_metrics,
+    task_picked_on,
 )
 from sarcse.gradient_cache import GradientCache
 from sarcse.health import HealthCheck
@@ -379,6 +380,7 @@ class SarcseTrainer(ReleasingTrainer):
                 model = self.unwrapped
                 with in_own_precision(model):  # as its file will be read
                     after = measure(partial(encode, model, self.processing_class), self.tasks, model.config.pooler)
+                after.picked_on = task_picked_on(self.picked_on, self.tasks)
                 self.measurements[f"after: {self.args.output_dir}"] = after
                 if self.is_world_process_zero():
                     self.results = compare(self.measurements, self.tasks)

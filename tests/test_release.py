@@ -24,17 +24,27 @@ from transformers import AutoTokenizer
 
 from model_card import folder as folder_module
 from model_card.__main__ import main
-from model_card.card import WIDGET, eval_result_entries, placeholder, seeds_table, write_card
+from model_card.card import WIDGET, eval_result_entries, eval_results, placeholder, seeds_table, write_card
 from model_card.facts import Facts, Onnx, read_facts, read_scores, read_seeds
 from model_card.folder import GOLDEN_SENTENCES, verify, write_model, write_tokenizer
 from model_card.hub import files_of
 from model_card.release import ReleaseOptions, build
 from modeling_sarcse import SarcseModel
-from sarcse.comparison import ModelScores, Results, TaskDifference, TaskScores, difference, report
+from sarcse.comparison import (
+    Measurement,
+    ModelScores,
+    Results,
+    TaskDifference,
+    TaskScores,
+    compare,
+    difference,
+    report,
+    write_results,
+)
 from sarcse.embedding import encode, measure
 from sarcse.loading import load_model
 from sarcse.parsing import parse_arguments
-from sarcse.sts import STS_TASKS
+from sarcse.sts import STS_TASKS, load_tasks
 from sarcse.tokens import FREQUENCY_WEIGHTINGS
 from sarcse.training import build_trainer
 
@@ -369,6 +379,7 @@ def test_the_card_says_what_was_recorded(release_folder, finished_run):
         "from one training seed",
         'revision="v1"',
         "graded pairs picked the checkpoint",
+        "The pairs of sts also picked this model's checkpoint, which makes its score on them too high.",
         "1 x CPU (1 thread)",
         f"torch {torch.__version__}",
         "![Density of the cosine similarity by gold rating](similarity_densities.png)",
@@ -418,7 +429,7 @@ def facts(finished_run, tokenizer) -> Facts:
 
 def scored(spearman: dict[str, float], missing: int = 0) -> ModelScores:
     tasks = {
-        task: TaskScores(value, 0.0, STS_TASKS[task].pairs - missing, subsets={}, interval=[0.0, 1.0])
+        task: TaskScores(value, 0.0, STS_TASKS[task].pairs - missing, subsets={}, interval=[0.0, 1.0], loaded_as=task)
         for task, value in spearman.items()
     }
     return ModelScores("autoencoder", tasks, statistics.fmean(spearman.values()), [0.0, 1.0], geometry=None)
@@ -555,6 +566,23 @@ def test_names_are_text_in_a_card_and_in_tables(facts, finished_run, tokenizer, 
         assert sum(line.count(name) for line in shown) >= times, shown
         rows = [token for token in tokens if token.type == "tr_open"]
         assert len([token for token in tokens if token.type in ("th_open", "td_open")]) % 2 == 0 and rows
+
+
+def test_own_pairs_are_no_published_task_whatever_their_name_and_number(facts, tmp_path):
+    """As in a file STSB.tsv with as many rows as the test pairs of STS-B."""
+    number = STS_TASKS["STSB"].pairs
+    rows = "".join(f"a {row}\tb {row}\t{row % 6}\n" for row in range(number))
+    (tmp_path / "STSB.tsv").write_text(f"sentence1\tsentence2\tscore\n{rows}", encoding="utf-8")
+    tasks = load_tasks(["STSB"], None, str(tmp_path / "STSB.tsv"))
+    similarities = np.random.default_rng(0).random(number)
+    for name, pairs in {**tasks, "STSB": tasks["STSB.tsv"]}.items():  # as the command names it, and as Python can
+        results = compare({"after: m": Measurement("cls", {name: similarities})}, {name: pairs})
+        write_results(results, tmp_path / "results.json")
+        facts.models, facts.row, _ = read_scores(tmp_path / "results.json", tmp_path)
+        assert facts.own().tasks[name].pairs == number
+        assert eval_results(facts) == [] and eval_result_entries(facts) == []
+    facts.models[facts.row].tasks[name].loaded_as = "STSB"
+    assert [result.dataset_type for result in eval_results(facts)] == ["mteb/stsbenchmark-sts"]
 
 
 def test_an_incomplete_task_is_no_published_score(facts, tmp_path):

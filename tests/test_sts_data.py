@@ -3,9 +3,9 @@ import shutil
 import datasets
 import pytest
 
-from sarcse.sts import STS_TASKS, load_pairs, load_sts, load_tasks
+from sarcse.sts import STS_TASKS, load_pairs, load_sts, load_tasks, loaded_as
 
-from .conftest import PROJECT
+from .conftest import DEMO, PROJECT
 
 
 YEARS = ("STS12", "STS13", "STS14", "STS15", "STS16")
@@ -104,6 +104,15 @@ def test_benchmark_and_sick_files_are_read_by_their_columns(tmp_path):
         "sentence1": ["A", "C"],
         "sentence2": ["B", "D"],
     }
+
+
+@pytest.mark.realdata
+def test_loaded_pairs_know_their_task(real_data, tmp_path):
+    """Also after a change of format. The development pairs are no published task's."""
+    folder = str(real_data / "data" / "senteval")
+    assert loaded_as(load_sts("STSB", folder).with_format("numpy")) == "STSB"
+    assert loaded_as(load_sts("STSB", folder, "dev")) is None
+    assert loaded_as(load_pairs(str(DEMO / "sts.tsv"))) is None
 
 
 @pytest.mark.realdata
