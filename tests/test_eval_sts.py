@@ -282,7 +282,8 @@ def test_one_model_keeps_its_name_in_results(tmp_path):
     )
     assert process.returncode == 0, process.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert set(results) == {"models"}
+    assert set(results) == {"precision", "models"} and results["precision"] == "bfloat16"
+    assert "Encoded in bfloat16." in process.stdout
     entry = results["models"][str(ENCODER)]
     assert entry["pooler"] == "mean" and entry["tasks"]["sts"]["pairs"] == 420
     assert entry["average"] == entry["tasks"]["sts"]["spearman"]
@@ -323,7 +324,7 @@ def test_without_sentence_transformers_the_message_says_what_to_install(monkeypa
     with pytest.raises(
         ValueError, match="here is a sentence-transformers model. To score it: `pip install sentence-transformers`"
     ):
-        load_sentence_transformer("here", "main", torch.device("cpu"), 32)
+        load_sentence_transformer("here", torch.device("cpu"), 32)
 
 
 @pytest.mark.parametrize(
