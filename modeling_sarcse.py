@@ -9,7 +9,6 @@ reconstruction has R rows and T = min(L, decoder_length) positions.
 import copy
 import importlib
 import inspect
-import math
 import re
 import threading
 from collections.abc import Iterator
@@ -351,7 +350,7 @@ class SarcseModel(PreTrainedModel):
             config.encoder_config = encoder.config
         # An encoder takes any other keyword without a word. (Some tokenizers give `token_type_ids` to every encoder.)
         own = inspect.signature(self.encoder.forward).parameters.keys() - {"kwargs"}
-        self.encoder_arguments = {*own, *TransformersKwargs.__annotations__, "token_type_ids"}
+        self.encoder_arguments = {*own, *inspect.get_annotations(TransformersKwargs), "token_type_ids"}
         self.sentence_encoder = pooler = POOLERS[config.pooler](config)
         self.sentence_decoder = pooler.decoder(config) if pooler.decoder and config.with_decoder else None
         self.projection = pooler.projection(config) if pooler.projection else None
@@ -742,7 +741,7 @@ def token_ids_of(texts: list[str], tokenizer: PreTrainedTokenizerBase, limit: in
         return []
     options: dict[str, Any] = {"truncation": limit is not None, "max_length": limit}
     batch = tokenizer(texts, **options)
-    longest = math.inf if limit is None else limit
+    longest = float("inf") if limit is None else limit
     for encoding in batch.encodings or ():  # none of a tokenizer in Python, which stores nothing
         cut_elsewhere = encoding.overflowing and len(encoding) != limit
         if 0 in encoding.attention_mask or cut_elsewhere or len(encoding) > longest:

@@ -25,7 +25,7 @@ from sarcse.comparison import (
 def tasks():
     """Two tasks with ties, one of them with subsets."""
     generator = np.random.default_rng(1)
-    return {
+    pairs = {
         name: datasets.Dataset.from_dict(
             {
                 "sentence1": [f"{name} {i}" for i in range(size)],
@@ -36,6 +36,8 @@ def tasks():
         )
         for name, size in (("STS13", 120), ("mine", 80))
     }
+    pairs["STS13"].info.dataset_name = "STS13 test"  # as `load_sts` calls it
+    return pairs
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ def test_a_model_that_cannot_tell_sentences_apart_scores_null():
     results = compare({"constant": measurement, "other": measurement}, {"same": pairs})
     entry = json.loads(json.dumps(results.to_json(), allow_nan=False))["models"]["constant"]
     assert entry["tasks"]["same"] == {
-        "spearman": None, "pearson": None, "pairs": 3, "interval": None, "subsets": {}
+        "spearman": None, "pearson": None, "pairs": 3, "interval": None, "subsets": {}, "loaded_as": None
     }  # fmt: skip
     assert entry["average"] is None and entry["average_interval"] is None and entry["alignment"] is None
     assert "| constant, mean |" in report(results)
@@ -153,12 +155,12 @@ def test_a_file_gives_back_the_scores_that_were_written(results, measurements, t
     assert {name: ModelScores.from_json(entry) for name, entry in written["models"].items()} == results.models
     first = written["models"]["path/noisy"]
     geometry = ["alignment", "positive_pairs", "uniformity", "sentences"]
-    assert list(first) == ["pooler", "tasks", "average", "average_interval", *geometry]
-    assert list(first["tasks"]["mine"]) == ["spearman", "pearson", "pairs", "subsets", "interval"]
+    assert list(first) == ["pooler", "tasks", "average", "average_interval", "picked_on", *geometry]
+    assert list(first["tasks"]["mine"]) == ["spearman", "pearson", "pairs", "subsets", "interval", "loaded_as"]
     assert written["differences"]["minus"] == "path/noisy"
     single = compare({"one": Measurement("cls", measurements["path/noisy"].similarities)}, tasks)
     written = json.loads(json.dumps(single.to_json()))
-    assert list(written) == ["precision", "models"] and list(written["models"]["one"])[-1] == "average_interval"
+    assert list(written) == ["precision", "models"] and list(written["models"]["one"])[-1] == "picked_on"
     assert ModelScores.from_json(written["models"]["one"]) == single.models["one"]
 
 
@@ -188,7 +190,10 @@ def test_what_reads_as_well_as_the_best_is_bold_too(results, tasks):
 
 
 def test_the_report_says_what_its_numbers_rest_on(measurements, tasks):
-    text = report(compare(measurements, {"STS13": tasks["STS13"]}))
+    picked = {**measurements, "path/better": replace(measurements["path/better"], picked_on="STS13")}
+    text = report(compare(picked, {"STS13": tasks["STS13"]}))
+    assert "- path/better, autoencoder: the pairs of STS13 also picked its checkpoint, which makes its score" in text
+    assert text.count("picked its checkpoint") == 1
     assert "STS13 has 120 pairs here, but the published task has 1500: not comparable." in text
     assert "On STS13: alignment of 30 pairs with a score above 4, uniformity of 240 distinct sentences" in text
     assert "Minus path/noisy, cls, on the same resamples" in text
