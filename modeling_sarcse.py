@@ -489,8 +489,8 @@ class SarcseModel(PreTrainedModel):
             encoder_kwargs: Passed to the encoder, for example `token_type_ids` or `output_hidden_states`.
 
         Raises:
-            ValueError: if a reconstruction is requested from a model without a decoder, `input_ids` are missing where
-                the special tokens must be known, or the encoder has no argument of a name in `encoder_kwargs`.
+            ValueError: if a reconstruction is requested from a model without a decoder, or `input_ids` are missing
+                where the special tokens must be known. Also if the encoder has no argument of a keyword's name.
         """
         if unknown := encoder_kwargs.keys() - self.encoder_arguments:
             raise ValueError(f"neither this model nor its encoder has an argument {', '.join(sorted(unknown))}.")

@@ -98,7 +98,8 @@ def alone_in_folder(args: TrainingArguments) -> Iterator[None]:
         ValueError: in all processes, if another run trains there, or nothing can be written there.
     """
     path = Path(args.output_dir).resolve() / LOCK_NAME
-    refusal, takes = None, args.process_index == 0 and LOCKS.get(path, (None,))[0] != threading.get_ident()
+    refusal, is_new = None, not path.parent.exists()
+    takes = args.process_index == 0 and LOCKS.get(path, (None,))[0] != threading.get_ident()
     if takes:
         try:
             take_lock(path)
@@ -116,6 +117,9 @@ def alone_in_folder(args: TrainingArguments) -> Iterator[None]:
             path.unlink(missing_ok=True)  # before it is released: afterwards it might be another run's
             if path in LOCKS:
                 os.close(LOCKS.pop(path)[1])
+            if is_new:
+                with suppress(OSError):  # something was saved
+                    path.parent.rmdir()
 
 
 # --- Which checkpoint to resume from ---------------------------------------------------------------------------------

@@ -171,7 +171,7 @@ def located(file: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def opened(file: str) -> Iterator[Any]:
     """A file, decompressed. Not by `fsspec.open`, which would expand patterns."""
     filesystem, path = located(file)
-    with filesystem.open(path) as stream:
+    with filesystem.open(path, "rb") as stream:
         yield DECOMPRESSORS.get(Path(file).suffix, lambda stream: stream)(stream)
 
 

@@ -240,6 +240,7 @@ def test_a_second_run_in_the_same_folder_is_refused_until_the_first_ends(tmp_pat
             trainer.train()
     finally:
         first.kill()
+        first.wait()
     resumed = train(folder, resume_from_checkpoint="last")
     first.communicate()
     assert resumed.returncode == 0, resumed.stderr

@@ -388,7 +388,10 @@ def test_code_of_an_encoder_runs_only_if_it_is_trusted(custom_encoder, tmp_path)
     refused = run_command(PROJECT / "train.py", *arguments, cwd=tmp_path)
     assert refused.returncode == 2 and "code of the encoder runs" not in refused.stdout
     (line,) = [line for line in refused.stderr.splitlines() if "error" in line]
-    assert f"{custom_encoder} needs its own Python code (modeling_custom.CustomModel)" in line
+    assert (
+        f"{custom_encoder} needs its own Python code (configuration_custom.CustomConfig, modeling_custom.CustomModel)"
+        in line
+    )
     assert line.endswith("add --trust_remote_code.")
     trained = run_python(PROJECT / "train.py", *arguments, "--trust_remote_code", "true", cwd=tmp_path, **home)
     assert trained.returncode == 0 and "code of the encoder runs" in trained.stdout, trained.stderr

@@ -258,7 +258,7 @@ def test_what_is_written_for_sentence_transformers_is_scored_as_it_is_there(
         if found is None:
             assert kind_of_model(str(folder)) == "sarcse"
             continue
-        ((_, kind, embed),) = load_embedders(str(folder), ["mean"], "main", torch.device("cpu"), 8, False, True)
+        ((_, kind, embed),) = load_embedders(str(folder), ["mean"], "main", torch.device("cpu"), 8, True)
         assert kind == "sentence-transformers"
         there = SentenceTransformer(str(folder), device="cpu", trust_remote_code=True).encode(SENTENCES)
         here = SentenceTransformer(str(source), device="cpu", trust_remote_code=True).encode(SENTENCES)
