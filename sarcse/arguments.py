@@ -208,6 +208,9 @@ class ReleaseArguments:
     )
 
 
+# Names of counts for the token weights, beside those of a file.
+ENGLISH, CORPUS = "english", "corpus"
+
 # The share of dimensions that a view of one pass drops, where that is the default. Half of it was no worse than two
 # passes in ten seeds on either encoder; under mean pooling the results are mixed (docs/choices.md).
 VIEW_DROPOUT = 0.1
@@ -259,6 +262,14 @@ class SarcseArguments(ReleaseArguments):
             "help": "Encode each sentence once, half the encoder's work, and make both views from its vectors: each "
             "view drops this share of their dimensions. 0: the encoder's own dropout makes the views, in two passes, "
             f"as in SimCSE. Default: {VIEW_DROPOUT} for the autoencoder with a reconstruction, else 0."
+        },
+    )
+    token_frequencies: str = field(
+        default=ENGLISH,
+        metadata={
+            "help": "Where tokens are counted for their weights. english: in a sample of Wikipedia, which comes with "
+            "this program; corpus: in the training text; or a file of general text in its language, of the kinds of "
+            "--train_file. Weights from a small corpus' own counts erase the words that name its topics."
         },
     )
     frequency_weighting: str = field(
@@ -468,6 +479,11 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         if self.learning_rate_budget is None:
             return LEARNING_RATE_BUDGET if self.reconstruction_weight > 0 else 0.0
         return self.learning_rate_budget
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether the training needs the frequencies of tokens."""
+        return self.reconstruction_weight > 0 and self.frequency_weighting != "uniform"
 
     @property
     def picked_by_health(self) -> bool:

@@ -18,7 +18,7 @@ from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from configuration_sarcse import __version__
-from sarcse.arguments import WITHOUT_EFFECT, ModelArguments, SarcseTrainingArguments
+from sarcse.arguments import CORPUS, ENGLISH, WITHOUT_EFFECT, ModelArguments, SarcseTrainingArguments
 from sarcse.checkpoints import decides
 
 
@@ -89,6 +89,8 @@ def training_record(
     values["view_dropout"] = args.view_dropout_of(config.pooler)
     if sentences.get("token_ids"):
         values["max_seq_length"] = None  # they were cut elsewhere, if at all
+    if args.token_frequencies not in (ENGLISH, CORPUS):
+        values["token_frequencies"] = Path(args.token_frequencies).name
     if values["eval_strategy"] != "steps":
         values["eval_steps"] = None
     return {

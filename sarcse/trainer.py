@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from hashlib import sha256
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from transformers.utils import logging
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel, SarcseModelOutput
 from sarcse.arguments import (
+    CORPUS,
     HEALTH,
     LOWER_IS_BETTER,
     TRAINABLE_POOLERS,
@@ -53,7 +55,7 @@ from sarcse.checkpoints import (
     run_settings,
 )
 from sarcse.comparison import compare
-from sarcse.corpus import Corpus, read_corpus
+from sarcse.corpus import Corpus, general_counts, read_corpus
 from sarcse.embedding import (
     check_alignment,
     embed_pairs,
@@ -119,8 +121,8 @@ class SarcseTrainer(ReleasingTrainer):
             health, which then picks the best checkpoint.
         processing_class (`PreTrainedTokenizerBase`, *optional*): Default: the tokenizer beside the model.
         token_weights (`torch.Tensor` of shape `(vocabulary_size,)`, *optional*):
-            Weights of the reconstruction errors by token id. Default: computed from the tokens' frequency in the
-            training data, or in a stream's first `token_count_samples` sentences.
+            Weights of the reconstruction errors by token id. Default: from the tokens' frequencies, as the arguments
+            say (`token_frequencies`, `frequency_weighting`, `frequency_smoothing`).
         eval_name (`str`): Name of the pairs in the metrics, as in `eval_{eval_name}_spearman`.
         tasks (`dict[str, datasets.Dataset]`, *optional*):
             Graded pairs that are scored before and after training, for the card. Default: the `eval_dataset`.
@@ -261,6 +263,7 @@ class SarcseTrainer(ReleasingTrainer):
             model_name_or_path=" at ".join(filter(None, self.base_model.values())),
             train_data=self.corpus and self.corpus.identity,
             stream_readers=readers if isinstance(self.train_dataset, SentenceStream) else None,
+            token_weights=sha256(self.token_weights.cpu().numpy().tobytes()).hexdigest() if self.reconstruct else None,
             eval_data=pairs and f"{len(pairs)} pairs with SHA-256 {fingerprint(pairs)}",
         )
 
@@ -279,7 +282,13 @@ class SarcseTrainer(ReleasingTrainer):
             self.accelerator.ddp_handler.find_unused_parameters = True  # costs a little time
         weights = self.given_weights
         if weights is None:
-            weights = token_weights(corpus.counts, args.frequency_weighting, args.frequency_smoothing)
+            counts = corpus.counts
+            if args.weighs_tokens and args.token_frequencies != CORPUS:
+                with args.main_process_first(desc="counting tokens"):
+                    counts = general_counts(
+                        args.token_frequencies, corpus, self.processing_class, self.unwrapped.config
+                    )
+            weights = token_weights(counts, args.frequency_weighting, args.frequency_smoothing)
         if weights.shape != (len(corpus.counts),):
             raise ValueError(
                 f"token_weights must have the shape ({len(corpus.counts)},), one for each token id; got "

@@ -8,8 +8,16 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
 from modeling_sarcse import SarcseModel
-from sarcse.arguments import HEALTH, ModelArguments, SarcseTrainingArguments, check_metric, check_reconstruction
+from sarcse.arguments import (
+    CORPUS,
+    HEALTH,
+    ModelArguments,
+    SarcseTrainingArguments,
+    check_metric,
+    check_reconstruction,
+)
 from sarcse.checkpoints import check_settings, checkpoint_to_resume, checkpoints
+from sarcse.corpus import general_file
 from sarcse.embedding import check_alignment
 from sarcse.loading import load_model
 from sarcse.sentences import DataArguments, load_sentences, source_of_sentences
@@ -34,6 +42,8 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
         raise ValueError("--streaming needs --max_steps, because the length of the corpus is unknown.")
     if data.eval_pairs is not None and data.sts_dir is not None:
         raise ValueError("--sts_dir has no effect with --eval_pairs, which replaces the STS data: leave one out.")
+    if training.weighs_tokens and training.token_frequencies != CORPUS:
+        general_file(training.token_frequencies)  # which must exist
     if data.dataset_config_name is not None and data.dataset_name is None:
         raise ValueError("--dataset_config_name has no effect without --dataset_name.")
     if not data.streaming and training.token_count_samples != SarcseTrainingArguments.token_count_samples:

@@ -43,6 +43,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 
 from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, SHARED
 from modeling_sarcse import SarcseModel
+from sarcse.arguments import CORPUS
 from sarcse.checkpoints import last_good_checkpoint
 from sarcse.comparison import correlations
 from sarcse.embedding import encode, measure
@@ -120,6 +121,7 @@ def flags_of(run: dict[str, Any], data: str, folder: str, bf16: bool) -> list[st
     # layers, and two passes.
     fields["autoencoder_learning_rate"] = fields["autoencoder_learning_rate"] or fields["learning_rate"]
     fields["view_dropout"] = fields["view_dropout"] or 0.0
+    fields["token_frequencies"] = CORPUS
     fields["health_sentences"] = 0  # the candidates have their own sentences, so that all are left for training
     fields |= {"model_name_or_path": encoder_folder(run["encoder"], data), "seed": run["seed"], "output_dir": folder}
     fields |= {"train_file": f"{data}/data/wiki500k.txt.xz", "max_seq_length": MAX_SEQ_LENGTH}

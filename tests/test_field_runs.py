@@ -107,6 +107,29 @@ def test_a_run_is_not_resumed_on_another_encoder(finished_run, tmp_path, tokeniz
     assert "model_name_or_path 'encoder' (now 'other')" in resuming(finished_run, tmp_path, model_name_or_path=folder)
 
 
+def test_a_run_is_not_resumed_with_other_token_weights(tmp_path):
+    """As from a file of general text whose content has changed. The record has the file's name, without its folder."""
+    general = write(tmp_path / "general.txt", "A dog runs across the wet grass.\n" * 3)
+    fields = {"token_frequencies": general, "max_steps": 2}
+    trained = run_command(PROJECT / "train.py", *flags(tmp_path / "run", **fields), cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    record = json.loads((tmp_path / "run" / "training_record.json").read_text())
+    assert record["hyperparameters"]["token_frequencies"] == "general.txt"
+    again = {**fields, "resume_from_checkpoint": tmp_path / "run" / "checkpoint-2"}
+    assert refusal(tmp_path, **again) == ""
+    write(tmp_path / "general.txt", "Why?\n" * 3)
+    assert re.search("belongs to a run with token_weights '.*' .now '", refusal(tmp_path, **again))
+
+
+@pytest.mark.parametrize("name", ["englisch", "absent.txt", "empty.txt"])
+def test_token_frequencies_of_no_text_are_refused(tmp_path, name):
+    write(tmp_path / "empty.txt", "")
+    given = tmp_path / name if "." in name else name
+    message = refusal(tmp_path, token_frequencies=given)
+    assert name in message and ("--token_frequencies" in message or "is empty" in message), message
+    assert "\n" not in message
+
+
 def test_a_run_is_not_resumed_with_a_setting_that_is_gone(finished_run, tmp_path):
     """The message for an earlier checkpoint names the old setting. A value that every run has now is no obstacle."""
     folder = shutil.copytree(finished_run[0], tmp_path / "before")

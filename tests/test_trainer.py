@@ -5,9 +5,11 @@ import fcntl
 import hashlib
 import itertools
 import json
+import lzma
 import os
 import re
 import signal
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,8 +23,10 @@ from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, AutoTokenizer, EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
+from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel
 from sarcse import SarcseTrainer, SarcseTrainingArguments
+from sarcse.corpus import ENGLISH_FILE
 from sarcse.sts import load_pairs
 from sarcse.tokens import FREQUENCY_WEIGHTINGS, token_weights
 
@@ -79,9 +83,9 @@ DATA = {
 
 @pytest.mark.parametrize("kind", DATA)
 def test_sentences_are_taken_as_people_have_them(tmp_path, tokenizer, kind):
-    """Token weights come from the sentences' own tokens, counted here one by one."""
+    """Here token weights come from the sentences' own tokens, counted one by one."""
     ids = tokenizer(TEXTS, truncation=True, max_length=32)["input_ids"]
-    arguments = SarcseTrainingArguments(str(tmp_path / "out"), **SMALL)
+    arguments = SarcseTrainingArguments(str(tmp_path / "out"), **SMALL, token_frequencies="corpus")
     trainer = SarcseTrainer(
         model=fresh_model(), args=arguments, train_dataset=DATA[kind](tmp_path, ids), processing_class=tokenizer
     )
@@ -92,6 +96,40 @@ def test_sentences_are_taken_as_people_have_them(tmp_path, tokenizer, kind):
     torch.testing.assert_close(trainer.token_weights[content[:20]], wanted)
     assert trainer.corpus.aside == ids  # all, since there are few; the health is measured on these
     assert trainer.train().global_step == 2
+
+
+@pytest.mark.parametrize("kind", ["english", "a file"])
+def test_tokens_are_counted_in_general_text(tmp_path, tokenizer, kind):
+    """By default in the sample of Wikipedia, or in a file of one's own. Here they are counted one by one."""
+    general = TEXTS[:3] if kind == "a file" else lzma.decompress(ENGLISH_FILE.read_bytes()).decode().splitlines()
+    (tmp_path / "general.txt").write_text("\n".join(TEXTS[:3]), encoding="utf-8")
+    fields = {"token_frequencies": str(tmp_path / "general.txt")} if kind == "a file" else {}
+    arguments = SarcseTrainingArguments(str(tmp_path / "out"), **SMALL, **fields)
+    trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, processing_class=tokenizer)
+    ids = tokenizer(general, truncation=True, max_length=128, add_special_tokens=False)["input_ids"]
+    counts = Counter(token for row in ids for token in row)
+    tokens = [*[token for token, _ in counts.most_common(20)], *range(100, 120)]
+    share = torch.tensor([counts[token] / counts.total() for token in tokens], dtype=torch.float64)
+    torch.testing.assert_close(trainer.token_weights[tokens], (1e-4 / (1e-4 + share)).float())
+
+
+def test_general_text_of_another_language_is_warned_about(tmp_path, tokenizer, caplog):
+    (tmp_path / "greek.txt").write_text("αβγ δεζ\n" * 20, encoding="utf-8")
+    arguments = SarcseTrainingArguments(str(tmp_path), **SMALL, token_frequencies=str(tmp_path / "greek.txt"))
+    SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, processing_class=tokenizer)
+    assert re.search(r"greek.txt: only \d+% of the training text's tokens occur there", caplog.text)
+    caplog.clear()
+    SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=TEXTS)
+    assert "occur there" not in caplog.text
+
+
+def test_token_ids_alone_are_weighted_by_their_own_counts_only_if_asked(tmp_path, tokenizer):
+    ids = datasets.Dataset.from_dict({"input_ids": [[0, 5, 6, 7, 8, 2]] * 16})
+    model = SarcseModel(SarcseConfig(encoder_config=fresh_model().config.encoder_config))  # from no folder
+    with pytest.raises(ValueError, match="--token_frequencies english needs the tokenizer: pass it .* in the corpus"):
+        SarcseTrainer(model, SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=ids)
+    for fields in ({"token_frequencies": "corpus"}, {"frequency_weighting": "uniform"}, {"reconstruction_weight": 0}):
+        SarcseTrainer(model, SarcseTrainingArguments(str(tmp_path), **SMALL, **fields), train_dataset=ids)
 
 
 UNREADABLE = {
@@ -558,6 +596,7 @@ def test_a_search_optimises_what_picks_the_best_model(tmp_path, pairs, tokenizer
         return tried[-1]
 
     arguments = {**SMALL, "lr_scheduler_type": "constant", "metric_for_best_model": "uniformity", "eval_steps": 2}
+    arguments["token_frequencies"] = "corpus"
     trainer = SarcseTrainer(
         args=SarcseTrainingArguments(str(tmp_path), **arguments),
         train_dataset=TEXTS,

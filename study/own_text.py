@@ -1,0 +1,308 @@
+"""
+The study on people's own text: how tokens should be weighted, judged by labelled short texts whose labels the training
+does not see.
+
+    python -m study.own_text [--encoders ...] [--corpora ...] [--weightings ...] [--seeds 3] [--processes 2]
+    python -m study.own_text --table
+
+Each run trains one epoch on a corpus with one weighting of the tokens, and is a line of study/results/own_text.jsonl.
+Labels score the even rows, which choices are made on, and the odd rows, which are reported: V-measure of k-means, and
+the share of the ten nearest neighbours with the same label. Wikipedia has graded pairs instead. Finished runs are
+skipped. "english" counts tokens in 500,000 sentences of Wikipedia.
+
+Shapes: N texts, d dimensions.
+"""
+
+import argparse
+import json
+import lzma
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sklearn.cluster import KMeans
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import v_measure_score
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, QUIET, SHARED
+from modeling_sarcse import SarcseModel
+from sarcse.arguments import SarcseTrainingArguments
+from sarcse.comparison import correlations, markdown_table
+from sarcse.embedding import encode, measure
+from sarcse.health import HealthCheck
+from sarcse.loading import load_model
+from sarcse.record import code_commit, versions
+from sarcse.sts import load_sts
+from sarcse.tokens import token_counts, tokenize
+from sarcse.trainer import SarcseTrainer
+from study.run import encoder_folder, sick_pairs
+
+
+LINES = PROJECT / "study" / "results" / "own_text.jsonl"
+ENCODERS = ("roberta-mini-wiki", "roberta-tiny-wiki", "all-MiniLM-L6-v2")
+WIKIPEDIA_SENTENCES = 20_032
+TASKS = ("STS12", "STS14", "STS15", "STSB")
+LABELLED = ("stackoverflow", "banking77")
+NEIGHBOURS = 10
+SAMPLE = 2_000  # texts for the numbers that need no labels
+
+
+# --- The corpora -----------------------------------------------------------------------------------------------------
+
+
+def read_labelled(path: Path) -> tuple[list[str], list[str]]:
+    """Texts and labels."""
+    with lzma.open(path, "rt", encoding="utf-8") as lines:
+        rows = [line.rstrip("\n").split("\t") for line in lines][1:]
+    texts, labels = zip(*rows)
+    return list(texts), list(labels)
+
+
+def read_corpus(name: str, data: str) -> tuple[list[str], list[str] | None]:
+    """The texts of a corpus, and their labels; Wikipedia has none."""
+    if name == "wikipedia":
+        with lzma.open(Path(data, "data", "wiki500k.txt.xz"), "rt", encoding="utf-8") as lines:
+            return [line.strip() for line, _ in zip(lines, range(WIKIPEDIA_SENTENCES))], None
+    if name.endswith("-long"):  # each text is four of the same label
+        texts, labels = read_corpus(name.removesuffix("-long"), data)
+        of: dict[str, list[str]] = {}
+        for text, label in zip(texts, labels):
+            of.setdefault(label, []).append(text)
+        joined = [(" ".join(t[i : i + 4]), label) for label, t in of.items() for i in range(0, len(t) - 3, 4)]
+        return [t for t, _ in joined], [label for _, label in joined]
+    files = {"stackoverflow": "stackoverflow.tsv.xz", "banking77": "banking77_train.tsv.xz"}
+    return read_labelled(Path(data, "data", "jobs", files[name]))
+
+
+# --- The weightings --------------------------------------------------------------------------------------------------
+
+# Weights by (corpus' shares, English shares, counts of the corpus), each `(vocabulary_size,)`.
+Weighting = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def inverse(share: np.ndarray, smoothing: float) -> np.ndarray:
+    return smoothing / (smoothing + share)
+
+
+def product(corpus: float, english: float) -> Weighting:
+    return lambda own, general, _: inverse(own, corpus) * inverse(general, english)
+
+
+WEIGHTINGS: dict[str, Weighting] = {
+    "uniform": lambda own, general, counts: np.ones_like(own),
+    **{
+        f"corpus-{a:g}": (lambda own, general, counts, a=a: inverse(own, a))
+        for a in (1e-4, 3e-4, 1e-3, 3e-3, 5e-3, 1e-2, 3e-2)
+    },
+    **{f"english-{a:g}": (lambda own, general, counts, a=a: inverse(general, a)) for a in (3e-5, 1e-4, 3e-4, 1e-3)},
+    **{f"product-{c:g}": product(c, 1e-4) for c in (1e-3, 3e-3, 5e-3, 1e-2, 3e-2)},
+    "self-information": lambda own, general, counts: -np.log(np.maximum(own, 1 / counts.sum())),
+    "mean-of-shares": lambda own, general, counts: inverse((own + general) / 2, 1e-4),
+    "geometric-mean": lambda own, general, counts: np.sqrt(inverse(own, 1e-4) * inverse(general, 1e-4)),
+    "corpus-capped-10": lambda own, general, counts: np.maximum(inverse(own, 1e-4), 0.1),
+    "corpus-capped-3": lambda own, general, counts: np.maximum(inverse(own, 1e-4), 1 / 3),
+    # Frequent here and there: the smaller of both shares.
+    "smaller-share": lambda own, general, counts: inverse(np.minimum(own, general), 1e-4),
+}
+
+
+def english_counts(tokenizer: PreTrainedTokenizerBase, size: int, special: list[int], data: str) -> np.ndarray:
+    """How often each token occurs in all sentences of Wikipedia, `(vocabulary_size,)`."""
+    with lzma.open(Path(data, "data", "wiki500k.txt.xz"), "rt", encoding="utf-8") as lines:
+        sentences = Dataset.from_dict({"text": [line.strip() for line in lines]})
+    return token_counts(tokenize(sentences, tokenizer, 128), size, special)
+
+
+# --- Scores ----------------------------------------------------------------------------------------------------------
+
+
+def neighbours(embeddings: np.ndarray, number: int) -> np.ndarray:
+    """The rows of each text's nearest neighbours, itself left out: `(N, d)` -> `(N, number)`."""
+    found = []
+    for start in range(0, len(embeddings), 1000):
+        similarities = embeddings[start : start + 1000] @ embeddings.T  # (1000, N)
+        similarities[np.arange(len(similarities)), start + np.arange(len(similarities))] = -np.inf
+        found.append(np.argpartition(-similarities, number, axis=1)[:, :number])
+    return np.concatenate(found)
+
+
+def label_scores(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """V-measure of k-means with as many clusters as labels, and precision at 10, both x 100."""
+    clusters = KMeans(len(set(labels)), n_init=5, random_state=0).fit_predict(embeddings)
+    same = labels[neighbours(embeddings, NEIGHBOURS)] == labels[:, None]  # (N, 10)
+    return {"v": 100 * v_measure_score(labels, clusters), "p10": 100 * same.mean()}
+
+
+def unlabelled_numbers(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, float]:
+    """Candidates for a check without labels."""
+    rows = tokenizer(texts[:1000], truncation=True, max_length=MAX_SEQ_LENGTH)["input_ids"]
+    embeddings = F.normalize(encode(model, tokenizer, texts), dim=1).numpy()
+    words = TfidfVectorizer(dtype=np.float32).fit_transform(texts)
+    near = neighbours(embeddings, NEIGHBOURS)
+    overlap = np.mean([words.multiply(words[near[:, column]]).sum(axis=1).mean() for column in range(NEIGHBOURS)])
+    return {
+        "halves": HealthCheck(rows[:256], model.config)(model),
+        "halves of 1000": HealthCheck(rows, model.config)(model),
+        "words of neighbours": 100 * float(overlap),
+    }
+
+
+def scores(
+    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], labels: list[str] | None, data: str
+) -> dict[str, Any]:
+    sample = [texts[row] for row in range(0, len(texts), max(1, len(texts) // SAMPLE))][:SAMPLE]
+    found: dict[str, Any] = {"unlabelled": unlabelled_numbers(model, tokenizer, sample)}
+    if labels is None:
+        sts = {task: load_sts(task, f"{data}/data/senteval") for task in TASKS}
+        sts |= {"STSB dev": load_sts("STSB", f"{data}/data/senteval", "dev"), "SICK dev": sick_pairs(data)}
+        similarities = measure(partial(encode, model, tokenizer), sts).similarities
+        gold = {task: np.array(pairs["score"][:]) for task, pairs in sts.items()}
+        return {**found, "sts": {task: correlations(similarities[task], gold[task]).spearman for task in sts}}
+    embeddings = F.normalize(encode(model, tokenizer, texts), dim=1).numpy()
+    of = np.array(labels)
+    halves = {"choose": slice(0, None, 2), "report": slice(1, None, 2)}
+    return {**found, **{name: label_scores(embeddings[half], of[half]) for name, half in halves.items()}}
+
+
+# --- Runs ------------------------------------------------------------------------------------------------------------
+
+
+def arguments_of(run: dict[str, Any], folder: str) -> SarcseTrainingArguments:
+    fields: dict[str, Any] = {"seed": run["seed"], "health_sentences": 0, "logging_steps": 1000}
+    if run["encoder"] == "all-MiniLM-L6-v2":
+        fields["learning_rate_budget"] = 0.0004
+    if run["weighting"] == "simcse":
+        fields |= {"reconstruction_weight": 0}
+    if run["weighting"] == "contrast":
+        fields |= {"reconstruction_weight": 0, "view_dropout": 0.1, "learning_rate": 1e-4}
+        fields |= {"learning_rate_budget": fields.get("learning_rate_budget", 0.003)}
+    fields |= run.get("fields", {})
+    return SarcseTrainingArguments(folder, **QUIET, **fields)
+
+
+def one_run(run: dict[str, Any], data: str) -> dict[str, Any]:
+    texts, labels = read_corpus(run["corpus"], data)
+    pooler = run.get("pooler") or ("mean" if run["encoder"] == "all-MiniLM-L6-v2" else "autoencoder")
+    pooler = {"simcse": "cls", "contrast": "mean", "none": "mean"}.get(run["weighting"], pooler)
+    torch.manual_seed(run["seed"])
+    length = run.get("fields", {}).get("max_seq_length")
+    decoder = {"decoder_length": length} if length else {}
+    model, tokenizer = load_model(str(encoder_folder(run["encoder"], data)), pooler=pooler, **decoder)
+    started = time.time()
+    if run["weighting"] != "none":
+        config = model.config
+        vocabulary = config.encoder_config.vocab_size
+        rows = Dataset.from_dict({"text": texts})
+        own = token_counts(tokenize(rows, tokenizer, MAX_SEQ_LENGTH), vocabulary, config.special_token_ids)
+        general = english_counts(tokenizer, vocabulary, config.special_token_ids, data)
+        weights = None
+        if run["weighting"] in WEIGHTINGS:
+            found = WEIGHTINGS[run["weighting"]](own / own.sum(), general / general.sum(), own)
+            weights = torch.from_numpy(found).float()
+        with tempfile.TemporaryDirectory() as folder:
+            SarcseTrainer(
+                model,
+                arguments_of(run, folder),
+                train_dataset=texts,
+                processing_class=tokenizer,
+                token_weights=weights,
+            ).train()
+    trained = time.time() - started
+    return {**scores(model.eval(), tokenizer, texts, labels, data), "seconds": round(trained, 1)}
+
+
+def key_of(run: dict[str, Any]) -> str:
+    """Identifies a run."""
+    names = ("encoder", "corpus", "weighting", "pooler", "fields", "seed")
+    return json.dumps([run.get(name) for name in names])
+
+
+def read_lines() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.is_file() else []
+
+
+def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """`one_run` in a separate process."""
+    command = [sys.executable, "-m", "study.own_text", "--run", json.dumps(run), "--data", arguments.data]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TOKENIZERS_PARALLELISM": "false"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if process.returncode != 0:
+        raise RuntimeError(f"{key_of(run)} failed:\n{process.stderr[-3000:]}")
+    line = json.dumps({**run, **json.loads(process.stdout.splitlines()[-1]), "commit": arguments.commit})
+    with LINES.open("a") as file:
+        file.write(line + "\n")
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """The reported half of each corpus: V-measure and precision at 10, or the average of four STS tasks."""
+    rows = [["encoder", "weighting", "seeds", *(f"{corpus}, {what}" for corpus in LABELLED for what in ("V", "P@10"))]]
+    rows[0].append("STS after Wikipedia")
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in lines:
+        if "fields" not in line and not line["corpus"].endswith("-long"):
+            groups.setdefault((line["encoder"], line["weighting"]), []).append(line)
+    for (encoder, weighting), of in groups.items():
+        cells = []
+        for corpus in LABELLED:
+            found = [line["report"] for line in of if line["corpus"] == corpus]
+            cells += [f"{np.mean([scores[key] for scores in found]):.1f}" if found else "" for key in ("v", "p10")]
+        sts = [np.mean([line["sts"][task] for task in TASKS]) for line in of if line["corpus"] == "wikipedia"]
+        cells.append(f"{np.mean(sts):.2f}" if sts else "")
+        rows.append([encoder, weighting, str(len({line["seed"] for line in of})), *cells])
+    return markdown_table(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
+    parser.add_argument("--corpora", nargs="+", default=["stackoverflow", "banking77", "wikipedia"])
+    parser.add_argument("--weightings", nargs="+", default=["none", *WEIGHTINGS])
+    parser.add_argument("--pooler")
+    parser.add_argument("--fields", type=json.loads)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--data", default=str(SHARED))
+    parser.add_argument("--table", action="store_true", help="Print the table of all runs, and train nothing.")
+    parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(read_lines()))
+        return
+    if arguments.run:
+        print(json.dumps({**one_run(arguments.run, arguments.data), "versions": versions()}))
+        return
+    arguments.commit = code_commit()
+    runs = [
+        {"encoder": encoder, "corpus": corpus, "weighting": weighting, "seed": seed}
+        | ({"pooler": arguments.pooler} if arguments.pooler else {})
+        | ({"fields": arguments.fields} if arguments.fields else {})
+        for seed in range(1, arguments.seeds + 1)
+        for encoder in arguments.encoders
+        for weighting in arguments.weightings
+        for corpus in arguments.corpora
+        if seed == 1 or weighting != "none"
+    ]
+    done = {key_of(line) for line in read_lines()}
+    missing = [run for run in runs if key_of(run) not in done]
+    with ThreadPoolExecutor(arguments.processes) as pool:
+        futures = [pool.submit(make_line, run, arguments) for run in missing]
+        for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
+            future.result()
+
+
+if __name__ == "__main__":
+    main()
