@@ -6,6 +6,7 @@ of the tokens, and a description for checkpoints and cards.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from transformers.utils import logging
 
 from configuration_sarcse import SarcseConfig
 from sarcse.arguments import CORPUS, ENGLISH, SarcseTrainingArguments
-from sarcse.files import matching_files, text_of
-from sarcse.sentences import DataArguments, SentenceStream, fingerprint, first_part, load_sentences, without_blank
+from sarcse.files import matching_files, read_rows, text_of
+from sarcse.sentences import SentenceStream, fingerprint, first_part, without_blank
 from sarcse.tokens import check_ids, check_length, check_readable, token_counts, tokenize, tokenize_batch
 
 
@@ -131,14 +132,18 @@ def general_counts(
         config (`SarcseConfig`): The model's, for its special tokens.
 
     Raises:
-        ValueError: if the file cannot be read, or there is no tokenizer to read it with.
+        ValueError: if the file cannot be read or is empty, or there is no tokenizer to read it with.
     """
     option = f"--token_frequencies {frequencies}"
     if tokenizer is None:
         raise ValueError(f"{option} needs the tokenizer: pass it as `processing_class`, or count in the {CORPUS}.")
-    sentences = load_sentences(DataArguments(train_file=general_file(frequencies)))
-    tokens = tokenize(sentences, tokenizer, min(tokenizer.model_max_length, LONGEST))
-    counts = token_counts(tokens, len(corpus.counts), config.special_token_ids)
+    rows = read_rows(matching_files(general_file(frequencies)), ("text",))
+    texts = (text for place, row in rows if (text := text_of(place, "text", row["text"])))
+    counts = np.zeros_like(corpus.counts)
+    for batch in iter(lambda: list(islice(texts, 1000)), []):
+        ids = tokenizer(batch, truncation=True, max_length=min(tokenizer.model_max_length, LONGEST))["input_ids"]
+        counts += np.bincount([token for row in ids for token in row], minlength=len(counts))
+    counts[config.special_token_ids] = 0
     known = corpus.counts[counts > 0].sum() / max(corpus.counts.sum(), 1)
     if known < 0.5:
         logger.warning(
