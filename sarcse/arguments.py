@@ -92,6 +92,8 @@ def check_reconstruction(pooler: str, reconstruction_weight: float) -> None:
 
 # The metric that needs no labels (sarcse/health.py).
 HEALTH = "health"
+# The correlation on the graded pairs, or the health without any.
+AUTO = "auto"
 # Metrics of an evaluation that are better when lower.
 LOWER_IS_BETTER = ("alignment", "uniformity")
 
@@ -99,18 +101,6 @@ LOWER_IS_BETTER = ("alignment", "uniformity")
 def metric_name(name: str) -> str:
     """A metric's name without the prefix that transformers adds."""
     return name.removeprefix("eval_")
-
-
-def check_metric(name: str | None, eval_name: str) -> None:
-    """
-    Check that evaluations will measure the metric `name`.
-
-    Raises:
-        ValueError: if no evaluation will have a metric of this name.
-    """
-    known = (f"{eval_name}_spearman", HEALTH, *LOWER_IS_BETTER)
-    if name is not None and name not in known:
-        raise ValueError(f"--metric_for_best_model {name}: the evaluations measure {', '.join(known)}.")
 
 
 # transformers' arguments that would have no effect here, or not the documented one, and why. They are refused.
@@ -353,7 +343,12 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
     logging_steps: float = field(default=25, metadata={"help": "Steps between two lines of the log."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best checkpoint, not the last."})
     metric_for_best_model: str | None = field(
-        default="stsb_spearman", metadata={"help": "The metric that picks the best; health needs no graded pairs."}
+        default=AUTO,
+        metadata={
+            "help": "The metric that picks the best: stsb_spearman, or pairs_spearman with eval_pairs; health, which "
+            "needs no graded pairs; alignment or uniformity. auto: the correlation with eval_pairs, sts_dir or the "
+            "default sentences, else health."
+        },
     )
     # InfoNCE over a smaller last batch would be an easier task with too large a weight.
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, incomplete batch."})
@@ -549,6 +544,26 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         if self.lr_scheduler_type == "reduce_lr_on_plateau":
             mode = {"mode": "max" if greater_is_better else "min"}
             self.lr_scheduler_kwargs = {**mode, **(self.lr_scheduler_kwargs or {})}
+
+    def resolve_metric(self, pairs: str | None) -> None:
+        """
+        Replace `auto` by the metric that it means, and check that evaluations will measure the metric.
+
+        Args:
+            pairs (`str`, *optional*): Name of the graded pairs of the evaluations; None without pairs.
+
+        Raises:
+            ValueError: if no evaluation will have a metric of this name.
+        """
+        known = (HEALTH,) if pairs is None else (f"{pairs}_spearman", HEALTH, *LOWER_IS_BETTER)
+        if self.metric_for_best_model == AUTO:
+            self.metric_for_best_model = known[0]
+        if self.metric_for_best_model not in (None, *known):
+            without = " without graded pairs" if pairs is None else ""
+            raise ValueError(
+                f"--metric_for_best_model {self.metric_for_best_model}: the evaluations measure {', '.join(known)}"
+                f"{without}."
+            )
 
     def check_machine(self) -> None:
         """

@@ -39,7 +39,6 @@ from sarcse.arguments import (
     TRAINABLE_POOLERS,
     ModelArguments,
     SarcseTrainingArguments,
-    check_metric,
     check_reconstruction,
 )
 from sarcse.budget import keep_to_budget
@@ -159,9 +158,7 @@ class SarcseTrainer(ReleasingTrainer):
         **kwargs: Any,
     ) -> None:
         own_args = copy.copy(SarcseTrainingArguments.of(args))  # what is changed below is not the caller's
-        if eval_dataset is None and own_args.eval_strategy != IntervalStrategy.NO:
-            own_args.metric_for_best_model, own_args.greater_is_better = HEALTH, True
-        check_metric(own_args.metric_for_best_model, eval_name)
+        own_args.resolve_metric(None if eval_dataset is None else eval_name)
         for unused in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
             if kwargs.get(unused) is not None:
                 raise ValueError(f"{unused} has no effect: the losses and the metrics are SARCSE's own.")
@@ -237,7 +234,7 @@ class SarcseTrainer(ReleasingTrainer):
 
     def without_evaluations(self) -> None:
         """Turn evaluations off, if there are neither graded pairs nor held-out sentences."""
-        logger.warning("There is no eval_dataset: nothing is scored during training, and the last model is kept.")
+        logger.warning("There are no graded pairs and no health check: nothing is scored, and the last model is kept.")
         self.args.eval_strategy, self.args.load_best_model_at_end = IntervalStrategy.NO, False
         self.args.metric_for_best_model = None
 

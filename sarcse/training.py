@@ -8,20 +8,13 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
 from modeling_sarcse import SarcseModel
-from sarcse.arguments import (
-    CORPUS,
-    HEALTH,
-    ModelArguments,
-    SarcseTrainingArguments,
-    check_metric,
-    check_reconstruction,
-)
+from sarcse.arguments import AUTO, CORPUS, HEALTH, ModelArguments, SarcseTrainingArguments, check_reconstruction
 from sarcse.checkpoints import check_settings, checkpoint_to_resume, checkpoints
 from sarcse.corpus import general_file
 from sarcse.embedding import check_alignment
 from sarcse.loading import load_model
 from sarcse.sentences import DataArguments, load_sentences, source_of_sentences
-from sarcse.sts import load_sts, load_tasks
+from sarcse.sts import STS_TASKS, load_sts, load_tasks
 from sarcse.trainer import SarcseTrainer
 
 
@@ -35,7 +28,12 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
     check_reconstruction(model.pooler or "", training.reconstruction_weight)
     if data.eval_pairs is not None and training.metric_for_best_model == "stsb_spearman":
         training.metric_for_best_model = "pairs_spearman"
-    check_metric(training.metric_for_best_model, eval_name(data))
+    without_labels = training.metric_for_best_model == AUTO and not names_pairs(data)
+    training.resolve_metric(None if without_labels else eval_name(data))
+    if not needs_pairs(data, training) and data.sts_tasks != list(STS_TASKS):
+        raise ValueError(
+            "--sts_tasks has no effect without STS data: add --sts_dir or --metric_for_best_model stsb_spearman."
+        )
     if data.streaming:
         training.train_sampling_strategy = "random"  # for the record: a stream cannot be sorted
     if data.streaming and training.max_steps <= 0:
@@ -71,6 +69,18 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
         )
 
 
+def names_pairs(data: DataArguments) -> bool:
+    """Whether the data have graded pairs. To the default sentences, SimCSE's, belongs its protocol, on STS-B."""
+    own_sentences = data.train_file is not None or data.dataset_name is not None
+    return data.eval_pairs is not None or data.sts_dir is not None or not own_sentences
+
+
+def needs_pairs(data: DataArguments, training: SarcseTrainingArguments) -> bool:
+    """Whether pairs are loaded: to pick the checkpoint by them, or because they were given to be scored."""
+    picks = training.metric_for_best_model not in (None, HEALTH)  # None: no evaluations
+    return picks or data.eval_pairs is not None or data.sts_dir is not None
+
+
 def eval_name(data: DataArguments) -> str:
     """The name of the evaluations' pairs in the metrics."""
     return "stsb" if data.eval_pairs is None else "pairs"
@@ -86,8 +96,7 @@ def load_sts_data(
     Raises:
         ValueError: if they cannot be loaded, or alignment is to pick the checkpoint and no pair has a high score.
     """
-    needed = training.eval_strategy != "no" and training.metric_for_best_model != HEALTH
-    if not needed and data.sts_dir is None and data.eval_pairs is None:
+    if not needs_pairs(data, training):
         return None, {}
     try:
         tasks = load_tasks(data.sts_tasks, data.sts_dir, data.eval_pairs)
@@ -96,7 +105,9 @@ def load_sts_data(
         else:
             pairs = load_sts("STSB", data.sts_dir, split="dev")
     except ValueError as error:
-        raise ValueError(f"{error}\nTo train without pairs: --metric_for_best_model {HEALTH}.") from error
+        given = data.eval_pairs is not None or data.sts_dir is not None
+        without = "" if given else f"\nTo train without pairs: --metric_for_best_model {HEALTH}."
+        raise ValueError(f"{error}{without}") from error
     check_alignment(training.metric_for_best_model, pairs)
     return pairs, tasks
 

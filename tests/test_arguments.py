@@ -16,7 +16,7 @@ from sarcse.arguments import RANGES, WITHOUT_EFFECT, ModelArguments, SarcseTrain
 from sarcse.loading import load_model
 from sarcse.parsing import parse_arguments
 from sarcse.record import write_json
-from sarcse.training import build_model, build_trainer
+from sarcse.training import build_model, build_trainer, check_together, needs_pairs
 from train import DEMO_RECIPE
 
 from .conftest import DEMO, ENCODER, PROJECT, flags, run_command, run_python
@@ -36,7 +36,7 @@ def test_flags_without_a_recipe_start_from_the_defaults():
     assert (training.per_device_train_batch_size, training.learning_rate, training.num_train_epochs) == (64, 1e-4, 1)
     assert (training.contrastive_temperature, training.warmup_steps, training.weight_decay) == (0.05, 0, 0)
     assert str(training.lr_scheduler_type.value) == "linear"
-    assert (training.eval_steps, training.metric_for_best_model) == (125, "stsb_spearman")
+    assert (training.eval_steps, training.metric_for_best_model) == (125, "auto")
 
 
 @pytest.mark.parametrize("flags", [["--reconstruction_weight", "0"], ["--learning_rate_budget", "0"]])
@@ -104,6 +104,7 @@ STREAM = ["--streaming", "true", "--max_steps", "3"]
             ["--metric_for_best_model", "health", "--health_sentences", "0"],
             "health needs held-out sentences: raise --health_sentences",
         ),
+        (["--eval_pairs=", "--sts_tasks", "STS12"], "--sts_tasks has no effect without STS data: add --sts_dir"),
         (["--fp16", "true", "--use_cpu", "true"], "fp16 needs a GPU. On a CPU, train in bfloat16"),
         (["--deepspeed", "zero2.json"], "DeepSpeed is not supported: .* --gradient_cache_mini_batch_size"),
         (["--fsdp", "true"], "FSDP is not supported: .*`accelerate launch --multi_gpu`"),
@@ -217,12 +218,48 @@ def test_weights_that_are_cut_short_are_named(tmp_path, saved_model):
 
 def test_without_sts_data_the_message_comes_before_any_model(tmp_path):
     """It names both solutions: a folder, or evaluations without pairs."""
-    process = run_command(
-        PROJECT / "train.py", *flags(tmp_path / "out", eval_pairs=None, model_name_or_path="no/model"), cwd=tmp_path
-    )
+    fields = {"eval_pairs": None, "model_name_or_path": "no/model", "metric_for_best_model": "stsb_spearman"}
+    process = run_command(PROJECT / "train.py", *flags(tmp_path / "out", **fields), cwd=tmp_path)
     assert process.returncode == 2
     assert "--sts_dir" in process.stderr and "--metric_for_best_model health" in process.stderr
     assert "no/model" not in process.stderr and "Traceback" not in process.stderr
+
+
+# What is given, and the metric that then picks the checkpoint.
+PICKED_BY = [
+    ({}, "stsb_spearman"),  # SimCSE's sentences, and its protocol
+    ({"train_file": "mine.txt"}, "health"),
+    ({"dataset_name": "me/mine"}, "health"),
+    ({"train_file": "mine.txt", "sts_dir": "senteval"}, "stsb_spearman"),
+    ({"train_file": "mine.txt", "eval_pairs": "pairs.tsv"}, "pairs_spearman"),
+    ({"eval_pairs": "pairs.tsv"}, "pairs_spearman"),
+    ({"eval_pairs": "pairs.tsv", "metric_for_best_model": "stsb_spearman"}, "pairs_spearman"),  # a recipe's
+    ({"train_file": "mine.txt", "metric_for_best_model": "stsb_spearman"}, "stsb_spearman"),
+    ({"train_file": "mine.txt", "metric_for_best_model": "eval_uniformity"}, "uniformity"),
+    ({"metric_for_best_model": "health"}, "health"),
+    ({"train_file": "mine.txt", "eval_strategy": "no"}, None),
+]
+
+
+@pytest.mark.parametrize(("given", "metric"), PICKED_BY)
+def test_graded_pairs_pick_the_checkpoint_where_there_are_some_and_health_elsewhere(tmp_path, given, metric):
+    """Only a metric of pairs has STS data loaded that were not given."""
+    model, data, training = parse_arguments([f"--{k}={v}" for k, v in {"output_dir": tmp_path, **given}.items()])
+    check_together(model, data, training)
+    assert training.metric_for_best_model == metric
+    loaded = metric not in ("health", None) or "sts_dir" in given or "eval_pairs" in given
+    assert needs_pairs(data, training) == loaded
+
+
+def test_the_metric_that_auto_stands_for_is_in_the_settings_of_the_run(tmp_path):
+    """Nothing asks the Hub for pairs, and a run that is resumed compares what picks its checkpoint."""
+    own = build_trainer(*parse_arguments(flags(tmp_path / "own", eval_pairs=None)))
+    assert own.eval_dataset is None and own.tasks == {} and own.args.greater_is_better
+    assert own.settings()["metric_for_best_model"] == "health"
+    graded = build_trainer(*parse_arguments(flags(tmp_path / "graded")))
+    assert graded.settings()["metric_for_best_model"] == "pairs_spearman"
+    neither = build_trainer(*parse_arguments(flags(tmp_path / "neither", eval_pairs=None, health_sentences=0)))
+    assert (neither.args.eval_strategy, neither.settings()["metric_for_best_model"]) == ("no", None)
 
 
 def test_help_lists_every_field_and_unknown_flags_exit_with_2(tmp_path):

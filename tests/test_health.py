@@ -131,7 +131,7 @@ def test_a_fall_is_a_warning_with_a_step_numbers_and_advice(tmp_path, tokenizer,
 def test_a_ruinous_training_is_warned_of_by_its_health_and_the_budget_prevents_it(tmp_path):
     """At 100 times a usual learning rate, without any pairs, through the command."""
     options = {"learning_rate": 0.01, "lr_scheduler_type": "constant", "max_train_samples": 400}
-    options |= {"metric_for_best_model": "health", "eval_pairs": None, "eval_steps": 10, "save_steps": 10}
+    options |= {"eval_pairs": None, "eval_steps": 10, "save_steps": 10}
     options |= {"health_sentences": 40, "max_steps": 40}
     health = {}
     for budget in (0, 0.003):

@@ -216,7 +216,7 @@ def test_evaluations_of_transformers_arguments_are_made_as_given(tmp_path, given
     args = SarcseTrainingArguments.of(args)
     evaluated, saved = (args.eval_strategy, args.eval_steps), (args.save_strategy, args.save_steps)
     assert (*evaluated, *saved, args.load_best_model_at_end) == expected
-    assert args.metric_for_best_model == ("stsb_spearman" if metric is None else "alignment")
+    assert args.metric_for_best_model == ("auto" if metric is None else "alignment")
     assert args.greater_is_better == (metric is None)
 
 
@@ -227,6 +227,12 @@ def test_without_pairs_and_without_a_health_check_the_end_of_the_training_is_kep
     trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS)
     assert trainer.args.eval_strategy == "no" and not trainer.args.load_best_model_at_end
     assert "eval_health" not in json.dumps(trainer.train().metrics | {"log": trainer.state.log_history})
+
+
+def test_a_metric_of_pairs_without_pairs_ends_in_a_message(tmp_path):
+    arguments = SarcseTrainingArguments(str(tmp_path), metric_for_best_model="stsb_spearman", **SMALL)
+    with pytest.raises(ValueError, match="stsb_spearman: the evaluations measure health without graded pairs"):
+        SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS)
 
 
 def test_the_learning_rate_of_the_new_layers_follows_one_that_a_search_sets(tmp_path):

@@ -484,7 +484,7 @@ def test_equal_trainings_save_the_encoders_own_tokenizer(tmp_path, tokenizer, st
     """
     AutoTokenizer.from_pretrained(ENCODER).save_pretrained(tmp_path / "own")
     own = tokenizer_files(tmp_path / "own")
-    options = {"metric_for_best_model": "health", "eval_pairs": None, "max_steps": 2, "health_sentences": 8}
+    options = {"eval_pairs": None, "max_steps": 2, "health_sentences": 8}
     options |= {"streaming": "true", "max_train_samples": None} if streaming else {}
     for run in ("cold", "warm"):
         arguments = flags(tmp_path / run, **options)
