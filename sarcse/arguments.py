@@ -111,6 +111,7 @@ WITHOUT_EFFECT = {
     "auto_find_batch_size": "a smaller batch changes InfoNCE's task; try --gradient_cache_mini_batch_size",
     "use_liger_kernel": "it has no kernels for text encoders",
     "use_cache": "encoders have no cache",
+    "eval_on_start": "evaluations begin before the first step",
     "debug": "a loss that is not finite stops the run, and its batch is written to a file",
     "remove_unused_columns": "the sentences are the only column",
     "label_names": "there are no labels",

@@ -425,6 +425,25 @@ def report(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def difference_in_words(results: Results) -> str:
+    """Whether a trained model, the last row, is better than the one before, the first, on average over the tasks."""
+    first, (last, difference) = next(iter(results.models)), list(results.differences.items())[-1]
+    encoder = first.removeprefix("before: ").removesuffix(", mean")  # the row of a SARCSE model names no pooling
+    before = f"{encoder} with mean pooling" if first.endswith(", mean") else "before"
+    tasks, picked_on = list(difference.tasks), results.models[last].picked_on
+    where = f"on {tasks[0]}" if len(tasks) == 1 else f"on the average of {len(tasks)} tasks"
+    if picked_on is not None:
+        where += f"; the pairs of {picked_on} also picked the checkpoint"
+    if difference.average is None or difference.average_interval is None:
+        return f"Unknown whether better than {before}: no interval {where}."
+    value, low, high = difference.average, *difference.average_interval
+    if low > 0:
+        return f"Better than {before} by {value:.2f} [{low:.2f}, {high:.2f}] {where}."
+    if high < 0:
+        return f"Worse than {before} by {-value:.2f} [{-high:.2f}, {-low:.2f}] {where}."
+    return f"No better than {before}: {value:.2f} [{low:.2f}, {high:.2f}] {where}."
+
+
 RESULTS_NAME = "sts_results.json"  # in a trained model's folder
 
 

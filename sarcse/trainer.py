@@ -82,13 +82,14 @@ from sarcse.sentences import SentenceStream, fingerprint
 from sarcse.sts import check_pairs, with_two_scores
 from sarcse.tokens import LengthGroupedSampler, token_lengths, token_weights
 from sarcse.watch import (
-    HealthAtStart,
+    EvaluationAtStart,
     LossWatch,
     check_choice,
     check_collapse,
     check_health,
     describe_failure,
     fallen_from,
+    verdict,
     was_evaluated,
 )
 
@@ -209,6 +210,7 @@ class SarcseTrainer(ReleasingTrainer):
         self.read_once = {name: getattr(self.args, name) for name in READ_ONCE}
         if eval_dataset is None and self.health is None and self.args.eval_strategy != IntervalStrategy.NO:
             self.without_evaluations()
+        self.add_callback(EvaluationAtStart(self))
         self.save_on_signal = SaveOnSignal()
         self.add_callback(self.save_on_signal)
         self.losses = LossWatch(self)
@@ -223,14 +225,12 @@ class SarcseTrainer(ReleasingTrainer):
         if not aside:
             return None
         try:
-            health = HealthCheck(aside, self.unwrapped.config)
+            return HealthCheck(aside, self.unwrapped.config)
         except ValueError as error:
             if self.eval_dataset is not None and self.args.picked_by_health:
                 raise ValueError(f"--metric_for_best_model health: {error}.") from error
             logger.warning(f"Evaluations do not check the model's health: {error}.")
             return None
-        self.add_callback(HealthAtStart(self))
-        return health
 
     def without_evaluations(self) -> None:
         """Turn evaluations off, if there are neither graded pairs nor held-out sentences."""
@@ -349,8 +349,8 @@ class SarcseTrainer(ReleasingTrainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """
-        `Trainer.train`, with the `tasks` scored before and after. `resume_from_checkpoint` is a checkpoint's folder,
-        or True or "last" for the last complete one.
+        `Trainer.train`, with the `tasks` scored before and after, and a warning that says whether the model is better.
+        `resume_from_checkpoint` is a checkpoint's folder, or True or "last" for the last complete one.
 
         Raises:
             ValueError: if the checkpoint belongs to a run with other settings, or has a flaw, or another run trains
@@ -390,6 +390,8 @@ class SarcseTrainer(ReleasingTrainer):
                 self.measurements[f"after: {self.args.output_dir}"] = after
                 if self.is_world_process_zero():
                     self.results = compare(self.measurements, self.tasks)
+            if trial is None and self.is_world_process_zero():
+                logger.warning(verdict(self))
             return output
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -556,17 +558,25 @@ class SarcseTrainer(ReleasingTrainer):
         are held out. Every process returns the same numbers; one that does not exist is NaN.
         """
         pairs = self.eval_dataset if eval_dataset is None else eval_dataset
-        metrics: dict[str, float] = {}
-        if pairs is not None or self.health is None:
-            metrics = self.predict(pairs, ignore_keys, metric_key_prefix).metrics
-            check_collapse(self, metrics[f"{metric_key_prefix}_uniformity"])
-        if self.health is not None:
-            metrics[f"{metric_key_prefix}_{HEALTH}"] = self.health(self.unwrapped)
-            check_health(self, metrics[f"{metric_key_prefix}_{HEALTH}"])
-        metrics = broadcast_object_list([metrics])[0]
+        metrics = self.measured(pairs, ignore_keys, metric_key_prefix)
+        if (uniformity := metrics.get(f"{metric_key_prefix}_uniformity")) is not None:
+            check_collapse(self, uniformity)
+        if (health := metrics.get(f"{metric_key_prefix}_{HEALTH}")) is not None:
+            check_health(self, health)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def measured(
+        self, pairs: datasets.Dataset | None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The metrics of `evaluate`, neither logged nor checked."""
+        metrics: dict[str, float] = {}
+        if pairs is not None or self.health is None:
+            metrics = self.predict(pairs, ignore_keys, metric_key_prefix).metrics
+        if self.health is not None:
+            metrics[f"{metric_key_prefix}_{HEALTH}"] = self.health(self.unwrapped)
+        return broadcast_object_list([metrics])[0]
 
     def predict(
         self, test_dataset: datasets.Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
@@ -604,7 +614,13 @@ class SarcseTrainer(ReleasingTrainer):
         If the health picks the checkpoint, it is the last healthy one, because the health may fall a little during a
         good training. Within the budget, the checkpoint with the highest health lost 0.6 to the best checkpoint of its
         training in the study, and the last healthy one 0.03.
+
+        A model that is evaluated and not saved is none to keep. transformers would remember it as the best, and then
+        keep an earlier checkpoint than the best of those that were saved.
         """
+        is_saved = self.control.should_save or self.args.save_strategy == "best" or self.state.global_step == 0
+        if self.args.load_best_model_at_end and not is_saved:
+            return False
         if not self.args.picked_by_health:
             return super()._determine_best_metric(metrics, trial)
         if fallen_from(self, metrics[f"eval_{HEALTH}"]) is not None:
@@ -617,8 +633,8 @@ class SarcseTrainer(ReleasingTrainer):
 
     def _load_best_model(self) -> None:
         """
-        Load the best checkpoint. Without an evaluation that is only the untrained model (`HealthAtStart`), and the
-        last one stays.
+        Load the best checkpoint. Without an evaluation that is only the untrained model (`EvaluationAtStart`), and
+        the last one stays.
 
         Raises:
             OtherRunError: if the checkpoint belongs to a run with other settings.

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from sarcse.arguments import HEALTH
 from sarcse.checkpoints import last_good_checkpoint
+from sarcse.comparison import difference_in_words
 
 
 logger = logging.get_logger(__name__)
@@ -81,10 +82,14 @@ def check_collapse(trainer: Trainer, uniformity: float) -> None:
         )
 
 
-class HealthAtStart(TrainerCallback):
+# The checkpoint of the model before its training.
+START = f"{PREFIX_CHECKPOINT_DIR}-0"
+
+
+class EvaluationAtStart(TrainerCallback):
     """
-    Logs the health before the first step, for comparison. If the health picks the checkpoint, the untrained model is
-    saved as the first one, and kept if no evaluation finds a healthy model.
+    Evaluates the model before the first step, for comparison. If the best checkpoint is to be kept, this is the first
+    one: a training that makes nothing better changes nothing.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -93,29 +98,15 @@ class HealthAtStart(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step > 0 or args.eval_strategy == "no":
+        if state.global_step > 0 or state.log_history or args.eval_strategy == "no":  # a log: resumed from this
             return
-        (health,) = broadcast_object_list([self.trainer.health(self.trainer.unwrapped)])
-        self.trainer.log({f"eval_{HEALTH}": health})
-        if (
-            args.load_best_model_at_end
-            and self.trainer.args.picked_by_health
-            and self.trainer.hp_search_backend is None
-        ):
-            state.best_metric, state.best_global_step = health, 0
-            state.best_model_checkpoint = str(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-0"))
-            self.trainer._save_checkpoint(self.trainer.model, trial=None)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        best = state.best_model_checkpoint or ""
-        if best.endswith(f"{PREFIX_CHECKPOINT_DIR}-0") and state.is_world_process_zero:
-            logger.warning(
-                f"The model is kept as it was before training, with a health of {state.best_metric:.1f}: at every "
-                f"evaluation the health was below {HEALTHY_SHARE} of that. Try a lower --learning_rate_budget or "
-                "--learning_rate, or pick the checkpoint by graded pairs (--eval_pairs)."
-            )
+        trainer = self.trainer
+        metrics = trainer.measured(trainer.eval_dataset)
+        trainer.log(dict(metrics))
+        is_candidate = args.load_best_model_at_end and trainer.hp_search_backend is None
+        if is_candidate and trainer._determine_best_metric(metrics, trial=None):
+            state.best_model_checkpoint = str(Path(args.output_dir, START))
+            trainer._save_checkpoint(trainer.model, trial=None)
 
 
 def was_evaluated(trainer: Trainer) -> bool:
@@ -133,6 +124,26 @@ def check_choice(trainer: Trainer) -> None:
         if not was_evaluated(trainer):
             reason = f"there was no evaluation (--eval_delay {trainer.args.eval_delay:g})"
         logger.warning(f"The model is kept as it was after the last step: {reason}.")
+
+
+def verdict(trainer: Trainer) -> str:
+    """Whether the trained model is better than the one before, as far as that was measured, in one sentence."""
+    state, metric, results = trainer.state, trainer.args.metric_for_best_model, trainer.results
+    if Path(state.best_model_checkpoint or "").name == START:
+        if metric != HEALTH:
+            return f"Kept as it was before the training: no checkpoint was better (by its {metric})."
+        return (
+            f"Kept as it was before the training, with a health of {state.best_metric:.1f}: at every evaluation the "
+            f"health was below {HEALTHY_SHARE} of that. Try a lower --learning_rate_budget or --learning_rate, or "
+            "pick the checkpoint by graded pairs (--eval_pairs)."
+        )
+    if results is None:
+        labels = "No labels" if trainer.eval_dataset is None else "No tasks"
+        return (
+            f"{labels}: nothing measured says whether it is better. --eval_pairs FILE with a few hundred graded pairs "
+            "would."
+        )
+    return difference_in_words(results)
 
 
 def fallen_from(trainer: Trainer, health: float) -> dict[str, Any] | None:

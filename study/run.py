@@ -56,6 +56,7 @@ from sarcse.sts import SICK_COLUMNS, read_table
 from sarcse.tokens import token_counts, tokenize
 from sarcse.trainer import SarcseTrainer
 from sarcse.training import build_trainer
+from sarcse.watch import EvaluationAtStart
 from study.bias import token_bias
 from study.candidates import Candidates
 from study.configurations import ENCODERS, PARTS
@@ -141,6 +142,7 @@ def one_run(run: dict[str, Any], data: str, folder: str, candidates: bool, bf16:
     trainer = build_trainer(model_arguments, data_arguments, training)
     tasks = {**trainer.tasks, "SICK": sick_pairs(data)}
     trainer.tasks = {}  # scored below, where more is measured
+    trainer.remove_callback(EvaluationAtStart)  # one of the `EVALUATIONS` picks the checkpoint
     held_out, counts = held_out_and_counts(trainer.model, trainer.processing_class, data_arguments)
     watch = None
     if candidates:

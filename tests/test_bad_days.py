@@ -24,7 +24,7 @@ from .test_distributed import places
 
 # 16 steps of 8 sentences, two epochs, an evaluation on a few pairs and a checkpoint every 2 steps, with dropout. The
 # learning rates are scaled down to a budget, once, and not again in a resumed run.
-LONG_RUN = {"max_train_samples": 64, "num_train_epochs": 2, "eval_pairs": "few.tsv", "learning_rate_budget": 2e-3}
+LONG_RUN = {"max_train_samples": 64, "num_train_epochs": 2, "eval_pairs": "few.tsv", "learning_rate_budget": 1e-3}
 
 
 def train(folder: Path, largest_file: int | None = None, **fields):
@@ -38,7 +38,7 @@ def train(folder: Path, largest_file: int | None = None, **fields):
 
 
 def write_few_pairs(folder: Path) -> None:
-    (folder / "few.tsv").write_text("".join((DEMO / "sts.tsv").read_text().splitlines(keepends=True)[:15]))
+    (folder / "few.tsv").write_text("".join((DEMO / "sts.tsv").read_text().splitlines(keepends=True)[:60]))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -54,7 +54,7 @@ def equal(one: Path, other: Path) -> bool:
 def uninterrupted(tmp_path_factory):
     """A run that keeps all its checkpoints."""
     folder = tmp_path_factory.mktemp("uninterrupted") / "model"
-    process = train(folder, save_total_limit=8)
+    process = train(folder, save_total_limit=9)
     assert process.returncode == 0, process.stderr
     return folder
 
@@ -121,7 +121,7 @@ def test_a_stopped_run_resumes_to_the_weights_of_the_uninterrupted_one(uninterru
     assert equal(folder, uninterrupted), f"stopped at step {step}"
     assert equal(folder / "checkpoint-16", uninterrupted / "checkpoint-16")
     one, other = (json.loads((run / "trainer_state.json").read_text()) for run in (folder, uninterrupted))
-    assert scores(one) == scores(other) and one["best_global_step"] == other["best_global_step"]
+    assert scores(one) == scores(other) and 0 < one["best_global_step"] == other["best_global_step"] < 16
     assert 1 <= len(checkpoints(folder)) <= 2, "--save_total_limit 2"
     assert folder / f"checkpoint-{one['best_global_step']}" in checkpoints(folder), "the best is never deleted"
 
@@ -190,7 +190,9 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path):
             break
     output, _ = process.communicate()
     assert process.returncode == 130, output
-    assert "Interrupted at step 0." in output and not checkpoints(tmp_path / "model")
+    assert "Interrupted at step 0." in output and checkpoints(tmp_path / "model") == [
+        tmp_path / "model" / "checkpoint-0"
+    ]
 
 
 SLOW_STEPS = """
@@ -274,7 +276,8 @@ def test_a_broken_checkpoint_is_recognised_and_the_one_before_it_used(uninterrup
     if problem:
         with pytest.raises(ValueError, match=re.escape(f"--resume_from_checkpoint {run}/checkpoint-4: {problem}")):
             checkpoint_to_resume(str(run / "checkpoint-4"), str(run))
-        shutil.rmtree(run / "checkpoint-2")
+        for step in (0, 2):
+            shutil.rmtree(run / f"checkpoint-{step}")
         with pytest.raises(ValueError, match="no checkpoint is complete"):
             checkpoint_to_resume("last", str(run))
 

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import asdict, replace
 
 import datasets
@@ -14,6 +15,7 @@ from sarcse.comparison import (
     StsCorrelation,
     bootstrap_spearman,
     compare,
+    difference_in_words,
     interval,
     reference_task,
     report,
@@ -187,6 +189,45 @@ def test_what_reads_as_well_as_the_best_is_bold_too(results, tasks):
     rows = results_table({"one": scores, "two": scores}).splitlines()[2:]
     assert [row.count("**") for row in rows] == [6, 6]
     assert "**" not in results_table({"one": scores})
+
+
+NUMBERS = r"-?\+?[\d.]+ \[-?\+?[\d.]+, -?\+?[\d.]+\]"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("noisy", "better", "Better than before by N on the average of 2 tasks."),
+        ("better", "noisy", "Worse than before by N on the average of 2 tasks."),
+        ("noisy", "cubed", "No better than before: N on the average of 2 tasks."),
+    ],
+)
+def test_the_difference_in_words_is_that_of_the_table(measurements, tasks, before, after, said):
+    """A loss is told as a positive number, with the same interval."""
+    rows = {f"before: {before}": measurements[f"path/{before}"], f"after: {after}": measurements[f"path/{after}"]}
+    results = compare(rows, tasks)
+    sentence = difference_in_words(results)
+    assert re.sub(NUMBERS, "N", sentence) == said
+    (of_table,) = re.findall(rf"{NUMBERS}(?=\W*$)", report(results))
+    told, table = ([float(number) for number in re.findall(r"-?[\d.]+\d", text)] for text in (sentence, of_table))
+    flipped = [-table[0], -table[2], -table[1]]
+    assert told == (flipped if said.startswith("Worse") else table)
+
+
+def test_the_difference_in_words_names_what_came_before_and_what_picked_the_checkpoint(measurements, tasks):
+    mine = {"mine": tasks["mine"]}
+    rows = {
+        "before: an/encoder, mean": measurements["path/cubed"],
+        "before: an/encoder, cls": measurements["path/noisy"],
+    }
+    rows["after: out"] = replace(measurements["path/better"], picked_on="mine")
+    assert re.sub(NUMBERS, "N", difference_in_words(compare(rows, mine))) == (
+        "Better than an/encoder with mean pooling by N on mine; the pairs of mine also picked the checkpoint."
+    )
+    rows["after: out"] = Measurement("mean", {"mine": np.ones(80)})  # all embeddings are equal
+    assert difference_in_words(compare(rows, mine)) == (
+        "Unknown whether better than an/encoder with mean pooling: no interval on mine."
+    )
 
 
 def test_the_report_says_what_its_numbers_rest_on(measurements, tasks):

@@ -72,8 +72,8 @@ def resuming(finished_run, folder: Path, **fields) -> str:
 @pytest.mark.parametrize(
     ("fields", "difference"),
     [
-        ({"learning_rate": 0.002}, "learning_rate 0.001 (now 0.002)"),
-        ({"autoencoder_learning_rate": 0.002}, "autoencoder_learning_rate 0.003 (now 0.002)"),
+        ({"learning_rate": 0.002}, "learning_rate 0.0002 (now 0.002)"),
+        ({"autoencoder_learning_rate": 0.002}, "autoencoder_learning_rate 0.0006 (now 0.002)"),
         ({"pooler": "mean", "channels": None}, "pooler 'autoencoder' (now 'mean')"),
         ({"channels": 8}, "channels 4 (now 8)"),
         ({"reconstruction_weight": 0}, "reconstruction_weight 1.0 (now 0.0)"),
@@ -154,7 +154,7 @@ def test_what_does_not_change_the_result_may_change_when_a_run_is_resumed(finish
 def test_settings_of_a_run_are_in_its_checkpoints_and_a_checkpoint_without_them_is_not_whole(finished_run, tmp_path):
     run = shutil.copytree(finished_run[0], tmp_path / "run")
     settings = json.loads((run / "checkpoint-4" / "run_settings.json").read_text())
-    assert settings["learning_rate"] == 0.001 and settings["pooler"] == "autoencoder"
+    assert settings["learning_rate"] == 0.0002 and settings["pooler"] == "autoencoder"
     (run / "checkpoint-4" / "run_settings.json").unlink()
     assert "run_settings.json is missing" in resuming(
         (run, None), tmp_path, resume_from_checkpoint=run / "checkpoint-4"
@@ -185,7 +185,7 @@ def test_the_best_checkpoint_is_the_best_by_what_the_metric_means(tmp_path, name
     key = f"eval_{name.removeprefix('eval_')}"
     values = {line["step"]: line[key] for line in state["log_history"] if key in line}
     best = min(values, key=values.get)
-    assert len(set(values.values())) == 4 and state["best_global_step"] == best
+    assert [*values] == [0, 1, 2, 3, 4] and len(set(values.values())) == 5 and state["best_global_step"] == best
     assert_same_weights(tmp_path / "run", tmp_path / "run" / f"checkpoint-{best}")
 
 

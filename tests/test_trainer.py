@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import lzma
+import math
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, AutoTokenizer, EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
@@ -295,7 +297,94 @@ def test_callbacks_stop_early_by_the_pairs(tmp_path, pairs):
     trainer = SarcseTrainer(
         fresh_model(), arguments, train_dataset=TEXTS, eval_dataset=pairs, callbacks=[EarlyStoppingCallback(1)]
     )
-    assert trainer.train().global_step == 2  # nothing gets better without a learning rate
+    assert trainer.train().global_step == 1  # nothing gets better without a learning rate
+
+
+# How the checkpoint is picked in a training that makes everything worse.
+RUINED = [
+    {"save_total_limit": 1},
+    {"save_strategy": "best"},
+    {"save_strategy": "epoch", "eval_strategy": "epoch", "num_train_epochs": 2, "max_steps": -1},
+    {"metric_for_best_model": "uniformity", "health_sentences": 0},
+]
+
+
+@pytest.mark.parametrize("given", RUINED)
+def test_the_model_before_the_training_is_kept_if_no_checkpoint_is_better(tmp_path, caplog, given):
+    """It is evaluated as every checkpoint is, and saved as the first of them. One line says what was kept."""
+    pairs = load_pairs(str(DEMO / "sts.tsv"))
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    first, second = (torch.from_numpy(model.encode(pairs[name][:])) for name in ("sentence1", "sentence2"))
+    spearman = 100 * stats.spearmanr(torch.cosine_similarity(first, second), pairs["score"][:]).statistic
+    arguments = {**SMALL, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.01, "max_steps": 4, **given}
+    arguments = SarcseTrainingArguments(str(tmp_path), learning_rate_budget=0, **arguments)
+    trainer = SarcseTrainer(model, arguments, train_dataset=TEXTS, eval_dataset=pairs)
+    trainer.train()
+    start, *later = [line for line in trainer.state.log_history if "eval_stsb_spearman" in line]
+    assert start["step"] == 0 and start["eval_stsb_spearman"] == pytest.approx(spearman, abs=0.01)
+    assert start.keys() == later[0].keys() and len(later) == 2
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-0")
+    for name, tensor in trainer.unwrapped.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    if given == {"save_total_limit": 1}:
+        assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-0"]
+    (said,) = [record.message for record in caplog.records if "before the training" in record.message]
+    metric = given.get("metric_for_best_model", "stsb_spearman")
+    assert said == f"Kept as it was before the training: no checkpoint was better (by its {metric})."
+
+
+# The metric at the start and at each step, and the step whose model is kept. Steps 2 and 4 are saved.
+FOUND = [
+    ([40, 45, 43, 41, 42], 2),  # the best was not saved
+    ([40, 45, 39, 38, 37], 0),
+    ([math.nan, 1, 2, 3, 1], 2),
+    ([math.nan, math.nan, math.nan, math.nan, 1], 4),
+]
+
+
+@pytest.mark.parametrize(("found", "kept"), FOUND)
+def test_of_the_models_that_are_saved_the_best_is_kept(tmp_path, pairs, monkeypatch, found, kept):
+    """A model whose metric is not a number is none of them."""
+    told = iter(found)
+    arguments = {**SMALL, "save_strategy": "steps", "eval_steps": 1, "save_steps": 2, "max_steps": 4}
+    trainer = SarcseTrainer(
+        fresh_model(), SarcseTrainingArguments(str(tmp_path), **arguments), train_dataset=TEXTS, eval_dataset=pairs
+    )
+    monkeypatch.setattr(trainer, "measured", lambda *_: {"eval_stsb_spearman": next(told)})
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{kept}")
+    saved = SarcseModel.from_pretrained(tmp_path / f"checkpoint-{kept}").state_dict()
+    for name, tensor in trainer.unwrapped.state_dict().items():
+        assert torch.equal(tensor, saved[name]), name
+
+
+def test_a_run_that_was_killed_before_its_first_step_is_resumed_from_its_start(tmp_path, pairs):
+    """To the same weights; the model before the training is evaluated and logged once."""
+    arguments = {**SMALL, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 4, "learning_rate": 0.1}
+    arguments |= {"learning_rate_budget": 0, "metric_for_best_model": "alignment"}  # which falls when all collapses
+    arguments = SarcseTrainingArguments(str(tmp_path), **arguments)
+    whole, again = (SarcseTrainer(fresh_model(), arguments, None, TEXTS, pairs) for _ in range(2))
+    whole.train()
+    assert whole.state.best_global_step > 0
+    again.train(str(tmp_path / "checkpoint-0"))
+    assert [line["step"] for line in again.state.log_history if "eval_alignment" in line] == [0, 1, 2]
+    for name, tensor in whole.unwrapped.state_dict().items():
+        assert torch.equal(again.unwrapped.state_dict()[name], tensor), name
+
+
+def test_a_training_ends_with_a_word_on_whether_it_helped(tmp_path, pairs, caplog):
+    """Without graded pairs, that nothing was measured. With them, the difference from before of what was measured."""
+    SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), None, TEXTS).train()
+    assert caplog.records[-1].message.startswith("No labels: nothing measured says whether it is better. --eval_pairs")
+    arguments = SarcseTrainingArguments(str(tmp_path), eval_strategy="no", **SMALL)
+    trainer = SarcseTrainer(
+        fresh_model(), arguments, None, TEXTS, tasks={"mine": pairs, "other": pairs.select(range(30))}
+    )
+    trainer.train()
+    said, average = caplog.records[-1], trainer.results.differences[f"after: {tmp_path}"].average
+    assert said.levelname == "WARNING" and f"{ENCODER} with mean pooling" in said.message
+    assert f"{abs(average):.2f} [" in said.message and said.message.endswith("] on the average of 2 tasks.")
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
@@ -669,11 +758,12 @@ def test_adapters_are_trained_and_merged(tmp_path, pairs, tokenizer):
     lora = LoraConfig(target_modules=["query", "value"], modules_to_save=["sentence_encoder", "sentence_decoder"])
     model = get_peft_model(fresh_model(), lora)
     arguments = {**SMALL, "save_strategy": "steps", "learning_rate": 1e-2, "eval_steps": 1, "save_steps": 1}
-    arguments = SarcseTrainingArguments(str(tmp_path / "run"), **arguments)
+    arguments = SarcseTrainingArguments(str(tmp_path / "run"), metric_for_best_model="alignment", **arguments)
     trainer = SarcseTrainer(model, arguments, train_dataset=TEXTS, eval_dataset=pairs)
     trainer.train()
-    best = max(line["eval_stsb_spearman"] for line in trainer.state.log_history if "eval_stsb_spearman" in line)
-    assert trainer.evaluate()["eval_stsb_spearman"] == pytest.approx(best, abs=1e-4)
+    found = {line["step"]: line["eval_alignment"] for line in trainer.state.log_history if "eval_alignment" in line}
+    assert [*found] == [0, 1, 2] and min(found, key=found.get) == 1
+    assert trainer.evaluate()["eval_alignment"] == pytest.approx(found[1], abs=1e-4)
     trained = trainer.model.encode(TEXTS, tokenizer)
     assert np.abs(trained - fresh_model().encode(TEXTS, tokenizer)).max() > 1e-3
     trainer.save_results()
@@ -706,11 +796,11 @@ def test_a_moved_run_keeps_its_best_model_when_it_is_resumed(tmp_path, pairs, to
 
     first = trainer("run")
     first.train()
-    assert first.state.best_model_checkpoint == "run/checkpoint-1", "at this rate the embeddings collapse"
+    assert first.state.best_model_checkpoint == "run/checkpoint-0", "at this rate the embeddings collapse"
     (tmp_path / "run").rename(tmp_path / "moved")
     again = trainer(str(tmp_path / "moved"))
     again.train(resume_from_checkpoint=True)
-    assert again.state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-1")
+    assert again.state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-0")
     for name, tensor in first.model.state_dict().items():
         torch.testing.assert_close(again.model.state_dict()[name], tensor)
 

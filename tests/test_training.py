@@ -38,8 +38,10 @@ from .conftest import (
     refusal,
     run_command,
     run_python,
+    start_command,
     with_whole_layers,
 )
+from .test_distributed import places
 
 
 def test_output_folder_holds_what_a_user_needs(finished_run):
@@ -99,7 +101,7 @@ def test_both_losses_are_logged_beside_the_total(finished_run):
     for line in losses:
         assert line["loss"] == pytest.approx(line["contrastive_loss"] + weight * line["reconstruction_loss"], rel=1e-4)
     evaluations = [line for line in history if "eval_pairs_spearman" in line]
-    assert [line["step"] for line in evaluations] == [2, 4]
+    assert [line["step"] for line in evaluations] == [0, 2, 4]
     assert all({"eval_alignment", "eval_uniformity"} <= set(line) for line in evaluations)
 
 
@@ -114,6 +116,32 @@ def test_the_best_checkpoint_is_the_one_kept(finished_run):
     assert all(torch.equal(kept[name], checkpoint[name]) for name in kept)
     after = json.loads((folder / "sts_results.json").read_text())["models"][f"after: {folder}"]
     assert after["average"] == pytest.approx(scores[best], abs=1e-6)
+
+
+def test_the_command_says_once_whether_the_training_helped(finished_run):
+    folder, process = finished_run
+    after = json.loads((folder / "sts_results.json").read_text())["differences"]["models"][f"after: {folder}"]
+    value, (low, high) = after["average"], after["average_interval"]
+    said = f"than {ENCODER} with mean pooling"
+    (line,) = [line for line in process.stderr.splitlines() if said in line]
+    assert said not in process.stdout
+    assert f" {value:.2f} [{low:.2f}, {high:.2f}] on sts; the pairs of sts also picked the checkpoint." in line
+    assert line.startswith("Better" if low > 0 else "No better")
+
+
+def test_several_processes_evaluate_the_start_together_and_one_of_them_speaks(tmp_path):
+    started = [
+        start_command(PROJECT / "train.py", *flags(tmp_path / "run", use_cpu="true"), cwd=tmp_path, **place)
+        for place in places(2)
+    ]
+    processes = [command.wait() for command in started]
+    assert [process.returncode for process in processes] == [0, 0], processes[0].stderr
+    assert ["than" in process.stderr and "with mean pooling" in process.stderr for process in processes] == [
+        True,
+        False,
+    ]
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert [line["step"] for line in state["log_history"] if "eval_pairs_spearman" in line] == [0, 2]
 
 
 def test_checkpoints_carry_the_code_too(finished_run):
@@ -309,7 +337,7 @@ def test_new_layers_can_have_a_learning_rate_of_their_own(tmp_path):
     rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
     decays = {parameter: group["weight_decay"] for group in groups for parameter in group["params"]}
     for name, parameter in trainer.model.named_parameters():
-        assert rates[parameter] == (0.001 if name.startswith("encoder.") else 0.5), name
+        assert rates[parameter] == (0.0002 if name.startswith("encoder.") else 0.5), name
         assert decays[parameter] == (0.0 if name.endswith("bias") or "LayerNorm" in name else 0.1), name
 
 
