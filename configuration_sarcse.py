@@ -73,6 +73,7 @@ class SarcseConfig(PretrainedConfig):
             reconstruction skip them, and the mean that the TextCNN's output is added to includes them. They are
             stored here because not every encoder configuration has them (BERT's has neither `[CLS]` nor `[SEP]`);
             [`SarcseModel.from_encoder_pretrained`] fills them in from the tokenizer.
+        normalize (`bool`, defaults to `False`): Embeddings have length 1.
 
     Raises:
         ValueError: if a field has an impossible value; the message names the field and the value.
@@ -92,6 +93,7 @@ class SarcseConfig(PretrainedConfig):
         decoder_length: int = 32,
         with_decoder: bool = True,
         special_token_ids: list[int] | tuple[int, ...] = (),
+        normalize: bool = False,
         **kwargs: Any,
     ) -> None:
         self.encoder_config = _as_config(encoder_config)
@@ -117,6 +119,7 @@ class SarcseConfig(PretrainedConfig):
         self.decoder_length = decoder_length
         self.with_decoder = with_decoder
         self.special_token_ids = sorted(special_token_ids)
+        self.normalize = normalize
         # The version of the running code, which is also the code that is saved beside the weights.
         self.sarcse_version = __version__
         repeated = {name: kwargs.pop(name) for name in OF_ENCODER if name in kwargs}

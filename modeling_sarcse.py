@@ -54,7 +54,7 @@ class SarcseModelOutput(ModelOutput):
 
     Args:
         pooler_output (`torch.FloatTensor` of shape `(B, d)`):
-            The sentence embeddings, not normalised.
+            The sentence embeddings, of length 1 only if `config.normalize`.
         last_hidden_state (`torch.FloatTensor` of shape `(B, L, d)`):
             The encoder's contextual vectors, in the tokenizer's positions (the paper's X, with special tokens).
         hidden_states, attentions (*optional*):
@@ -534,6 +534,8 @@ class SarcseModel(PreTrainedModel):
             rows = slice(reconstructed_rows)
             parts = encoded.last_hidden_state[rows], input_ids[rows], content[rows]
             reconstruction = self._reconstruct(decoder, embeddings[: len(parts[0])], *parts)
+        if self.config.normalize:  # after the reconstruction, whose scale is that of the token vectors
+            embeddings = F.normalize(embeddings, dim=1)
         return SarcseModelOutput(
             pooler_output=embeddings,
             last_hidden_state=encoded.last_hidden_state,

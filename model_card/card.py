@@ -165,8 +165,10 @@ def model_facts(facts: Facts) -> dict[str, str]:
 def summary(facts: Facts) -> list[str]:
     """Size and limits: what a reader needs to decide whether the model fits."""
     parameters, length = facts.model.num_parameters(), max_length(facts.tokenizer)
+    config = facts.model.config
+    length_1 = "normalised to length 1" if config.normalize else "not normalised"
     return [
-        f"{facts.model.config.hidden_size} dimensions, not normalised: compare embeddings by cosine similarity.",
+        f"{config.hidden_size} dimensions, {length_1}: compare embeddings by cosine similarity.",
         f"{parameters:,} parameters, {megabytes(4 * parameters)} in float32.",
         *([f"Up to {length:,} tokens; longer text is truncated."] if length else []),
     ]
@@ -255,6 +257,8 @@ def training_section(facts: Facts) -> str | None:
     record, data = facts.record, facts.record["train_data"]
     base = record["base_model"]
     commit = f" at commit `{base['revision']}`" if base["revision"] else ""
+    kept = record.get("sentence_encoder")
+    sentence_encoder = f", a sentence encoder: {markdown_text(kept)}" if kept else ""
     # Without what was not set; a dictionary has options of accelerate that few have heard of.
     values = {
         name: value
@@ -263,7 +267,7 @@ def training_section(facts: Facts) -> str | None:
     }
     rows = [["hyperparameter", "value"], *([f"`{name}`", markdown_text(str(v))] for name, v in values.items())]
     lines = [
-        f"Started from {markdown_code(base['name'])}{commit}.",
+        f"Started from {markdown_code(base['name'])}{commit}{sentence_encoder}.",
         f"Data: {training_data(data)}",
         f"Hardware: {record['hardware']}.",
         *([f"Time: {duration(record['seconds'])}, including evaluation."] if record.get("seconds") else []),
@@ -340,6 +344,7 @@ def write_card(
         trust="" if facts.plain else ", trust_remote_code=True",
         pinned=f', revision="{revision}"' if revision and not facts.plain else "",
         dimensions=facts.model.config.hidden_size,
+        normalize=facts.plain and facts.model.config.normalize,  # with code the model does it
         base_model=markdown_text(facts.base_model() or ""),
         method=facts.method(),
         summary=summary(facts),

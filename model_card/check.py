@@ -33,11 +33,14 @@ def tokenizer_of(folder: Path) -> Any:
 
 
 def pooled(folder: Path, vectors: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(B, L, d) -> (B, d), with the folder's pooling."""
-    if json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))["pooling_mode_cls_token"]:
-        return vectors[:, 0]
+    """(B, L, d) -> (B, d), with the folder's pooling and, if it has one, its Normalize."""
+    pooling, modules = (
+        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("1_Pooling/config.json", "modules.json")
+    )
     mask = batch["attention_mask"].unsqueeze(-1)  # (B, L, 1)
-    return (vectors * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    mean = (vectors * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    embeddings = vectors[:, 0] if pooling["pooling_mode_cls_token"] else mean
+    return torch.nn.functional.normalize(embeddings, dim=1) if len(modules) == 3 else embeddings
 
 
 def by_sentence_transformers(folder: Path, sentences: list[str]) -> torch.Tensor:

@@ -61,16 +61,23 @@ def write_plain_model(
     encoder.config.sarcse_version = __version__
     encoder.save_pretrained(folder, max_shard_size=max_shard_size)
     mode = plain_poolers()[model.config.pooler]
-    write_sentence_transformers_files(folder, model.config.hidden_size, mode, max_length(tokenizer))
+    write_sentence_transformers_files(
+        folder, model.config.hidden_size, mode, max_length(tokenizer), model.config.normalize
+    )
 
 
 def write_sentence_transformers_files(
-    folder: Path, dimensions: int, pooling_mode: str, max_length: int | None
+    folder: Path, dimensions: int, pooling_mode: str, max_length: int | None, normalize: bool
 ) -> None:
-    """Write the files of sentence-transformers' Transformer and Pooling."""
-    write_json(folder / "modules.json", PLAIN_MODULES)
+    """Write the files of sentence-transformers' Transformer and Pooling and, if asked for, of its Normalize."""
+    modules = PLAIN_MODULES if normalize else PLAIN_MODULES[:2]
+    write_json(folder / "modules.json", modules)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     write_pooling(folder, dimensions, pooling_mode)
+    for module in modules[2:]:
+        (folder / module["path"]).mkdir()
+        names = ("module_input_name", "module_output_name")
+        write_json(folder / module["path"] / "config.json", dict.fromkeys(names, "sentence_embedding"))
 
 
 def write_pooling(folder: Path, dimensions: int, pooling_mode: str) -> None:

@@ -52,7 +52,7 @@ class ModelArguments:
         "pooler",
         "How the sentence embedding is made: "
         + "; ".join(f"{name}, {pooler.description}" for name, pooler in TRAINABLE_POOLERS.items())
-        + ".",
+        + ". A sentence encoder's own is kept.",
         choices=list(TRAINABLE_POOLERS),
     )
     kernel_sizes: list[int] | None = _architecture("kernel_sizes", "Widths of the TextCNN's convolutions.")
@@ -87,7 +87,10 @@ def check_reconstruction(pooler: str, reconstruction_weight: float) -> None:
         ValueError: if the weight is above 0 and the pooler has no reconstruction.
     """
     if pooler in POOLERS and POOLERS[pooler].decoder is None and reconstruction_weight > 0:
-        raise ValueError(f"--pooler {pooler} has no reconstruction: add --reconstruction_weight 0 (SimCSE).")
+        raise ValueError(
+            f"--pooler {pooler} has no reconstruction: add --reconstruction_weight 0 (SimCSE), or train "
+            "with --pooler mean."
+        )
 
 
 # The metric that needs no labels (sarcse/health.py).
@@ -209,6 +212,9 @@ VIEW_DROPOUT = 0.1
 # worse than before training), and enough for the best scores (docs/choices.md). SimCSE, which has no
 # reconstruction, follows its own paper.
 LEARNING_RATE_BUDGET = 0.003
+# The same for a sentence encoder, which has more to lose: the whole budget ruined all-MiniLM-L6-v2, and this left it
+# within 0.2 of where it was on STS-B dev (docs/choices.md).
+SENTENCE_ENCODER_BUDGET = 0.0004
 # The learning rate with a budget, which scales it down in longer trainings. Any rate that uses up the budget makes the
 # same training; this one does from 60 steps, and its first steps are not too long in shorter ones.
 LEARNING_RATE = 1e-4
@@ -219,6 +225,9 @@ SIMCSE_LEARNING_RATE = 3e-5
 @dataclass(kw_only=True)
 class SarcseArguments(ReleaseArguments):
     """The arguments that SARCSE adds to transformers' own; a separate class, so that `--help` shows them first."""
+
+    # No argument: SarcseTrainer lowers it for a sentence encoder.
+    default_budget = LEARNING_RATE_BUDGET
 
     max_seq_length: int = field(
         default=32, metadata={"help": "Training sentences are cut at this many tokens, special tokens included."}
@@ -244,7 +253,8 @@ class SarcseArguments(ReleaseArguments):
         metadata={
             "help": "Limit on the sum of the encoder's learning rates over all steps; beyond it, all rates are scaled "
             "down. It is meant to keep a long training from ruining the encoder. 0: no limit. "
-            f"Default: {LEARNING_RATE_BUDGET:g} with a reconstruction, else 0."
+            f"Default with a reconstruction: {LEARNING_RATE_BUDGET:g}, or {SENTENCE_ENCODER_BUDGET:g} for a sentence "
+            "encoder; else 0."
         },
     )
     view_dropout: float | None = field(
@@ -473,7 +483,7 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
     def rate_budget(self) -> float:
         """`learning_rate_budget` or its default, resolved on use: a search may change `reconstruction_weight`."""
         if self.learning_rate_budget is None:
-            return LEARNING_RATE_BUDGET if self.reconstruction_weight > 0 else 0.0
+            return self.default_budget if self.reconstruction_weight > 0 else 0.0
         return self.learning_rate_budget
 
     @property

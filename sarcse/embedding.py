@@ -120,7 +120,7 @@ def encode(
     model: SarcseModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], batch_size: int = 64
 ) -> torch.Tensor:
     """
-    Sentence embeddings as a float32 tensor on the CPU, `(len(sentences), d)`, not normalised. This is
+    Sentence embeddings as a float32 tensor on the CPU, `(len(sentences), d)`, as the model makes them. This is
     `SarcseModel.encode` with a warning if the model cannot read the text, and a progress bar on one process only.
 
     Args:

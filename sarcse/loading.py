@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,21 +35,26 @@ logger = logging.get_logger(__name__)
 AutoConfig.register(SarcseConfig.model_type, SarcseConfig)
 AutoModel.register(SarcseConfig, SarcseModel)
 
-# sentence-transformers' modules of a plain release, by their names from before its version 6, which every version and
-# other programs know.
-PLAIN_MODULES = [
+# sentence-transformers' modules of a plain release, the last only where embeddings have length 1. The names are those
+# from before its version 6, which every version and other programs know.
+PLAIN_MODULES: list[dict[str, Any]] = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
 ]
 
-# Where a SARCSE model's embeddings can be changed for sentence-transformers.
-CHANGING_FILES = (
+# What makes a model's embeddings in sentence-transformers.
+EMBEDDING_FILES = (
     "modules.json",
     "1_Pooling/config.json",
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
     "tokenizer_config.json",
 )
+
+# The field of an encoder's configuration that says that its training began, maybe several trainings ago, with a
+# sentence encoder.
+SENTENCE_ENCODER_FIELD = "sarcse_sentence_encoder"
 
 # Fields in the long form of 1_Pooling/config.json.
 POOLING_MODES = {
@@ -66,6 +72,7 @@ def load_model(
 ) -> tuple[SarcseModel, PreTrainedTokenizerBase]:
     """
     Load a SARCSE model as it was saved or released, or any other text encoder under fresh layers, in evaluation mode.
+    Of a sentence encoder its pooling, its length in tokens and the length of its vectors are kept.
 
     Args:
         name_or_path (`str`): A folder or the id of a model on the Hub.
@@ -81,6 +88,7 @@ def load_model(
         ValueError: if nothing can be loaded, it is not a text encoder, or the tokenizer is another model's. Also if a
             field has an impossible value or differs from the saved SARCSE model's.
     """
+    found = sentence_encoder(name_or_path, revision)
     config, tokenizer = load_config_and_tokenizer(name_or_path, revision, trust_remote_code)
     if is_sarcse(vars(config)) and (changed := changed_in_sentence_transformers(name_or_path, revision)):
         logger.warning(f"{name_or_path}: {changed}, which has no effect without sentence-transformers.")
@@ -92,6 +100,11 @@ def load_model(
         else:
             if (pooler := released_pooler(name_or_path, vars(config))) is not None:
                 check_pooler(name_or_path, pooler, options)
+            elif found is not None:
+                options.update({"pooler": found.pooler} if found.pooler and "pooler" not in options else {})
+                tokenizer.model_max_length = found.max_length or tokenizer.model_max_length
+            if found is not None:
+                options.setdefault("normalize", found.normalize)
             model = SarcseModel.from_encoder_pretrained(
                 name_or_path, tokenizer=tokenizer, revision=revision, **options
             )
@@ -366,39 +379,61 @@ def released_pooler(name_or_path: str, fields: Mapping[str, Any]) -> str | None:
     return pooler
 
 
+def embedding_files(name_or_path: str, revision: str) -> list[Any]:
+    """
+    The contents of `EMBEDDING_FILES` beside a model, `{}` for a file that is not there.
+
+    Raises:
+        OSError, ValueError: if one cannot be read.
+    """
+    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    files = [cached_file(name_or_path, name, **options) for name in EMBEDDING_FILES]
+    return [{} if file is None else json.loads(Path(file).read_text(encoding="utf-8")) for file in files]
+
+
+def types_of(modules: list[dict[str, Any]]) -> list[str]:
+    """The classes of modules.json, without their packages, whose names depend on the version."""
+    return [module["type"].rpartition(".")[2] for module in modules]
+
+
+# With and without Normalize.
+PLAIN_TYPES = types_of(PLAIN_MODULES), types_of(PLAIN_MODULES[:2])
+
+
+def changes_of_text(saved: dict[str, Any], transformer: dict[str, Any]) -> dict[str, bool]:
+    """What sentence-transformers may do to texts and embeddings beside its modules, and whether it does."""
+    return {
+        **{
+            f"config_sentence_transformers.json has {name} {saved.get(name)!r}": saved.get(name) is not None
+            for name in ("default_prompt_name", "truncate_dim")
+        },
+        "sentence_bert_config.json has do_lower_case": bool(transformer.get("do_lower_case")),
+    }
+
+
 def changed_in_sentence_transformers(name_or_path: str, revision: str = "main") -> str | None:
     """
     What in sentence-transformers' files beside a SARCSE model gives other embeddings than the model itself, with the
     file's name; None if nothing does, or the files cannot be read.
     """
-
-    def content(name: str) -> Any:
-        file = cached_file(name_or_path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-        return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
-
     pooler = released_pooler(name_or_path, config_fields(name_or_path, revision))  # None for a model with code
     mode = None if pooler is None else plain_poolers()[pooler]
     try:
-        modules, pooling, saved, transformer, tokenizer = map(content, CHANGING_FILES)
+        modules, pooling, saved, transformer, tokenizer = embedding_files(name_or_path, revision)
     except (OSError, ValueError):
         return None
     if not modules:
         return None
-    written: Any = SENTENCE_TRANSFORMERS_FILES["modules.json"] if pooler is None else PLAIN_MODULES
-    # Without their packages, whose names depend on the version.
-    types, expected = ([module["type"].rpartition(".")[2] for module in each] for each in (modules, written))
+    types = types_of(modules)
+    expected = PLAIN_TYPES if pooler is not None else (types_of(SENTENCE_TRANSFORMERS_FILES["modules.json"]),)
     length = transformer.get("max_seq_length")
     found = {
-        f"modules.json lists {', '.join(types)}": types != expected,
+        f"modules.json lists {', '.join(types)}": types not in expected,
         f"1_Pooling/config.json pools by {pooling_mode(pooling)}": mode not in (None, pooling_mode(pooling)),
-        **{
-            f"config_sentence_transformers.json has {name} {saved.get(name)!r}": saved.get(name) is not None
-            for name in ("default_prompt_name", "truncate_dim")
-        },
         # A release writes its own limit there.
         f"sentence_bert_config.json has max_seq_length {length}": length is not None
         and length < tokenizer.get("model_max_length", math.inf),
-        "sentence_bert_config.json has do_lower_case": bool(transformer.get("do_lower_case")),
+        **changes_of_text(saved, transformer),
     }
     return next((what for what, is_so in found.items() if is_so), None)
 
@@ -407,3 +442,79 @@ def pooling_mode(fields: dict[str, Any]) -> str | None:
     """The mode of sentence-transformers' Pooling: one field since its version 6, and before that a field for each."""
     modes = [mode for name, mode in POOLING_MODES.items() if fields.get(name)]
     return fields.get("pooling_mode", modes[0] if len(modes) == 1 else None)
+
+
+# --- Sentence encoders -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SentenceEncoder:
+    """
+    What sentence-transformers' files make of the encoder beside them.
+
+    Args:
+        pooler (`str`, *optional*): The pooler that makes the same embeddings; None if none does.
+        normalize (`bool`): Its embeddings have length 1.
+        max_length (`int`, *optional*): In tokens. Default: what the tokenizer says.
+        not_kept (`list[str]`): What no SARCSE model has, with the names of the files.
+    """
+
+    pooler: str | None
+    normalize: bool
+    max_length: int | None
+    not_kept: list[str]
+
+    def kept_in(self, model: SarcseModel, tokenizer: PreTrainedTokenizerBase | None) -> str:
+        """What a SARCSE model on this encoder keeps of it and what not, for the log, the record and the card."""
+        own = {}
+        if self.pooler is not None:
+            own[f"its {plain_poolers()[self.pooler]} pooling"] = model.config.pooler == self.pooler
+        limit = None if tokenizer is None else encoder_max_length(model, tokenizer)
+        if limit is not None:
+            own[f"its length of {self.max_length or limit} tokens"] = self.max_length in (None, limit)
+        if self.normalize:
+            own["its vectors of length 1"] = model.config.normalize
+        kept = [what for what, is_so in own.items() if is_so]
+        lost = [*(what for what, is_so in own.items() if not is_so), *self.not_kept]
+        parts = {f"{listed(kept)} {'is' if len(kept) == 1 else 'are'} kept": kept, f"not kept: {listed(lost)}": lost}
+        return "; ".join(part for part, names in parts.items() if names)
+
+
+def listed(names: list[str]) -> str:
+    """The names with commas and, before the last, "and"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def sentence_encoder(name_or_path: str, revision: str = "main") -> SentenceEncoder | None:
+    """
+    What sentence-transformers makes of an encoder or a plain release; None without its files.
+
+    Raises:
+        ValueError: if the encoder is not in the same folder as these files.
+    """
+    try:
+        modules, pooling, saved, transformer, _ = embedding_files(name_or_path, revision)
+    except (OSError, ValueError):
+        return None
+    if not modules:
+        return None
+    types, mode = types_of(modules), pooling_mode(pooling)
+    if types[0] == "Transformer" and modules[0]["path"] != "":
+        raise ValueError(
+            f"{name_or_path}: modules.json has the encoder in the folder {modules[0]['path']}, as early versions of "
+            "sentence-transformers saved it. Load it with sentence-transformers and save it again, which puts the "
+            "encoder beside that file."
+        )
+    if not all(module["type"].startswith("sentence_transformers.") for module in modules):
+        types = [module["type"] for module in modules]  # classes of its own, whatever their names
+    poolers = {mode: name for name, mode in plain_poolers().items()}
+    other = {
+        f"modules.json lists {', '.join(types)}": types not in PLAIN_TYPES,
+        f"1_Pooling/config.json pools by {mode}": mode not in poolers,
+    }
+    return SentenceEncoder(
+        pooler=None if any(other.values()) else poolers[str(mode)],
+        normalize=types[-1] == "Normalize",
+        max_length=transformer.get("max_seq_length"),
+        not_kept=[what for what, is_so in {**other, **changes_of_text(saved, transformer)}.items() if is_so],
+    )

@@ -66,6 +66,7 @@ def code_commit() -> str | None:
 
 def training_record(
     base_model: dict[str, str | None],
+    sentence_encoder: str | None,
     config: PretrainedConfig,
     sentences: dict[str, Any],
     args: SarcseTrainingArguments,
@@ -78,6 +79,7 @@ def training_record(
 
     Args:
         base_model (`dict`): From `describe_base_model`.
+        sentence_encoder (`str`, *optional*): What is kept of the base model, if that is a sentence encoder.
         config (`SarcseConfig`): The trained model's.
         sentences (`dict`): The description of a `Corpus`.
         args (`SarcseTrainingArguments`): The training's.
@@ -95,7 +97,8 @@ def training_record(
         values["eval_steps"] = None
     return {
         "base_model": base_model,
-        "architecture": {name: getattr(config, name) for name in ModelArguments.architecture()},
+        "sentence_encoder": sentence_encoder,
+        "architecture": {name: getattr(config, name) for name in [*ModelArguments.architecture(), "normalize"]},
         "train_data": sentences,
         "picked_on": picked_on,
         # What, with the data and the model's configuration, determines the trained weights, as JSON values.

@@ -40,6 +40,7 @@ class ReleasingTrainer(Trainer):
     Attributes:
         corpus (`Corpus`, *optional*): The training data.
         base_model (`dict`): From `describe_base_model`.
+        sentence_encoder (`str`, *optional*): What is kept of the base model, if that is a sentence encoder.
         commit (`str`, *optional*): Commit of the code when the training began.
         seconds (`float`, *optional*): Duration of the training with its evaluations; None if it was interrupted.
         tasks (`dict[str, datasets.Dataset]`): Graded pairs to score on, by name.
@@ -51,6 +52,7 @@ class ReleasingTrainer(Trainer):
     processing_class: Any  # a tokenizer; None where there are token ids
     corpus: Corpus | None
     base_model: dict[str, str | None]
+    sentence_encoder: str | None
     commit: str | None
     seconds: float | None
     tasks: dict[str, datasets.Dataset]
@@ -97,6 +99,7 @@ class ReleasingTrainer(Trainer):
         if self.corpus is not None and self.state.global_step > 0:
             record = training_record(
                 self.base_model,
+                self.sentence_encoder,
                 model.config,
                 self.corpus.description,
                 self.args,

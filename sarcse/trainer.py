@@ -35,7 +35,9 @@ from modeling_sarcse import SarcseModel, SarcseModelOutput
 from sarcse.arguments import (
     CORPUS,
     HEALTH,
+    LEARNING_RATE_BUDGET,
     LOWER_IS_BETTER,
+    SENTENCE_ENCODER_BUDGET,
     TRAINABLE_POOLERS,
     ModelArguments,
     SarcseTrainingArguments,
@@ -67,7 +69,15 @@ from sarcse.embedding import (
 )
 from sarcse.gradient_cache import GradientCache
 from sarcse.health import HealthCheck
-from sarcse.loading import check_tokenizer, fit_tokenizer, tokenizer_as_loaded
+from sarcse.loading import (
+    SENTENCE_ENCODER_FIELD,
+    check_tokenizer,
+    config_fields,
+    fit_tokenizer,
+    is_sarcse,
+    sentence_encoder,
+    tokenizer_as_loaded,
+)
 from sarcse.losses import (
     content_weights,
     info_nce,
@@ -196,7 +206,9 @@ class SarcseTrainer(ReleasingTrainer):
         self.eval_name = eval_name
         self.tasks = tasks if tasks is not None else {} if eval_dataset is None else {"pairs": eval_dataset}
         self.measurements, self.results = {}, None
-        self.base_model = describe_base_model(name, model_revision or self.unwrapped.source.get("revision", "main"))
+        revision = model_revision or self.unwrapped.source.get("revision", "main")
+        self.base_model = describe_base_model(name, revision)
+        self.sentence_encoder = self.kept_of_sentence_encoder(name, revision)
         self.commit = self.seconds = None
         self.rehearsed = False
         self.given_weights = token_weights
@@ -214,6 +226,24 @@ class SarcseTrainer(ReleasingTrainer):
         self.save_on_signal = SaveOnSignal()
         self.add_callback(self.save_on_signal)
         self.losses = LossWatch(self)
+
+    def kept_of_sentence_encoder(self, name: str, revision: str) -> str | None:
+        """
+        If the training begins with a sentence encoder, or with a SARCSE model on one: lower the default of the
+        learning-rate budget, and log and return what is kept. None for any other model.
+        """
+        encoder = None
+        if name and not is_sarcse(config_fields(name, revision)):
+            encoder = sentence_encoder(name, revision)
+        if encoder is None and not hasattr(self.unwrapped.config.encoder_config, SENTENCE_ENCODER_FIELD):
+            self.args.default_budget = LEARNING_RATE_BUDGET
+            return None
+        self.args.default_budget = SENTENCE_ENCODER_BUDGET
+        kept = None if encoder is None else encoder.kept_in(self.unwrapped, self.processing_class)
+        if self.is_world_process_zero():
+            what = f"is a sentence encoder: {kept}" if kept else "was trained from a sentence encoder"
+            logger.warning(f"{name} {what}; --learning_rate_budget is {self.args.rate_budget:g}.")
+        return kept
 
     def health_check(self, aside: list[list[int]]) -> HealthCheck | None:
         """
@@ -269,6 +299,8 @@ class SarcseTrainer(ReleasingTrainer):
     def prepare_to_train(self, corpus: Corpus) -> None:
         """Prepare the model for its first step, with the current arguments."""
         model, args = self.model, self.args
+        if self.args.default_budget == SENTENCE_ENCODER_BUDGET:
+            setattr(self.unwrapped.config.encoder_config, SENTENCE_ENCODER_FIELD, True)
         check_trainable(model)
         check_precision(model)
         check_reconstruction(model.config.pooler, args.reconstruction_weight)

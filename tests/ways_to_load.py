@@ -40,8 +40,14 @@ def embed(model, sentences):
 
 def pooled(vectors, attention_mask):
     if pooling() == "cls":
-        return vectors[:, 0]
-    return (vectors * attention_mask.unsqueeze(-1)).sum(dim=1) / attention_mask.sum(dim=1, keepdim=True)
+        return scaled(vectors[:, 0])
+    return scaled((vectors * attention_mask.unsqueeze(-1)).sum(dim=1) / attention_mask.sum(dim=1, keepdim=True))
+
+
+def scaled(embeddings):
+    """To length 1, if that is the last of the release's modules for sentence-transformers."""
+    normalizes = json.loads(Path(RELEASE, "modules.json").read_text())[-1]["type"].endswith("Normalize")
+    return torch.nn.functional.normalize(embeddings, dim=1) if normalizes else embeddings
 
 
 def pooling():
@@ -150,7 +156,7 @@ def onnx_int8(sentences):
 def fastembed(sentences):
     from fastembed_reader import embed as by_fastembed  # beside this file
 
-    return torch.tensor(by_fastembed(RELEASE, sentences))
+    return scaled(torch.tensor(by_fastembed(RELEASE, sentences)))
 
 
 def sentence_transformer_onnx(sentences):
