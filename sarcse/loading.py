@@ -381,14 +381,20 @@ def released_pooler(name_or_path: str, fields: Mapping[str, Any]) -> str | None:
 
 def embedding_files(name_or_path: str, revision: str) -> list[Any]:
     """
-    The contents of `EMBEDDING_FILES` beside a model, `{}` for a file that is not there.
+    The contents of `EMBEDDING_FILES` beside a model, `{}` for a file that is not there or, offline, not in the cache.
+    Without the first, modules.json, the others are not looked for, which on the Hub takes time.
 
     Raises:
         OSError, ValueError: if one cannot be read.
     """
     options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    files = [cached_file(name_or_path, name, **options) for name in EMBEDDING_FILES]
-    return [{} if file is None else json.loads(Path(file).read_text(encoding="utf-8")) for file in files]
+
+    def content(name: str) -> Any:
+        file = cached_file(name_or_path, name, _raise_exceptions_for_connection_errors=False, **options)
+        return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+
+    modules, *others = EMBEDDING_FILES
+    return [found, *map(content, others)] if (found := content(modules)) else [{}] * len(EMBEDDING_FILES)
 
 
 def types_of(modules: list[dict[str, Any]]) -> list[str]:
@@ -508,13 +514,14 @@ def sentence_encoder(name_or_path: str, revision: str = "main") -> SentenceEncod
     if not all(module["type"].startswith("sentence_transformers.") for module in modules):
         types = [module["type"] for module in modules]  # classes of its own, whatever their names
     poolers = {mode: name for name, mode in plain_poolers().items()}
-    other = {
-        f"modules.json lists {', '.join(types)}": types not in PLAIN_TYPES,
-        f"1_Pooling/config.json pools by {mode}": mode not in poolers,
-    }
+    not_kept = [what for what, is_so in changes_of_text(saved, transformer).items() if is_so]
+    if types not in PLAIN_TYPES:
+        not_kept.append(f"modules.json lists {', '.join(types)}")
+    elif mode not in poolers:
+        not_kept.append(f"1_Pooling/config.json pools by {mode}")
     return SentenceEncoder(
-        pooler=None if any(other.values()) else poolers[str(mode)],
+        pooler=poolers.get(str(mode)) if types in PLAIN_TYPES else None,
         normalize=types[-1] == "Normalize",
         max_length=transformer.get("max_seq_length"),
-        not_kept=[what for what, is_so in {**other, **changes_of_text(saved, transformer)}.items() if is_so],
+        not_kept=not_kept,
     )

@@ -273,7 +273,9 @@ def test_lower_case_and_classes_of_its_own_are_named(tmp_path, caplog):
     text = (encoder / "modules.json").read_text()
     (encoder / "modules.json").write_text(text.replace("sentence_transformers.models.Transformer", "own.Transformer"))
     assert trainer_on(encoder, tmp_path / "model").model.config.pooler == "autoencoder"
-    assert "not kept: modules.json lists own.Transformer, sentence_transformers.models.Pooling, " in caplog.text
+    assert (
+        "do_lower_case and modules.json lists own.Transformer, sentence_transformers.models.Pooling, " in caplog.text
+    )
 
 
 def test_an_encoder_in_a_subfolder_is_refused_with_what_to_do(tmp_path):
