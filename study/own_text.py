@@ -231,18 +231,18 @@ def key_of(run: dict[str, Any]) -> str:
 
 
 def read_lines() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.is_file() else []
+    return [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()] if LINES.is_file() else []
 
 
 def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
     """`one_run` in a separate process."""
     command = [sys.executable, "-m", "study.own_text", "--run", json.dumps(run), "--data", arguments.data]
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TOKENIZERS_PARALLELISM": "false"}
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    process = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
     if process.returncode != 0:
         raise RuntimeError(f"{key_of(run)} failed:\n{process.stderr[-3000:]}")
     line = json.dumps({**run, **json.loads(process.stdout.splitlines()[-1]), "commit": arguments.commit})
-    with LINES.open("a") as file:
+    with LINES.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 

@@ -90,7 +90,7 @@ def runs(tmp_path_factory):
     common = {"eval_strategy": "no", "eval_pairs": None, "save_strategy": "no", "max_train_samples": BATCH}
     common["use_cpu"] = "true"
     exact = {"model_name_or_path": folder / "model", "channels": None, "optim": "sgd", "learning_rate": 1}
-    exact |= {"max_grad_norm": 0, "view_dropout": 0}
+    exact |= {"max_grad_norm": 0, "view_dropout": 0, "contrastive_temperature": 0.05}
     for world_size in WORLD_SIZES:
         common["per_device_train_batch_size"] = BATCH // world_size
         fields = {name: {**common, **exact, **options} for name, options in EXACT_RUNS.items()}

@@ -102,6 +102,7 @@ def test_the_whole_life_of_a_model(tmp_path):
             "train_file": "hf://datasets/org/wiki/sentences.txt",
             "eval_pairs": None,
             "sts_tasks": "STSB",
+            "metric_for_best_model": "stsb_spearman",
             "max_train_samples": 16,
             "hub_model_id": "me/sarcse-test",
             "push_to_hub": "true",

@@ -648,7 +648,7 @@ def test_sentences_without_a_tokenizer_end_in_a_message(tmp_path):
     """A model built from a configuration has none beside it. Token ids of equal length need none."""
     model = fresh_model()
     model.name_or_path = ""
-    arguments = SarcseTrainingArguments(str(tmp_path), **SMALL)
+    arguments = SarcseTrainingArguments(str(tmp_path), **SMALL, token_frequencies="corpus")
     with pytest.raises(ValueError, match="train_dataset has sentences: pass the tokenizer as `processing_class`"):
         SarcseTrainer(model, arguments, train_dataset=TEXTS)
     ids = datasets.Dataset.from_dict({"input_ids": [[0, 5, 2]] * 8})
