@@ -248,6 +248,7 @@ def test_alignment_without_a_positive_pair_picks_no_checkpoint(tmp_path):
             {"per_device_eval_batch_size": 16},
             "--per_device_eval_batch_size has no effect: graded pairs are scored",
         ),
+        ({"eval_on_start": "true"}, "--eval_on_start has no effect: evaluations begin before the first step"),
         ({"auto_find_batch_size": "true"}, "--auto_find_batch_size has no effect: a smaller batch changes InfoNCE's"),
         ({"token_count_samples": 10}, "--token_count_samples has no effect without --streaming"),
         ({"dataset_config_name": "en"}, "--dataset_config_name has no effect without --dataset_name"),
