@@ -20,6 +20,7 @@ from model_card.facts import Facts
 from model_card.hub import files_of, sha256
 from model_card.plain import max_length, write_plain_model, write_pooling
 from modeling_sarcse import SarcseModel
+from sarcse.loading import tokenizer_errors
 from sarcse.record import write_json
 
 
@@ -84,7 +85,8 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         backend.no_truncation()
         if limit is not None:
             backend.enable_truncation(limit, direction=tokenizer.truncation_side)
-    tokenizer.save_pretrained(folder)
+    with tokenizer_errors():
+        tokenizer.save_pretrained(folder)
 
 
 def describe_onnx_outputs(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -232,7 +232,7 @@ def measure(embed: Embed, tasks: dict[str, datasets.Dataset], pooler: str | None
 
 def task_picked_on(picked_on: str | None, tasks: dict[str, datasets.Dataset]) -> str | None:
     """The name of the task whose pairs picked a checkpoint, from the SHA-256 in the training's record."""
-    return next((name for name, pairs in tasks.items() if picked_on == fingerprint(pairs)), None)
+    return next((name for name, pairs in tasks.items() if picked_on and picked_on == fingerprint(pairs)), None)
 
 
 def recorded_picked_on(name_or_path: str) -> str | None:

@@ -261,6 +261,18 @@ def tokenizer_as_loaded(tokenizer: PreTrainedTokenizerBase | None, revision: str
                 backend.enable_truncation(**own.truncation)
             if own.padding is not None:
                 backend.enable_padding(**own.padding)
+    with tokenizer_errors():
+        yield
+
+
+@contextmanager
+def tokenizer_errors() -> Iterator[None]:
+    """
+    A context to save a tokenizer in.
+
+    Raises:
+        OSError: if a file cannot be written, which tokenizers reports as a bare `Exception`.
+    """
     try:
         yield
     except Exception as error:

@@ -281,6 +281,7 @@ class SarcseTrainer(ReleasingTrainer):
     def settings(self) -> dict[str, Any]:
         """Everything that affects the result of the run, to be saved in its checkpoints."""
         pairs, args = self.eval_dataset, self.args
+        weighted = self.corpus is not None and self.reconstruct
         # The order of a stream depends on who reads it: no worker and one worker differ, too.
         readers = {"processes": args.world_size, "dataloader_num_workers": args.dataloader_num_workers}
         return run_settings(
@@ -290,7 +291,7 @@ class SarcseTrainer(ReleasingTrainer):
             model_name_or_path=" at ".join(filter(None, self.base_model.values())),
             train_data=self.corpus and self.corpus.identity,
             stream_readers=readers if isinstance(self.train_dataset, SentenceStream) else None,
-            token_weights=sha256(self.token_weights.cpu().numpy().tobytes()).hexdigest() if self.reconstruct else None,
+            token_weights=sha256(self.token_weights.cpu().numpy().tobytes()).hexdigest() if weighted else None,
             eval_data=pairs and f"{len(pairs)} pairs with SHA-256 {fingerprint(pairs)}",
         )
 
@@ -313,10 +314,7 @@ class SarcseTrainer(ReleasingTrainer):
         if weights is None:
             counts = corpus.counts
             if args.weighs_tokens and args.token_frequencies != CORPUS:
-                with args.main_process_first(desc="counting tokens"):
-                    counts = general_counts(
-                        args.token_frequencies, corpus, self.processing_class, self.unwrapped.config
-                    )
+                counts = general_counts(args.token_frequencies, corpus, self.processing_class, self.unwrapped.config)
             weights = token_weights(counts, args.frequency_weighting, args.frequency_smoothing)
         if weights.shape != (len(corpus.counts),):
             raise ValueError(

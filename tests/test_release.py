@@ -1,6 +1,7 @@
 """The release folder: its content, its card, every way to load it, and what stops a release."""
 
 import ast
+import copy
 import hashlib
 import json
 import math
@@ -566,6 +567,13 @@ def test_names_are_text_in_a_card_and_in_tables(facts, finished_run, tokenizer, 
         assert sum(line.count(name) for line in shown) >= times, shown
         rows = [token for token in tokens if token.type == "tr_open"]
         assert len([token for token in tokens if token.type in ("th_open", "td_open")]) % 2 == 0 and rows
+
+
+def test_a_tokenizer_that_cannot_be_written_is_an_error_of_the_disk(tokenizer, tmp_path):
+    """tokenizers raises a bare Exception, which a release would end in a traceback with."""
+    (tmp_path / "tokenizer.json").mkdir()
+    with pytest.raises(OSError, match="the tokenizer could not be written"):
+        write_tokenizer(copy.deepcopy(tokenizer), tmp_path)
 
 
 def test_own_pairs_are_no_published_task_whatever_their_name_and_number(facts, tmp_path):

@@ -134,6 +134,13 @@ def test_token_ids_alone_are_weighted_by_their_own_counts_only_if_asked(tmp_path
         SarcseTrainer(model, SarcseTrainingArguments(str(tmp_path), **SMALL, **fields), train_dataset=ids)
 
 
+def test_a_trainer_without_training_data_evaluates_and_saves(tmp_path, pairs):
+    trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), eval_dataset=pairs)
+    assert "eval_stsb_spearman" in trainer.evaluate()
+    trainer.save_model(str(tmp_path / "saved"))
+    assert SarcseModel.from_pretrained(tmp_path / "saved").config.pooler == "autoencoder"
+
+
 UNREADABLE = {
     "train_dataset has the columns a, b: the sentences must be in `text`": {"a": TEXTS, "b": TEXTS},
     "train_dataset: column 'text' holds Value\\('int64'\\), not text": {"text": [1, 2, 3]},
