@@ -8,7 +8,7 @@ does not see.
 Each run trains one epoch on a corpus with one weighting of the tokens, and is a line of study/results/own_text.jsonl.
 Labels score the even rows, which choices are made on, and the odd rows, which are reported: V-measure of k-means, and
 the share of the ten nearest neighbours with the same label. Wikipedia has graded pairs instead. Finished runs are
-skipped. "english" counts tokens in 500,000 sentences of Wikipedia.
+skipped. "english" counts tokens in the English text that the program brings.
 
 Shapes: N texts, d dimensions.
 """
@@ -31,7 +31,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from sklearn.cluster import KMeans
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import v_measure_score
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -41,13 +40,15 @@ from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, QUIET, SHARED
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import SarcseTrainingArguments
 from sarcse.comparison import correlations, markdown_table
+from sarcse.corpus import ENGLISH_FILE, LONGEST
 from sarcse.embedding import encode, measure
-from sarcse.health import HealthCheck
 from sarcse.loading import load_model
 from sarcse.record import code_commit, versions
+from sarcse.sentences import DataArguments, load_sentences
 from sarcse.sts import load_sts
 from sarcse.tokens import token_counts, tokenize
 from sarcse.trainer import SarcseTrainer
+from study.candidates import Candidates
 from study.run import encoder_folder, sick_pairs
 
 
@@ -57,7 +58,7 @@ WIKIPEDIA_SENTENCES = 20_032
 TASKS = ("STS12", "STS14", "STS15", "STSB")
 LABELLED = ("stackoverflow", "banking77")
 NEIGHBOURS = 10
-SAMPLE = 2_000  # texts for the numbers that need no labels
+SAMPLE = 1_000  # texts for the candidates for a check without labels
 
 
 # --- The corpora -----------------------------------------------------------------------------------------------------
@@ -89,7 +90,8 @@ def read_corpus(name: str, data: str) -> tuple[list[str], list[str] | None]:
 
 # --- The weightings --------------------------------------------------------------------------------------------------
 
-# Weights by (corpus' shares, English shares, counts of the corpus), each `(vocabulary_size,)`.
+# Weights by each token's share of the corpus and of English text, and the share of the corpus' texts with that token,
+# each `(vocabulary_size,)`.
 Weighting = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -97,33 +99,42 @@ def inverse(share: np.ndarray, smoothing: float) -> np.ndarray:
     return smoothing / (smoothing + share)
 
 
-def product(corpus: float, english: float) -> Weighting:
-    return lambda own, general, _: inverse(own, corpus) * inverse(general, english)
+def information(share: np.ndarray) -> np.ndarray:
+    return -np.log(np.maximum(share, share[share > 0].min()))
 
 
 WEIGHTINGS: dict[str, Weighting] = {
-    "uniform": lambda own, general, counts: np.ones_like(own),
+    "uniform": lambda own, general, documents: np.ones_like(own),
     **{
-        f"corpus-{a:g}": (lambda own, general, counts, a=a: inverse(own, a))
+        f"corpus-{a:g}": (lambda own, general, documents, a=a: inverse(own, a))
         for a in (1e-4, 3e-4, 1e-3, 3e-3, 5e-3, 1e-2, 3e-2)
     },
-    **{f"english-{a:g}": (lambda own, general, counts, a=a: inverse(general, a)) for a in (3e-5, 1e-4, 3e-4, 1e-3)},
-    **{f"product-{c:g}": product(c, 1e-4) for c in (1e-3, 3e-3, 5e-3, 1e-2, 3e-2)},
-    "self-information": lambda own, general, counts: -np.log(np.maximum(own, 1 / counts.sum())),
-    "mean-of-shares": lambda own, general, counts: inverse((own + general) / 2, 1e-4),
-    "geometric-mean": lambda own, general, counts: np.sqrt(inverse(own, 1e-4) * inverse(general, 1e-4)),
-    "corpus-capped-10": lambda own, general, counts: np.maximum(inverse(own, 1e-4), 0.1),
-    "corpus-capped-3": lambda own, general, counts: np.maximum(inverse(own, 1e-4), 1 / 3),
+    **{
+        f"english-{a:g}": (lambda own, general, documents, a=a: inverse(general, a))
+        for a in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+    },
+    **{
+        f"product-{a:g}": (lambda own, general, documents, a=a: inverse(own, a) * inverse(general, 1e-4))
+        for a in (1e-3, 1e-2, 3e-2)
+    },
+    "self-information": lambda own, general, documents: information(own),
+    "inverse-document-frequency": lambda own, general, documents: information(documents),
+    "documents-0.001": lambda own, general, documents: inverse(documents, 1e-3),
+    "mean-of-shares": lambda own, general, documents: inverse((own + general) / 2, 1e-4),
+    "geometric-mean": lambda own, general, documents: np.sqrt(inverse(own, 1e-4) * inverse(general, 1e-4)),
+    "corpus-capped-10": lambda own, general, documents: np.maximum(inverse(own, 1e-4), 0.1),
+    "corpus-capped-3": lambda own, general, documents: np.maximum(inverse(own, 1e-4), 1 / 3),
     # Frequent here and there: the smaller of both shares.
-    "smaller-share": lambda own, general, counts: inverse(np.minimum(own, general), 1e-4),
+    "smaller-share": lambda own, general, documents: inverse(np.minimum(own, general), 1e-4),
 }
 
 
-def english_counts(tokenizer: PreTrainedTokenizerBase, size: int, special: list[int], data: str) -> np.ndarray:
-    """How often each token occurs in all sentences of Wikipedia, `(vocabulary_size,)`."""
-    with lzma.open(Path(data, "data", "wiki500k.txt.xz"), "rt", encoding="utf-8") as lines:
-        sentences = Dataset.from_dict({"text": [line.strip() for line in lines]})
-    return token_counts(tokenize(sentences, tokenizer, 128), size, special)
+def shares(tokens: Dataset, size: int, special: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Each token's share of all tokens, and the share of texts that have it: `(vocabulary_size,)` both."""
+    counts = token_counts(tokens, size, special)
+    documents = np.bincount([token for ids in tokens["input_ids"] for token in set(ids)], minlength=size)
+    documents[special] = 0
+    return counts / counts.sum(), documents / len(tokens)
 
 
 # --- Scores ----------------------------------------------------------------------------------------------------------
@@ -146,35 +157,19 @@ def label_scores(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]
     return {"v": 100 * v_measure_score(labels, clusters), "p10": 100 * same.mean()}
 
 
-def unlabelled_numbers(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, float]:
-    """Candidates for a check without labels."""
-    rows = tokenizer(texts[:1000], truncation=True, max_length=MAX_SEQ_LENGTH)["input_ids"]
-    embeddings = F.normalize(encode(model, tokenizer, texts), dim=1).numpy()
-    words = TfidfVectorizer(dtype=np.float32).fit_transform(texts)
-    near = neighbours(embeddings, NEIGHBOURS)
-    overlap = np.mean([words.multiply(words[near[:, column]]).sum(axis=1).mean() for column in range(NEIGHBOURS)])
-    return {
-        "halves": HealthCheck(rows[:256], model.config)(model),
-        "halves of 1000": HealthCheck(rows, model.config)(model),
-        "words of neighbours": 100 * float(overlap),
-    }
-
-
 def scores(
     model: SarcseModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], labels: list[str] | None, data: str
 ) -> dict[str, Any]:
-    sample = [texts[row] for row in range(0, len(texts), max(1, len(texts) // SAMPLE))][:SAMPLE]
-    found: dict[str, Any] = {"unlabelled": unlabelled_numbers(model, tokenizer, sample)}
     if labels is None:
         sts = {task: load_sts(task, f"{data}/data/senteval") for task in TASKS}
         sts |= {"STSB dev": load_sts("STSB", f"{data}/data/senteval", "dev"), "SICK dev": sick_pairs(data)}
         similarities = measure(partial(encode, model, tokenizer), sts).similarities
         gold = {task: np.array(pairs["score"][:]) for task, pairs in sts.items()}
-        return {**found, "sts": {task: correlations(similarities[task], gold[task]).spearman for task in sts}}
+        return {"sts": {task: correlations(similarities[task], gold[task]).spearman for task in sts}}
     embeddings = F.normalize(encode(model, tokenizer, texts), dim=1).numpy()
     of = np.array(labels)
     halves = {"choose": slice(0, None, 2), "report": slice(1, None, 2)}
-    return {**found, **{name: label_scores(embeddings[half], of[half]) for name, half in halves.items()}}
+    return {name: label_scores(embeddings[half], of[half]) for name, half in halves.items()}
 
 
 # --- Runs ------------------------------------------------------------------------------------------------------------
@@ -201,17 +196,22 @@ def one_run(run: dict[str, Any], data: str) -> dict[str, Any]:
     length = run.get("fields", {}).get("max_seq_length")
     decoder = {"decoder_length": length} if length else {}
     model, tokenizer = load_model(str(encoder_folder(run["encoder"], data)), pooler=pooler, **decoder)
+    config = model.config
+    vocabulary = config.encoder_config.vocab_size
+    rows = Dataset.from_dict({"text": texts})
+    tokens = tokenize(rows, tokenizer, MAX_SEQ_LENGTH)
+    own, documents = shares(tokens, vocabulary, config.special_token_ids)
+    sample = [texts[row] for row in range(0, len(texts), len(texts) // SAMPLE)][:SAMPLE]
+    candidates = Candidates(model.eval(), tokenizer, sample, own)
+    numbers = {"before": candidates(model)}
+    torch.manual_seed(run["seed"])
     started = time.time()
     if run["weighting"] != "none":
-        config = model.config
-        vocabulary = config.encoder_config.vocab_size
-        rows = Dataset.from_dict({"text": texts})
-        own = token_counts(tokenize(rows, tokenizer, MAX_SEQ_LENGTH), vocabulary, config.special_token_ids)
-        general = english_counts(tokenizer, vocabulary, config.special_token_ids, data)
         weights = None
         if run["weighting"] in WEIGHTINGS:
-            found = WEIGHTINGS[run["weighting"]](own / own.sum(), general / general.sum(), own)
-            weights = torch.from_numpy(found).float()
+            english = load_sentences(DataArguments(train_file=[str(ENGLISH_FILE)]))
+            general, _ = shares(tokenize(english, tokenizer, LONGEST), vocabulary, config.special_token_ids)
+            weights = torch.from_numpy(WEIGHTINGS[run["weighting"]](own, general, documents)).float()
         with tempfile.TemporaryDirectory() as folder:
             SarcseTrainer(
                 model,
@@ -221,7 +221,8 @@ def one_run(run: dict[str, Any], data: str) -> dict[str, Any]:
                 token_weights=weights,
             ).train()
     trained = time.time() - started
-    return {**scores(model.eval(), tokenizer, texts, labels, data), "seconds": round(trained, 1)}
+    numbers["after"] = candidates(model.eval())
+    return {**scores(model, tokenizer, texts, labels, data), "candidates": numbers, "seconds": round(trained, 1)}
 
 
 def key_of(run: dict[str, Any]) -> str:
