@@ -193,9 +193,8 @@ def one_run(run: dict[str, Any], data: str) -> dict[str, Any]:
     pooler = run.get("pooler") or ("mean" if run["encoder"] == "all-MiniLM-L6-v2" else "autoencoder")
     pooler = {"simcse": "cls", "contrast": "mean", "none": "mean"}.get(run["weighting"], pooler)
     torch.manual_seed(run["seed"])
-    length = run.get("fields", {}).get("max_seq_length")
-    decoder = {"decoder_length": length} if length else {}
-    model, tokenizer = load_model(str(encoder_folder(run["encoder"], data)), pooler=pooler, **decoder)
+    folder = str(encoder_folder(run["encoder"], data))
+    model, tokenizer = load_model(folder, pooler=pooler, **run.get("architecture", {}))
     config = model.config
     vocabulary = config.encoder_config.vocab_size
     rows = Dataset.from_dict({"text": texts})
@@ -227,7 +226,7 @@ def one_run(run: dict[str, Any], data: str) -> dict[str, Any]:
 
 def key_of(run: dict[str, Any]) -> str:
     """Identifies a run."""
-    names = ("encoder", "corpus", "weighting", "pooler", "fields", "seed")
+    names = ("encoder", "corpus", "weighting", "pooler", "architecture", "fields", "seed")
     return json.dumps([run.get(name) for name in names])
 
 
@@ -272,7 +271,8 @@ def main() -> None:
     parser.add_argument("--corpora", nargs="+", default=["stackoverflow", "banking77", "wikipedia"])
     parser.add_argument("--weightings", nargs="+", default=["none", *WEIGHTINGS])
     parser.add_argument("--pooler")
-    parser.add_argument("--fields", type=json.loads)
+    parser.add_argument("--architecture", type=json.loads, help="Fields of SarcseConfig.")
+    parser.add_argument("--fields", type=json.loads, help="Fields of SarcseTrainingArguments.")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -287,10 +287,10 @@ def main() -> None:
         print(json.dumps({**one_run(arguments.run, arguments.data), "versions": versions()}))
         return
     arguments.commit = code_commit()
+    given = [name for name in ("pooler", "architecture", "fields") if getattr(arguments, name)]
     runs = [
         {"encoder": encoder, "corpus": corpus, "weighting": weighting, "seed": seed}
-        | ({"pooler": arguments.pooler} if arguments.pooler else {})
-        | ({"fields": arguments.fields} if arguments.fields else {})
+        | {name: getattr(arguments, name) for name in given}
         for seed in range(1, arguments.seeds + 1)
         for encoder in arguments.encoders
         for weighting in arguments.weightings
