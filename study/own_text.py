@@ -208,7 +208,7 @@ def one_run(run: dict[str, Any], data: str) -> dict[str, Any]:
     if run["weighting"] != "none":
         weights = None
         if run["weighting"] in WEIGHTINGS:
-            english = load_sentences(DataArguments(train_file=[str(ENGLISH_FILE)]))
+            english = load_sentences(DataArguments(train_file=str(ENGLISH_FILE)))
             general, _ = shares(tokenize(english, tokenizer, LONGEST), vocabulary, config.special_token_ids)
             weights = torch.from_numpy(WEIGHTINGS[run["weighting"]](own, general, documents)).float()
         with tempfile.TemporaryDirectory() as folder:
@@ -301,8 +301,11 @@ def main() -> None:
     missing = [run for run in runs if key_of(run) not in done]
     with ThreadPoolExecutor(arguments.processes) as pool:
         futures = [pool.submit(make_line, run, arguments) for run in missing]
-        for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
-            future.result()
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":
