@@ -229,8 +229,12 @@ class SarcseArguments(ReleaseArguments):
     # No argument: SarcseTrainer lowers it for a sentence encoder.
     default_budget = LEARNING_RATE_BUDGET
 
-    max_seq_length: int = field(
-        default=32, metadata={"help": "Training sentences are cut at this many tokens, special tokens included."}
+    max_seq_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Training texts are cut at this many tokens, special tokens included. Default: the 95th "
+            "percentile of their lengths, between 32 and 128."
+        },
     )
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes for tokenising."})
     token_count_samples: int = field(

@@ -20,7 +20,17 @@ from configuration_sarcse import SarcseConfig
 from sarcse.arguments import CORPUS, ENGLISH, SarcseTrainingArguments
 from sarcse.files import matching_files, read_rows, text_of
 from sarcse.sentences import SentenceStream, fingerprint, first_part, without_blank
-from sarcse.tokens import check_ids, check_length, check_readable, token_counts, tokenize, tokenize_batch
+from sarcse.tokens import (
+    LONGEST,
+    check_ids,
+    check_length,
+    check_readable,
+    fitting_length,
+    text_lengths,
+    token_counts,
+    tokenize,
+    tokenize_batch,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -76,7 +86,6 @@ def read_corpus(
     if is_text:
         if tokenizer is None:
             raise ValueError("train_dataset has sentences: pass the tokenizer as `processing_class`.")
-        check_length(tokenizer, args.max_seq_length)
         with args.main_process_first(desc="reading the data"):
             rows = without_blank(rows, name)
     is_stream = isinstance(rows, datasets.IterableDataset)
@@ -89,6 +98,7 @@ def read_corpus(
     tokens = first
     if is_text:
         with args.main_process_first(desc="tokenising"):
+            args.max_seq_length = choose_length(args.max_seq_length, first, tokenizer)
             tokens = tokenize(first, tokenizer, args.max_seq_length, args.preprocessing_num_workers)
     vocabulary_size = getattr(config.encoder_config, "vocab_size", None)
     if vocabulary_size is None:  # CANINE's
@@ -111,11 +121,35 @@ def read_corpus(
     )
 
 
+# A corpus' default length is within this range.
+SHORTEST_DEFAULT, LONGEST_DEFAULT = 32, 128
+
+
+def choose_length(asked: int | None, texts: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
+    """
+    The number of tokens that texts are cut at: what is `asked` for, or by default the 95th percentile of the texts'
+    lengths, at least 32 and at most 128. More than one text in twenty that is cut is worth a warning.
+
+    Raises:
+        ValueError: if the encoder cannot read texts of the length that is `asked` for.
+    """
+    if asked is not None:
+        check_length(tokenizer, asked)
+    lengths, limit = text_lengths(texts, tokenizer), tokenizer.model_max_length
+    fitting = min(fitting_length(lengths), limit)
+    length = asked or min(max(fitting, SHORTEST_DEFAULT), LONGEST_DEFAULT, limit)
+    cut = int((lengths > length).sum())
+    if cut > len(lengths) / 20:
+        looked_at = "" if len(lengths) == len(texts) else f" (a sample of all {len(texts):,})"
+        advice = f"--max_seq_length {fitting}" if fitting > length else "the encoder reads no more"
+        logger.warning(f"{cut:,} of {len(lengths):,} texts{looked_at} are cut at {length} tokens: {advice}.")
+    return length
+
+
 # 10,000 sentences of English Wikipedia (CC BY-SA) from `python -m study.english`. They give an encoder's tokens the
 # weights that 500,000 sentences would give, to 0.05 (root mean square). A list of words of the same size would not,
 # because tokens depend on the text around a word.
 ENGLISH_FILE = Path(__file__).with_name("english.txt.xz")
-LONGEST = 512  # tokens of its sentences that are counted
 
 
 def general_counts(

@@ -3,6 +3,7 @@ Prepare sentences for training: token ids, batches of similar length, and freque
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +30,22 @@ def check_length(tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Non
         raise ValueError(
             f"--max_seq_length must be between {shortest} and {longest} for this encoder, got {max_seq_length}."
         )
+
+
+# How many texts are measured to see how long texts are; each at most this many tokens.
+MEASURED_TEXTS, LONGEST = 10_000, 512
+
+
+def text_lengths(texts: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """The numbers of tokens of up to 10,000 evenly spaced texts, special tokens included; 512 for longer texts."""
+    number = min(len(texts), MEASURED_TEXTS)
+    some = texts.select(np.arange(number) * len(texts) // number)
+    return token_lengths(tokenize(some, tokenizer, LONGEST)).numpy()
+
+
+def fitting_length(lengths: np.ndarray) -> int:
+    """The 95th percentile, rounded up to a multiple of 8."""
+    return 8 * math.ceil(np.percentile(lengths, 95) / 8)
 
 
 def tokenize(

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from sklearn.cluster import KMeans
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
@@ -24,8 +23,6 @@ from study.bias import in_batches, token_bias
 
 
 NEIGHBOURS = 10
-TOPICS = 50  # dimensions of the latent semantic analysis of the sentences themselves
-CLUSTERS = 20
 
 
 class Candidates:
@@ -43,45 +40,20 @@ class Candidates:
         self.tokenizer, self.sentences, self.counts = tokenizer, sentences, counts
         self.rows = tokenizer(sentences, truncation=True, max_length=32)["input_ids"]
         self.pairs = np.triu_indices(len(sentences), 1)
-        special = set(tokenizer.all_special_ids)
-        content = [[token for token in ids if token not in special] for ids in self.rows]
-        bags = self.weighted_bags(content)
-        self.bag_similarities = bags @ bags.T  # (S, S)
-        self.words = self.bag_similarities[self.pairs]
-        directions, values, _ = np.linalg.svd(bags, full_matrices=False)
-        topics = (directions * values)[:, :TOPICS]  # (S, TOPICS)
-        topics /= np.maximum(np.linalg.norm(topics, axis=1, keepdims=True), 1e-9)
-        self.topic_similarities = topics @ topics.T  # (S, S)
-        second = self.weighted_bags([ids[len(ids) // 2 :] for ids in content])
-        self.second_similarities = second @ second.T  # (S, S)
-        self.has_word = bags > 0  # (S, vocabulary_size)
+        self.words = self.word_similarities()
         self.health = HealthCheck(self.rows, model.config)
         self.start: dict[str, Any] = self.state(model)
 
-    def weighted_bags(self, rows: list[list[int]]) -> np.ndarray:
-        """Bags of tokens weighted by inverse document frequency, of length 1: `(S, vocabulary_size)`."""
-        bags = np.zeros((len(rows), len(self.counts)), dtype=np.float32)
-        for row, ids in enumerate(rows):
+    def word_similarities(self) -> np.ndarray:
+        """Cosine similarity of each pair's bags of tokens, weighted by inverse document frequency."""
+        bags = np.zeros((len(self.rows), len(self.counts)), dtype=np.float32)
+        for row, ids in enumerate(self.rows):
             np.add.at(bags[row], ids, 1.0)
+        bags[:, self.tokenizer.all_special_ids] = 0
         documents = (bags > 0).sum(axis=0)
         bags *= np.log((1 + len(bags)) / (1 + documents))
-        return bags / np.maximum(np.linalg.norm(bags, axis=1, keepdims=True), 1e-9)
-
-    def words_of_clusters(self, embeddings: torch.Tensor) -> float:
-        """What a text's cluster tells about its words: the sum of their mutual information, in nats."""
-        clusters = KMeans(CLUSTERS, n_init=3, random_state=0).fit_predict(embeddings.numpy())
-        of_cluster = np.eye(CLUSTERS, dtype=np.float32)[clusters]  # (S, CLUSTERS)
-        sizes = of_cluster.mean(axis=0)  # (CLUSTERS,)
-        inside = of_cluster.T @ self.has_word.astype(np.float32) / len(clusters)  # (CLUSTERS, vocabulary_size)
-        share = inside.sum(axis=0)  # (vocabulary_size,)
-        information = np.zeros_like(inside)
-        for joint, expected in (
-            (inside, np.outer(sizes, share)),
-            (sizes[:, None] - inside, np.outer(sizes, 1 - share)),
-        ):
-            occurs = joint > 1e-9
-            information[occurs] += joint[occurs] * np.log(joint[occurs] / expected[occurs])
-        return float(information.sum())
+        bags /= np.maximum(np.linalg.norm(bags, axis=1, keepdims=True), 1e-9)
+        return (bags @ bags.T)[self.pairs]
 
     @torch.no_grad()
     def state(self, model: SarcseModel) -> dict[str, Any]:
@@ -118,16 +90,11 @@ class Candidates:
             len({*a.topk(NEIGHBOURS + 1).indices.tolist()} & {*b.topk(NEIGHBOURS + 1).indices.tolist()}) - 1
             for a, b in zip(similarities, at_start)
         ]
-        near = near_rows(embeddings)
         rare = [value for value in change[:2] if value is not None]
         eigenvalues = torch.linalg.svdvals(embeddings - embeddings.mean(0)).square()
         numbers = {
             "words": spearmanr(pairs, self.words).statistic,
             "words, shared only": spearmanr(pairs[self.words > 0.05], self.words[self.words > 0.05]).statistic,
-            "words of neighbours": self.bag_similarities[near].mean(),
-            "topics of neighbours": self.topic_similarities[near].mean(),
-            "second halves of first halves' neighbours": self.second_similarities[near_rows(first)].mean(),
-            "words of clusters": self.words_of_clusters(embeddings),
             "halves found": self.health(model),
             "halves of words found": reciprocal_rank(first, second),
             "halves, loss": -info_nce(first, second, 0.05).item(),
@@ -171,13 +138,6 @@ class Candidates:
 def last_vectors(output: SarcseModelOutput) -> Iterator[torch.Tensor]:
     """`(L, d)` for each sentence, including special tokens and padding."""
     yield from output.last_hidden_state.float()
-
-
-def near_rows(embeddings: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The ten nearest neighbours of each row, as indices of a matrix of pairs: `(S, 1)` and `(S, NEIGHBOURS)`."""
-    embeddings = F.normalize(embeddings, dim=1)
-    similarities = (embeddings @ embeddings.T).fill_diagonal_(-2)  # (S, S)
-    return np.arange(len(embeddings))[:, None], similarities.topk(NEIGHBOURS).indices.numpy()
 
 
 def reciprocal_rank(queries: torch.Tensor, answers: torch.Tensor) -> float:

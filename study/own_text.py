@@ -30,8 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import v_measure_score
+from sklearn.preprocessing import normalize
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -40,15 +44,15 @@ from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, QUIET, SHARED
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import SarcseTrainingArguments
 from sarcse.comparison import correlations, markdown_table
-from sarcse.corpus import ENGLISH_FILE, LONGEST
-from sarcse.embedding import encode, measure
+from sarcse.corpus import ENGLISH_FILE
+from sarcse.embedding import encode, measure, uniformity
+from sarcse.health import HealthCheck
 from sarcse.loading import load_model
 from sarcse.record import code_commit, versions
 from sarcse.sentences import DataArguments, load_sentences
 from sarcse.sts import load_sts
-from sarcse.tokens import token_counts, tokenize
+from sarcse.tokens import LONGEST, token_counts, tokenize
 from sarcse.trainer import SarcseTrainer
-from study.candidates import Candidates
 from study.run import encoder_folder, sick_pairs
 
 
@@ -58,7 +62,8 @@ WIKIPEDIA_SENTENCES = 20_032
 TASKS = ("STS12", "STS14", "STS15", "STSB")
 LABELLED = ("stackoverflow", "banking77")
 NEIGHBOURS = 10
-SAMPLE = 1_000  # texts for the candidates for a check without labels
+SAMPLE = 2_000  # texts for the candidates for a check without labels
+TOPICS = 100
 
 
 # --- The corpora -----------------------------------------------------------------------------------------------------
@@ -157,6 +162,61 @@ def label_scores(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]
     return {"v": 100 * v_measure_score(labels, clusters), "p10": 100 * same.mean()}
 
 
+def sharing(vectors: Any, near: np.ndarray) -> float:
+    """Mean cosine similarity, in percent, of each text's `vectors` and those of its neighbours, `(N, number)`."""
+    vectors = normalize(vectors)
+    total = sum(vectors[column] for column in near.T)  # of each text's neighbours
+    return 100 * float(csr_matrix(vectors).multiply(csr_matrix(total)).sum() / near.size)
+
+
+class Candidates:
+    """
+    Candidates for a check that sees a training do harm, without labels: numbers of a model and some of the texts.
+
+    Args:
+        texts (`list[str]`): N texts.
+        all_texts (`list[str]`): The corpus, whose latent semantic analysis gives the topics.
+        tokenizer (`PreTrainedTokenizerBase`): The encoder's own.
+    """
+
+    def __init__(self, texts: list[str], all_texts: list[str], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.texts, self.tokenizer = texts, tokenizer
+        words = [text.split() for text in texts]
+        self.first = [" ".join(w[: len(w) // 2]) or text for w, text in zip(words, texts)]
+        self.second = [" ".join(w[len(w) // 2 :]) or text for w, text in zip(words, texts)]
+        self.rows = tokenizer(texts, truncation=True, max_length=LONGEST)["input_ids"]
+        rare: dict[str, Any] = {"max_df": 0.1, "dtype": np.float32}  # no word of more than a tenth of the texts
+        self.words = TfidfVectorizer(dtype=np.float32).fit_transform(texts)
+        self.rare_words = TfidfVectorizer(**rare).fit_transform(texts)
+        self.rare_tokens = TfidfVectorizer(analyzer=lambda ids: ids, **rare).fit_transform(self.rows)
+        self.words_of_second = TfidfVectorizer(**rare).fit_transform(self.second)
+        vectorizer = TfidfVectorizer(min_df=2, sublinear_tf=True, dtype=np.float32)
+        directions = TruncatedSVD(TOPICS, random_state=0).fit(vectorizer.fit_transform(all_texts))
+        self.topics = directions.transform(vectorizer.transform(texts))
+
+    def __call__(self, model: SarcseModel) -> dict[str, float]:
+        def embed(texts: list[str]) -> np.ndarray:
+            return F.normalize(encode(model, self.tokenizer, texts), dim=1).numpy()
+
+        embeddings = embed(self.texts)
+        near, of_first = neighbours(embeddings, NEIGHBOURS), neighbours(embed(self.first), NEIGHBOURS)
+        singular = np.linalg.svd(embeddings - embeddings.mean(axis=0), compute_uv=False) ** 2
+        spread = singular / singular.sum()
+        clusters = [KMeans(20, n_init=2, random_state=seed).fit_predict(embeddings) for seed in (1, 2)]
+        return {
+            "words of neighbours": sharing(self.words, near),
+            "rarer words of neighbours": sharing(self.rare_words, near),
+            "rarer tokens of neighbours": sharing(self.rare_tokens, near),
+            "topics of neighbours": sharing(self.topics, near),
+            "words of the other half": sharing(self.words_of_second, of_first),
+            "halves found": HealthCheck(self.rows[:: len(self.rows) // 256], model.config)(model),
+            "halves found among all": HealthCheck(self.rows, model.config)(model),
+            "clusters found again": 100 * v_measure_score(*clusters),
+            "dimensions in use": float(np.exp(-(spread * np.log(spread + 1e-12)).sum())),
+            "uniformity": -(uniformity(torch.from_numpy(embeddings)) or 0.0),
+        }
+
+
 def scores(
     model: SarcseModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], labels: list[str] | None, data: str
 ) -> dict[str, Any]:
@@ -176,7 +236,7 @@ def scores(
 
 
 def arguments_of(run: dict[str, Any], folder: str) -> SarcseTrainingArguments:
-    fields: dict[str, Any] = {"seed": run["seed"], "health_sentences": 0, "logging_steps": 1000}
+    fields: dict[str, Any] = {"seed": run["seed"], "max_seq_length": MAX_SEQ_LENGTH, "health_sentences": 0}
     if run["encoder"] == "all-MiniLM-L6-v2":
         fields["learning_rate_budget"] = 0.0004
     if run["weighting"] == "simcse":
@@ -200,9 +260,8 @@ def one_run(run: dict[str, Any], data: str) -> dict[str, Any]:
     rows = Dataset.from_dict({"text": texts})
     tokens = tokenize(rows, tokenizer, MAX_SEQ_LENGTH)
     own, documents = shares(tokens, vocabulary, config.special_token_ids)
-    sample = [texts[row] for row in range(0, len(texts), len(texts) // SAMPLE)][:SAMPLE]
-    candidates = Candidates(model.eval(), tokenizer, sample, own)
-    numbers = {"before": candidates(model)}
+    candidates = Candidates(texts[:: len(texts) // SAMPLE][:SAMPLE], texts, tokenizer)
+    numbers = {"before": candidates(model.eval())}
     torch.manual_seed(run["seed"])
     started = time.time()
     if run["weighting"] != "none":
