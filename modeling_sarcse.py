@@ -134,14 +134,10 @@ class TextCNN(nn.Module):
         return torch.cat(scales, dim=-1) * mask.unsqueeze(-1)  # (B, L, K c)
 
 
-class SarcseDecoder(nn.Module):
+class TextCNNDecoder(nn.Module):
     """
-    Reconstructs contextual vectors from a sentence embedding: transposed convolution to `decoder_length` positions,
-    TextCNN, and a linear layer whose output is added to the embedding at every position.
-
-    The added part is zero at first, so a token's reconstruction error begins as its distance from the embedding. From
-    the first step on, its gradient pulls the embedding towards the weighted mean of the tokens' vectors, which is
-    itself a good embedding (Arora, Liang and Ma, ICLR 2017).
+    The paper's decoder: from a sentence embedding to contextual vectors, by a transposed convolution to
+    `decoder_length` positions, a TextCNN and a linear layer.
     """
 
     def __init__(self, config: SarcseConfig) -> None:
@@ -152,16 +148,29 @@ class SarcseDecoder(nn.Module):
         self.textcnn = TextCNN(config, width)
         self.output = nn.Linear(width, config.hidden_size)  # a convolution of width 1
 
-    @property
-    def last_layer(self) -> nn.Module:
-        return self.output
-
     def forward(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         # A transposed convolution from length 1 is a matrix product: no overlaps to add up.
         product = embeddings @ self.expansion.weight.flatten(1)  # (B, d) -> (B, K c decoder_length)
         expanded = product.unflatten(1, self.expansion.weight.shape[1:]).transpose(1, 2) + self.expansion.bias
         expanded = self.activation(expanded[:, : mask.shape[1]]) * mask.unsqueeze(-1)  # (B, T, K c)
-        return embeddings.unsqueeze(1) + self.output(self.textcnn(expanded, mask))  # (B, T, d)
+        return self.output(self.textcnn(expanded, mask))  # (B, T, d)
+
+
+class SarcseDecoder(TextCNNDecoder):
+    """
+    The paper's decoder, whose output is added to the embedding at every position.
+
+    The added part is zero at first, so a token's reconstruction error begins as its distance from the embedding. From
+    the first step on, its gradient pulls the embedding towards the weighted mean of the tokens' vectors, which is
+    itself a good embedding (Arora, Liang and Ma, ICLR 2017).
+    """
+
+    @property
+    def last_layer(self) -> nn.Module:
+        return self.output
+
+    def forward(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return embeddings.unsqueeze(1) + super().forward(embeddings, mask)  # (B, T, d)
 
 
 class Pooler(nn.Module):
@@ -233,8 +242,14 @@ class Repetition(nn.Module):
         return embeddings.unsqueeze(1).expand(-1, mask.shape[1], -1)  # (B, d) -> (B, T, d)
 
 
+def token_mean(hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mean over the attended tokens, `(B, L, d)` -> `(B, d)`, summed in float32."""
+    total = (hidden_states.float() * mask.unsqueeze(-1)).sum(dim=1)  # (B, L, d) -> (B, d)
+    return (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)
+
+
 class Mean(Pooler):
-    """Mean pooling over the attended tokens, summed in float32."""
+    """Mean pooling over the attended tokens."""
 
     description = "the mean of the token vectors"
     pooling_mode: str | None = "mean"
@@ -243,8 +258,7 @@ class Mean(Pooler):
     def forward(
         self, hidden_states: torch.Tensor, mask: torch.Tensor, content: torch.Tensor | None = None
     ) -> torch.Tensor:
-        total = (hidden_states.float() * mask.unsqueeze(-1)).sum(dim=1)  # (B, L, d) -> (B, d)
-        return (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)
+        return token_mean(hidden_states, mask)
 
 
 class FirstLastMean(Mean):
@@ -257,20 +271,15 @@ class FirstLastMean(Mean):
     trainable = False
 
 
-class SarcseEncoder(Mean):
+class TextCNNEncoder(Pooler):
     """
-    The autoencoder's encoder: the mean of the token vectors, plus the mean of what a TextCNN and an integrating
-    convolution make of the content tokens' vectors.
-
-    The second part is zero at first (like the last layers of residual branches in arXiv 1901.09321). So training
-    begins with mean pooling, a strong baseline, instead of a random mixture that first has to catch up with it.
+    The paper's encoder: the mean of what a TextCNN and an integrating convolution make of the content tokens' vectors.
     """
 
-    description = "the mean of the token vectors plus the integrated and averaged scales of a TextCNN"
+    description = "the integrated and averaged scales of a TextCNN"
     has_layers = True
     of_content = True
-    pooling_mode = None
-    decoder = SarcseDecoder
+    decoder: type[nn.Module] | None = TextCNNDecoder
 
     def __init__(self, config: SarcseConfig) -> None:
         super().__init__(config)
@@ -278,10 +287,6 @@ class SarcseEncoder(Mean):
         self.integration = SameConv1d(
             config.channels * len(config.kernel_sizes), config.hidden_size, config.integration_kernel_size
         )
-
-    @property
-    def last_layer(self) -> nn.Module:
-        return self.integration
 
     def forward(
         self, hidden_states: torch.Tensor, mask: torch.Tensor, content: torch.Tensor | None = None
@@ -292,12 +297,33 @@ class SarcseEncoder(Mean):
         scales = self.textcnn(packed, counted)  # (B, L, d) -> (B, L, K c)
         # The mean of a convolution's outputs is its output for the mean of its windows: one window per sentence.
         window = mean_window(scales, counted, self.integration.kernel_size[0])  # (B, K c, width)
-        integrated = F.linear(window.flatten(1), self.integration.weight.flatten(1), self.integration.bias)  # (B, d)
-        return super().forward(hidden_states, mask) + integrated
+        return F.linear(window.flatten(1), self.integration.weight.flatten(1), self.integration.bias)  # (B, d)
+
+
+class SarcseEncoder(TextCNNEncoder):
+    """
+    The mean of the token vectors plus the paper's encoder.
+
+    The second part is zero at first (like the last layers of residual branches in arXiv 1901.09321). So training
+    begins with mean pooling, a strong baseline, instead of a random mixture that first has to catch up with it.
+    """
+
+    description = f"{Mean.description} plus {TextCNNEncoder.description}"
+    decoder = SarcseDecoder
+
+    @property
+    def last_layer(self) -> nn.Module:
+        return self.integration
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor, content: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return token_mean(hidden_states, mask) + super().forward(hidden_states, mask, content)
 
 
 POOLERS: dict[str, type[Pooler]] = {
     "autoencoder": SarcseEncoder,
+    "textcnn": TextCNNEncoder,
     "cls": FirstToken,
     "mean": Mean,
     "first_last_average": FirstLastMean,
@@ -578,8 +604,8 @@ class SarcseModel(PreTrainedModel):
                 "reconstructed. Use the folder that the training wrote, or a release made --with_decoder. Training "
                 "with --reconstruction_weight 0 needs no decoder."
             )
-        able = " and ".join(name for name, pooler in POOLERS.items() if pooler.decoder is not None)
-        raise ValueError(f"pooler={self.config.pooler!r} has no reconstruction: only {able} have one.")
+        able = ", ".join(name for name, pooler in POOLERS.items() if pooler.decoder is not None)
+        raise ValueError(f"pooler={self.config.pooler!r} has no reconstruction: these have one: {able}.")
 
     def _content_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """`(B, L)`, True for content tokens. An empty sentence keeps its special tokens, to have an embedding."""

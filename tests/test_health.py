@@ -35,10 +35,10 @@ def test_halves_stand_between_the_special_tokens_of_the_whole():
     assert halves([0, 5, 6, 7, 2], [0, 1, 2]) is None and halves([0, 2], [0, 1, 2]) is None
 
 
-@pytest.mark.parametrize("pooler", ["autoencoder", "mean"])
+@pytest.mark.parametrize("pooler", ["autoencoder", "textcnn", "mean"])
 def test_health_is_the_mean_reciprocal_rank_of_the_other_half(tokenizer, pooler):
     """Among the halves of all sentences, in both directions; here computed per half, without padding, by sorting."""
-    model = fresh_model(pooler=pooler, channels=4 if pooler == "autoencoder" else None).train()
+    model = fresh_model(pooler=pooler).train()
     token_ids = tokenizer(TEXTS[:20], truncation=True, max_length=32)["input_ids"] + [[0, 5, 2]]
     health = HealthCheck(token_ids, model.config)(model)
     assert model.training

@@ -76,7 +76,7 @@ def test_embeddings_of_the_inputs_stand_for_the_inputs(saved, tokenizer):
     with torch.no_grad():
         given = model(**batch, inputs_embeds=vectors).pooler_output
         np.testing.assert_allclose(given, expected, rtol=0, atol=1e-6)
-        if model.config.pooler == "autoencoder":
+        if model.sentence_encoder.of_content:
             with pytest.raises(
                 ValueError, match="`input_ids` are needed beside `inputs_embeds`, to identify the special"
             ):

@@ -144,13 +144,14 @@ def test_a_convolution_of_the_mean_window_is_the_mean_of_the_convolution(width):
     torch.testing.assert_close(of_window[3], convolution.bias.detach())  # no position at all: only the bias
 
 
-def test_sentence_encoder_equals_its_formula_written_out(tokenizer):
+@pytest.mark.parametrize("pooler", ["autoencoder", "textcnn"])
+def test_sentence_encoder_equals_its_formula_written_out(tokenizer, pooler):
     """
-    H_k = gelu(conv_k(X)) and mean(conv(concat H_k)), over the content tokens of one sentence at a time. h is the sum
-    of this and the mean of all tokens.
+    H_k = gelu(conv_k(X)) and mean(conv(concat H_k)), over the content tokens of one sentence at a time. In the paper's
+    form this is h; by default, h is the sum of this and the mean of all tokens.
     """
     torch.manual_seed(0)
-    model = whole_model(str(ENCODER), channels=3, kernel_sizes=[2, 3])
+    model = whole_model(str(ENCODER), pooler=pooler, channels=3, kernel_sizes=[2, 3])
     for parameter in model.sentence_encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.1)  # not the zeros of a fresh model
     batch = tokenizer(SENTENCES[:1], return_tensors="pt")
@@ -174,7 +175,7 @@ def test_sentence_encoder_equals_its_formula_written_out(tokenizer):
         encoder = model.sentence_encoder
         scales = torch.cat([F.gelu(convolve(tokens, conv)) for conv in encoder.textcnn.convolutions], dim=1)
         integrated = convolve(scales, encoder.integration)
-        expected = vectors.mean(dim=0) + integrated.mean(dim=0)
+        expected = integrated.mean(dim=0) + (vectors.mean(dim=0) if pooler == "autoencoder" else 0)
     torch.testing.assert_close(output.pooler_output[0].double(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -187,6 +188,18 @@ def test_fresh_autoencoder_is_mean_pooling(tokenizer, options):
     torch.testing.assert_close(model(**batch).pooler_output, mean(**batch).pooler_output)
     model(**batch).pooler_output.pow(2).sum().backward()
     assert model.sentence_encoder.integration.weight.grad.count_nonzero() > 0
+
+
+def test_fresh_layers_of_the_papers_form_have_ordinary_weights(tokenizer):
+    """So each of them has an effect, and a gradient in the first step."""
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="textcnn")
+    output = model(**tokenizer(SENTENCES, padding=True, return_tensors="pt"), output_reconstruction=True)
+    output.reconstruction_errors().sum().backward()
+    layers = {name: weight for name, weight in model.named_parameters() if name.startswith("sentence_")}
+    assert len(layers) == 2 * (4 + 5)
+    for name, weight in layers.items():
+        assert weight.grad.count_nonzero() > 0, name
+        assert (weight.count_nonzero() > 0) == name.endswith("weight"), "biases begin at zero"
 
 
 @pytest.mark.parametrize("options", [{}, {"channels": 5, "activation": "relu"}], ids=str)
@@ -215,9 +228,13 @@ def test_reconstruction_covers_the_first_content_tokens(tokenizer):
     assert torch.equal(first.pooler_output, output.pooler_output)
 
 
-def test_decoder_equals_its_formula_written_out(tokenizer):
-    """The transposed convolution by torch's own module, then the TextCNN over the content tokens, added to h."""
-    model = whole_model(str(ENCODER), channels=4, decoder_length=7)
+@pytest.mark.parametrize("pooler", ["autoencoder", "textcnn"])
+def test_decoder_equals_its_formula_written_out(tokenizer, pooler):
+    """
+    The transposed convolution by torch's own module, then the TextCNN over the content tokens; by default added to h.
+    Token importance is the error of this.
+    """
+    model = whole_model(str(ENCODER), pooler=pooler, channels=4, decoder_length=7)
     for parameter in model.sentence_decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.1)  # not the zeros of a fresh model
     batch = tokenizer(SENTENCES[2], return_tensors="pt")
@@ -228,8 +245,12 @@ def test_decoder_equals_its_formula_written_out(tokenizer):
         decoder = model.sentence_decoder
         expanded = F.gelu(decoder.expansion(output.pooler_output.unsqueeze(-1)))[:, :, :number]
         scales = [F.gelu(F.conv1d(expanded, c.weight, c.bias, padding="same")) for c in decoder.textcnn.convolutions]
-        expected = output.pooler_output + decoder.output(torch.cat(scales, dim=1).transpose(1, 2))
+        expected = decoder.output(torch.cat(scales, dim=1).transpose(1, 2))
+        expected += output.pooler_output if pooler == "autoencoder" else 0
     torch.testing.assert_close(output.reconstruction[:, :number], expected, atol=1e-5, rtol=1e-5)
+    errors = (expected - output.last_hidden_state[:, 1 : number + 1]).pow(2).mean(dim=2)[0]  # without <s>
+    (tokens,) = model.token_importance([SENTENCES[2]], tokenizer)
+    assert [error for _, error in tokens] == pytest.approx(errors.tolist(), rel=1e-4)
 
 
 def test_cls_pooler_has_the_tanh_layer_in_training_only(tokenizer):
@@ -465,7 +486,7 @@ def test_a_loaded_encoder_of_another_size_is_refused():
 
 
 def test_an_unknown_pooler_is_refused():
-    with pytest.raises(ValueError, match="`pooler` must be one of autoencoder, cls, .*got 'first'"):
+    with pytest.raises(ValueError, match="`pooler` must be one of autoencoder, textcnn, .*got 'first'"):
         SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="first")
 
 
@@ -487,14 +508,12 @@ def test_a_model_that_was_saved_before_loads_if_it_gives_the_same_embeddings(poo
         (tmp_path / "config.json").write_text(json.dumps(config))
     loaded, info = SarcseModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not hasattr(loaded.config, "pooling")
-    layers = {
-        "autoencoder": (
-            "sentence_encoder.textcnn.convolutions.0 sentence_encoder.textcnn.convolutions.1 "
-            "sentence_encoder.integration sentence_decoder.expansion sentence_decoder.textcnn.convolutions.0 "
-            "sentence_decoder.textcnn.convolutions.1 sentence_decoder.output"
-        ),
-        "cls": "projection",
-    }
+    of_textcnn = (
+        "sentence_encoder.textcnn.convolutions.0 sentence_encoder.textcnn.convolutions.1 "
+        "sentence_encoder.integration sentence_decoder.expansion sentence_decoder.textcnn.convolutions.0 "
+        "sentence_decoder.textcnn.convolutions.1 sentence_decoder.output"
+    )
+    layers = {"autoencoder": of_textcnn, "textcnn": of_textcnn, "cls": "projection"}
     names = {f"{layer}.{kind}" for layer in layers.get(pooler, "").split() for kind in ("weight", "bias")}
     assert {name for name in loaded.state_dict() if not name.startswith("encoder.")} == names
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())

@@ -398,6 +398,7 @@ def test_the_card_says_what_was_recorded(release_folder, finished_run):
             "sarcse",
         ),
         ("autoencoder", 0.0, "{mean} plus {scales}. {trained}, with InfoNCE", "sarcse"),
+        ("textcnn", 1.0, "{scales}. {trained}, with the two losses of SARCSE", "sarcse"),
         ("mean", 1.0, "{mean}. {trained}, with the two losses of SARCSE", "sarcse"),
         ("mean", 0.0, "{mean}. {trained}, with InfoNCE", "simcse"),
         ("cls", 0.0, "the first token's vector. {trained}, with InfoNCE", "simcse"),

@@ -313,7 +313,7 @@ def test_in_python_the_budget_is_small_and_what_is_not_kept_is_named(tmp_path, c
 
 
 @pytest.mark.parametrize("cached", [None, 4])
-@pytest.mark.parametrize("pooler", ["autoencoder", "mean"])
+@pytest.mark.parametrize("pooler", ["autoencoder", "textcnn", "mean"])
 def test_a_training_step_has_the_same_gradients_with_and_without_length_1(tmp_path, pooler, cached):
     """InfoNCE takes cosines, and the reconstruction starts from the embedding before it is scaled."""
     gradients = []

@@ -207,13 +207,13 @@ def test_of_two_passes_one_forward_sees_two_views_of_every_sentence(tmp_path):
     assert (first != second).any(dim=1).all(), "with dropout each view has a mask of its own"
 
 
-@pytest.mark.parametrize("pooler", ["autoencoder", "mean", "cls"])
+@pytest.mark.parametrize("pooler", ["autoencoder", "textcnn", "mean", "cls"])
 def test_one_pass_makes_both_views_of_the_encoders_vectors(tmp_path, pooler):
     """
     Each view sets some dimensions of all its vectors to three quarters of the batch's mean, and moves the others away
     from it so that the expectation stays. The target is not changed. Computed here view by view.
     """
-    options = {"pooler": pooler, "channels": 4 if pooler == "autoencoder" else None, "view_dropout": 0.25}
+    options = {"pooler": pooler, "view_dropout": 0.25}
     trainer, batch, _ = first_step(tmp_path, **options, reconstruction_weight=0 if pooler == "cls" else 1)
     seen = []
     trainer.model.encoder.register_forward_hook(
@@ -260,13 +260,14 @@ def test_a_run_with_two_passes_does_not_go_on_with_one(tmp_path):
         ({}, 0.1),
         ({"view_dropout": 0.2}, 0.2),
         ({"view_dropout": 0}, None),
+        ({"pooler": "textcnn"}, None),
         ({"pooler": "mean", "channels": None}, None),
         ({"reconstruction_weight": 0}, None),
         ({"pooler": "cls", "channels": None, "reconstruction_weight": 0}, None),
     ],
 )
 def test_one_pass_is_the_default_of_the_autoencoder_with_a_reconstruction(tmp_path, fields, rate):
-    """SimCSE stays as in its paper. The settings of a run record what was used."""
+    """SimCSE and the paper's form stay as in their papers. The settings of a run record what was used."""
     trainer, batch, (_, outputs) = first_step(tmp_path, **fields)
     assert trainer.view_dropout == rate and trainer.settings()["view_dropout"] == (rate or 0.0)
     assert len(outputs.last_hidden_state) == len(batch["input_ids"]) * (2 if rate is None else 1)
@@ -317,7 +318,7 @@ def test_a_baseline_of_evaluations_is_not_trained(tmp_path, tokenizer):
     tokenizer.save_pretrained(folder)
     options = {"model_name_or_path": folder, "channels": None, "reconstruction_weight": 0}
     assert refusal(tmp_path, **options) == (
-        "pooler='first_last_average' is for evaluations only; these can be trained: autoencoder, cls, mean."
+        "pooler='first_last_average' is for evaluations only; these can be trained: autoencoder, textcnn, cls, mean."
     )
 
 
