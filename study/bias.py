@@ -55,7 +55,7 @@ def token_bias(
     original = torch.stack([embeddings[index] for index, _, _ in changed])
     changes = 1 - F.cosine_similarity(torch.stack(replaced), original, dim=1)
     bias = {"change": group_means(changes.numpy(), np.array([number for _, number, _ in changed]))}
-    if model.config.pooler == "autoencoder":
+    if model.sentence_encoder.has_layers:
         reconstructed = in_batches(model, tokenizer, rows, tokens_and_errors, output_reconstruction=True)
         ids, errors, targets = (torch.cat(parts).numpy() for parts in zip(*reconstructed))
         bias["error"] = group_means(errors, group[ids])

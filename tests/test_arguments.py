@@ -58,9 +58,37 @@ def test_a_flag_overrides_the_recipe(tmp_path):
     assert training.eval_strategy == "no" and data.max_train_samples is None
 
 
-@pytest.mark.parametrize("recipe", sorted((PROJECT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_parses(recipe):
-    parse_arguments([str(recipe)])
+# SimCSE's batch sizes and learning rates, and the encoders that they are for.
+PUBLISHED = {
+    "roberta-base": ("FacebookAI/roberta-base", 512, 1e-5),
+    "roberta-large": ("FacebookAI/roberta-large", 512, 3e-5),
+    "bert-base": ("google-bert/bert-base-uncased", 64, 3e-5),
+}
+
+
+@pytest.mark.parametrize("form", ["", "paper"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_has_the_published_protocol_and_nothing_is_scaled(name, form):
+    """Whether in the paper's form or in this project's, which has three times the rate for its new layers."""
+    model, data, training = parse_arguments([str(PROJECT / "recipes" / form / f"{name}.yaml")])
+    check_together(model, data, training)
+    given = (model.model_name_or_path, training.per_device_train_batch_size, training.learning_rate)
+    assert given == PUBLISHED[name] and training.rate_budget == 0
+    assert training.new_layers_learning_rate == pytest.approx(training.learning_rate * (1 if form else 3))
+    assert (training.num_train_epochs, training.max_seq_length, training.contrastive_temperature) == (1, 32, 0.05)
+    assert (training.lr_scheduler_type, training.warmup_steps) == ("linear", 0)
+    assert (training.metric_for_best_model, training.load_best_model_at_end) == ("stsb_spearman", True)
+    assert training.eval_steps == training.save_steps == 125
+    pooler = model.pooler or "autoencoder"
+    assert (pooler, training.view_dropout_of(pooler), training.token_frequencies) == (
+        ("textcnn", None, "corpus") if form else ("autoencoder", 0.1, "english")
+    )
+
+
+def test_no_recipe_is_forgotten_here():
+    known = {f"{form}{name}" for form in ("", "paper/") for name in PUBLISHED} | {"demo"}
+    recipes = PROJECT / "recipes"
+    assert {str(path.relative_to(recipes).with_suffix("")) for path in recipes.rglob("*.yaml")} == known
 
 
 STREAM = ["--streaming", "true", "--max_steps", "3"]

@@ -282,6 +282,31 @@ def test_reconstruction_weight_scales_its_loss_alone(tmp_path):
     assert heavier == pytest.approx(parts["contrastive_loss"] + 3 * parts["reconstruction_loss"], rel=1e-5)
 
 
+def test_a_recipe_of_the_paper_trains_a_model_that_is_released(tmp_path):
+    """
+    On a small encoder, at the recipe's own rates. The release has the code and an ONNX file, and the training's folder
+    explains tokens.
+    """
+    here = {"learning_rate": None, "channels": None, "contrastive_temperature": None}
+    recipe = [PROJECT / "recipes" / "paper" / "bert-base.yaml", *flags(tmp_path / "model", **here)]
+    process = run_command(PROJECT / "train.py", *recipe, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    log = json.loads((tmp_path / "model" / "trainer_state.json").read_text())["log_history"]
+    rates = [line["learning_rate"] for line in log if "learning_rate" in line]
+    assert rates == pytest.approx([3e-5, 3e-5 * 3 / 4, 3e-5 * 2 / 4, 3e-5 * 1 / 4])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    model = AutoModel.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    assert model.config.pooler == "textcnn" and all(model.token_importance(SENTENCES, tokenizer))
+    command = ["-m", "model_card", tmp_path / "model", "--release_dir", tmp_path / "release"]
+    process = run_command(*command, cwd=PROJECT)
+    assert process.returncode == 0 and "Built and verified" in process.stdout, process.stderr
+    assert (tmp_path / "release" / "onnx" / "model.onnx").is_file()
+    released = AutoModel.from_pretrained(tmp_path / "release", trust_remote_code=True)
+    assert (released.encode(SENTENCES, tokenizer) == model.encode(SENTENCES, tokenizer)).all()
+    told = run_command(*command, "--plain", cwd=PROJECT)
+    assert told.returncode == 2 and "(pooler textcnn; cls and mean need none)" in told.stderr
+
+
 def test_without_reconstruction_the_decoder_is_frozen(tmp_path):
     """Every trainable parameter gets a gradient, as DistributedDataParallel requires."""
     for weight in (0.0, 1.0):
