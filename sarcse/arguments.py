@@ -229,11 +229,11 @@ class SarcseArguments(ReleaseArguments):
     # No argument: SarcseTrainer lowers it for a sentence encoder.
     default_budget = LEARNING_RATE_BUDGET
 
-    max_seq_length: int | None = field(
-        default=None,
+    max_seq_length: int = field(
+        default=32,
         metadata={
-            "help": "Training texts are cut at this many tokens, special tokens included. Default: the 95th "
-            "percentile of their lengths, between 32 and 128."
+            "help": "Training texts are cut at this many tokens, special tokens included. With a reconstruction, "
+            "fresh layers need as large a --decoder_length."
         },
     )
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes for tokenising."})

@@ -3,6 +3,7 @@ Prepare training data, given as text or token ids, in memory or as a stream: tok
 of the tokens, and a description for checkpoints and cards.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,9 +26,9 @@ from sarcse.tokens import (
     check_ids,
     check_length,
     check_readable,
-    fitting_length,
     text_lengths,
     token_counts,
+    token_lengths,
     tokenize,
     tokenize_batch,
 )
@@ -45,6 +46,7 @@ class Corpus:
         rows (`datasets.Dataset` or `SentenceStream`): What batches are made of.
         collator (`Callable`): Turns a list of rows into `input_ids` and `attention_mask`, `(B, L)`.
         aside (`list[list[int]]`): Token ids of the sentences that the health is checked on.
+        longest (`int`): The most tokens that a text has in training, special tokens included.
         counts (`np.ndarray` of shape `(vocabulary_size,)`): How often each token id occurs; zero for special tokens.
         description (`dict`): For the card: `name`, `hub_id`, the number of `sentences`, and the `sha256` of these,
             each followed by a newline. A stream has `token_count_samples` instead of the last two.
@@ -54,6 +56,7 @@ class Corpus:
     rows: datasets.Dataset | SentenceStream
     collator: Callable[..., Any]
     aside: list[list[int]]
+    longest: int
     counts: np.ndarray
     description: dict[str, Any]
     identity: str
@@ -86,6 +89,7 @@ def read_corpus(
     if is_text:
         if tokenizer is None:
             raise ValueError("train_dataset has sentences: pass the tokenizer as `processing_class`.")
+        check_length(tokenizer, args.max_seq_length)
         with args.main_process_first(desc="reading the data"):
             rows = without_blank(rows, name)
     is_stream = isinstance(rows, datasets.IterableDataset)
@@ -98,7 +102,7 @@ def read_corpus(
     tokens = first
     if is_text:
         with args.main_process_first(desc="tokenising"):
-            args.max_seq_length = choose_length(args.max_seq_length, first, tokenizer)
+            tell_cut(first, tokenizer, args.max_seq_length)
             tokens = tokenize(first, tokenizer, args.max_seq_length, args.preprocessing_num_workers)
     vocabulary_size = getattr(config.encoder_config, "vocab_size", None)
     if vocabulary_size is None:  # CANINE's
@@ -115,35 +119,32 @@ def read_corpus(
         rows=SentenceStream(name, rows, args.data_seed, args.process_index, args.world_size) if is_stream else trained,
         collator=collator_for(tokenizer, args.max_seq_length if is_stream and is_text else None),
         aside=aside,
+        longest=args.max_seq_length if is_text else longest_of(tokens),
         counts=counts,
         description={**source, **({"token_count_samples": args.token_count_samples} if is_stream else known)},
         identity=f"{name}, {len(first)} sentences with SHA-256 {digest}",
     )
 
 
-# A corpus' default length is within this range.
-SHORTEST_DEFAULT, LONGEST_DEFAULT = 32, 128
+def longest_of(tokens: datasets.Dataset) -> int:
+    """The most tokens of a row, without padding."""
+    if "attention_mask" not in tokens.column_names:
+        return int(token_lengths(tokens).max())
+    return max(int(np.sum(mask)) for mask in tokens.with_format("numpy")["attention_mask"])
 
 
-def choose_length(asked: int | None, texts: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
-    """
-    The number of tokens that texts are cut at: what is `asked` for, or by default the 95th percentile of the texts'
-    lengths, at least 32 and at most 128. More than one text in twenty that is cut is worth a warning.
-
-    Raises:
-        ValueError: if the encoder cannot read texts of the length that is `asked` for.
-    """
-    if asked is not None:
-        check_length(tokenizer, asked)
+def tell_cut(texts: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> None:
+    """Warn if more than one text in twenty is cut, with the length that would cut as few."""
     lengths, limit = text_lengths(texts, tokenizer), tokenizer.model_max_length
-    fitting = min(fitting_length(lengths), limit)
-    length = asked or min(max(fitting, SHORTEST_DEFAULT), LONGEST_DEFAULT, limit)
-    cut = int((lengths > length).sum())
-    if cut > len(lengths) / 20:
-        looked_at = "" if len(lengths) == len(texts) else f" (a sample of all {len(texts):,})"
-        advice = f"--max_seq_length {fitting}" if fitting > length else "the encoder reads no more"
-        logger.warning(f"{cut:,} of {len(lengths):,} texts{looked_at} are cut at {length} tokens: {advice}.")
-    return length
+    cut = int((lengths > max_seq_length).sum())
+    if cut <= len(lengths) / 20:
+        return
+    looked_at = "" if len(lengths) == len(texts) else f" (a sample of all {len(texts):,})"
+    fitting = min(8 * math.ceil(np.percentile(lengths, 95) / 8), limit)
+    advice = "the encoder reads no more"
+    if fitting > max_seq_length:
+        advice = f"--max_seq_length {fitting} --decoder_length {fitting} would cut one in twenty"
+    logger.warning(f"{cut:,} of {len(lengths):,} texts{looked_at} are cut at {max_seq_length} tokens: {advice}.")
 
 
 # 10,000 sentences of English Wikipedia (CC BY-SA) from `python -m study.english`. They give an encoder's tokens the

@@ -3,7 +3,6 @@ Prepare sentences for training: token ids, batches of similar length, and freque
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,11 +40,6 @@ def text_lengths(texts: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) ->
     number = min(len(texts), MEASURED_TEXTS)
     some = texts.select(np.arange(number) * len(texts) // number)
     return token_lengths(tokenize(some, tokenizer, LONGEST)).numpy()
-
-
-def fitting_length(lengths: np.ndarray) -> int:
-    """The 95th percentile, rounded up to a multiple of 8."""
-    return 8 * math.ceil(np.percentile(lengths, 95) / 8)
 
 
 def tokenize(

@@ -307,6 +307,7 @@ class SarcseTrainer(ReleasingTrainer):
         check_reconstruction(model.config.pooler, args.reconstruction_weight)
         if self.reconstruct:
             self.unwrapped.require_decoder()
+            check_decoder_length(model.config, corpus.longest, self.processing_class)
         self.rest_decoder(model.sentence_decoder)
         if args.world_size > 1 and idle_parameters(model, self.reconstruct):
             self.accelerator.ddp_handler.find_unused_parameters = True  # costs a little time
@@ -716,6 +717,23 @@ def check_trainable(model: SarcseModel) -> None:
     if not model.sentence_encoder.trainable:
         able = ", ".join(TRAINABLE_POOLERS)
         raise ValueError(f"pooler={model.config.pooler!r} is for evaluations only; these can be trained: {able}.")
+
+
+def check_decoder_length(config: SarcseConfig, longest: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """
+    Check that whole texts can be reconstructed. If only their first tokens are, their embeddings become those of their
+    beginnings (docs/training.md).
+
+    Raises:
+        ValueError: if the decoder has fewer positions than the `longest` text has tokens, without special ones.
+    """
+    special = 0 if tokenizer is None else tokenizer.num_special_tokens_to_add()
+    if longest - special > config.decoder_length:
+        raise ValueError(
+            f"--max_seq_length: texts have up to {longest} tokens in training, but the model's decoder_length is "
+            f"{config.decoder_length}: the ends of longer texts would not count. Give fresh layers --decoder_length "
+            f"{longest}, or cut the texts at {config.decoder_length + special} tokens."
+        )
 
 
 def check_precision(model: SarcseModel) -> None:

@@ -32,7 +32,7 @@ def test_the_recipe_that_is_run_without_arguments_is_the_demo():
 def test_flags_without_a_recipe_start_from_the_defaults():
     model, data, training = parse_arguments(["--seed", "7"])
     assert model.model_name_or_path == "FacebookAI/roberta-base"
-    assert data.train_file is None and training.max_seq_length is None
+    assert data.train_file is None and training.max_seq_length == 32
     assert (training.per_device_train_batch_size, training.learning_rate, training.num_train_epochs) == (64, 1e-4, 1)
     assert (training.contrastive_temperature, training.warmup_steps, training.weight_decay) == (0.05, 0, 0)
     assert str(training.lr_scheduler_type.value) == "linear"

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
-from sarcse.corpus import choose_length
+from sarcse.corpus import tell_cut
 from sarcse.files import UnreadableDataError
 from sarcse.sentences import DataArguments, SentenceStream, first_part, load_sentences
 from sarcse.tokens import LengthGroupedSampler, token_counts, token_lengths, token_weights, tokenize, tokenize_batch
@@ -244,32 +244,25 @@ def words(*numbers):
     return datasets.Dataset.from_dict({"text": [" ".join(["a"] * (number - 2)) for number in numbers]})
 
 
-@pytest.mark.parametrize(
-    "numbers, length",
-    [([10] * 96 + [200] * 4, 32), ([40] * 94 + [50] * 6, 56), ([10] * 50 + [126] * 50, 128), ([300] * 10, 128)],
-)
-def test_the_default_length_cuts_one_text_in_twenty_and_keeps_its_bounds(tokenizer, numbers, length):
-    assert choose_length(None, words(*numbers), tokenizer) == length
-
-
 def test_texts_that_are_cut_are_counted_with_the_length_that_would_do(tokenizer, caplog):
-    texts = words(*[20] * 15, *[40] * 5)
-    assert choose_length(32, texts, tokenizer) == 32
-    assert "5 of 20 texts are cut at 32 tokens: --max_seq_length 40." in caplog.text
+    texts = words(*[20] * 15, *[39] * 5)
+    tell_cut(texts, tokenizer, 32)
+    advice = "--max_seq_length 40 --decoder_length 40 would cut one in twenty"
+    assert f"5 of 20 texts are cut at 32 tokens: {advice}." in caplog.text
     caplog.clear()
-    assert choose_length(40, texts, tokenizer) == choose_length(None, texts, tokenizer) == 40
-    assert choose_length(20, words(*[20] * 19, 40), tokenizer) == 20, "one in twenty is no news"
-    assert caplog.text == ""
+    tell_cut(texts, tokenizer, 39)
+    tell_cut(words(*[20] * 19, 40), tokenizer, 20)
+    assert caplog.text == "", "one in twenty is no news"
 
 
 def test_texts_beyond_the_encoder_are_counted_too(tokenizer, caplog):
-    choose_length(None, words(*[20] * 15, *[200] * 5), tokenizer)
+    tell_cut(words(*[20] * 15, *[200] * 5), tokenizer, 128)
     assert "5 of 20 texts are cut at 128 tokens: the encoder reads no more." in caplog.text
 
 
 def test_a_sample_of_a_large_corpus_is_measured(tokenizer, caplog):
-    choose_length(8, words(*[10] * 20_001), tokenizer)
-    assert "10,000 of 10,000 texts (a sample of all 20,001) are cut at 8 tokens: --max_seq_length 16." in caplog.text
+    tell_cut(words(*[10] * 20_001), tokenizer, 8)
+    assert "10,000 of 10,000 texts (a sample of all 20,001) are cut at 8 tokens: --max_seq_length 16" in caplog.text
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 4])

@@ -83,6 +83,35 @@ DATA = {
 }
 
 
+def too_long(tokenizer, kind: str) -> Any:
+    """Texts of 39 tokens; as token ids they are padded to 60."""
+    text = " ".join(["a"] * 37)
+    if kind == "text":
+        return [text] * 16
+    rows = [tokenizer(text, padding="max_length", max_length=60)] * 16
+    return datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in ("input_ids", "attention_mask")})
+
+
+@pytest.mark.parametrize("kind", ["text", "token ids"])
+@pytest.mark.parametrize("pooler", ["autoencoder", "mean"])
+def test_texts_longer_than_the_decoder_are_refused_where_it_is_used(tmp_path, tokenizer, kind, pooler):
+    """Their embeddings would be those of their beginnings: neighbours of long texts got worse by 6 points."""
+    channels = {"channels": 4 if pooler == "autoencoder" else None}
+
+    def trainer(decoder_length: int, **fields) -> SarcseTrainer:
+        return SarcseTrainer(
+            model=fresh_model(pooler=pooler, decoder_length=decoder_length, **channels),
+            args=SarcseTrainingArguments(str(tmp_path), max_seq_length=39, **SMALL, **fields),
+            train_dataset=too_long(tokenizer, kind),
+            processing_class=tokenizer,
+        )
+
+    trainer(37)  # and two special tokens
+    trainer(36, reconstruction_weight=0)
+    with pytest.raises(ValueError, match="up to 39 tokens .* decoder_length is 36: .* or cut the texts at 38 tokens"):
+        trainer(36)
+
+
 @pytest.mark.parametrize("kind", DATA)
 def test_sentences_are_taken_as_people_have_them(tmp_path, tokenizer, kind):
     """Here token weights come from the sentences' own tokens, counted one by one."""
