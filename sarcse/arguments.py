@@ -245,7 +245,7 @@ class SarcseArguments(ReleaseArguments):
         default=1.0, metadata={"help": "Weight (lambda) of the reconstruction loss; 0 leaves it out."}
     )
     health_sentences: int = field(
-        default=256,
+        default=512,
         metadata={
             "help": "Number of training sentences held out to check the model's health without labels at each "
             "evaluation (eval_health). They are also trained on if the data are a stream or fewer than ten times as "

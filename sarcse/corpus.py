@@ -154,38 +154,44 @@ ENGLISH_FILE = Path(__file__).with_name("english.txt.xz")
 
 
 def general_counts(
-    frequencies: str, corpus: Corpus, tokenizer: PreTrainedTokenizerBase | None, config: SarcseConfig
+    frequencies: str, tokenizer: PreTrainedTokenizerBase | None, config: SarcseConfig, size: int
 ) -> np.ndarray:
     """
-    How often each token occurs in general text, `(vocabulary_size,)`, with a warning if it seems to be of another
-    language than the corpus.
+    How often each token occurs in general text, `(size,)`.
 
     Args:
         frequencies (`str`): `ENGLISH`, or a file of text.
-        corpus (`Corpus`): The training data.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): The encoder's own.
         config (`SarcseConfig`): The model's, for its special tokens.
+        size (`int`): The encoder's vocabulary size.
 
     Raises:
         ValueError: if the file cannot be read or is empty, or there is no tokenizer to read it with.
     """
-    option = f"--token_frequencies {frequencies}"
     if tokenizer is None:
-        raise ValueError(f"{option} needs the tokenizer: pass it as `processing_class`, or count in the {CORPUS}.")
+        raise ValueError(
+            f"--token_frequencies {frequencies} needs the tokenizer: pass it as `processing_class`, or count in the "
+            f"{CORPUS}."
+        )
     rows = read_rows(matching_files(general_file(frequencies)), ("text",))
     texts = (text for place, row in rows if (text := text_of(place, "text", row["text"])))
-    counts = np.zeros_like(corpus.counts)
+    counts = np.zeros(size, dtype=np.int64)
     for batch in iter(lambda: list(islice(texts, 1000)), []):
         ids = tokenizer(batch, truncation=True, max_length=min(tokenizer.model_max_length, LONGEST))["input_ids"]
-        counts += np.bincount([token for row in ids for token in row], minlength=len(counts))
+        counts += np.bincount([token for row in ids for token in row], minlength=size)
     counts[config.special_token_ids] = 0
-    known = corpus.counts[counts > 0].sum() / max(corpus.counts.sum(), 1)
+    return counts
+
+
+def tell_foreign(frequencies: str, general: np.ndarray, counts: np.ndarray) -> None:
+    """Warn if general text, by its token counts, seems to be of another language than the training text."""
+    known = counts[general > 0].sum() / max(counts.sum(), 1)
     if known < 0.5:
         logger.warning(
-            f"{option}: only {known:.0%} of the training text's tokens occur there, so that hardly any is called "
-            "frequent. Name a file of general text in the training text's language, some 10,000 sentences."
+            f"--token_frequencies {frequencies}: only {known:.0%} of the training text's tokens occur there, so that "
+            "hardly any is called frequent. Name a file of general text in the training text's language, some 10,000 "
+            "sentences."
         )
-    return counts
 
 
 def general_file(frequencies: str) -> str:

@@ -167,7 +167,7 @@ def training_curve(histories: dict[str, list[dict[str, float]]], path: Path) -> 
         for key in sorted(logged)
         if key.startswith("eval_") and key.endswith("_spearman")
     }
-    titles["eval_health"] = "health: other half found"
+    titles["eval_health"] = "health: what neighbours have in common"
     titles = {key: title for key, title in titles.items() if key in logged}
     if not titles:
         return

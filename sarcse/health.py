@@ -1,71 +1,90 @@
 """
-A health check that needs no labels: how well a model matches the two halves of a sentence. Of all candidates
-(study/candidates.py), this kind of number is best at detecting ruined models: those with worse embeddings than before
-training (docs/choices.md).
+A health check that needs no labels: what texts have in common with their nearest neighbours. Of all candidates this
+number follows best whether a training made clusters and neighbours better or worse (`python -m study.own_text`).
 
-Shapes: S sentences, d dimensions.
+Shapes: S texts, d dimensions.
 """
 
+import numpy as np
 import torch
+from scipy import sparse
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel, evaluation_mode, rows_by_length
+from sarcse.tokens import token_weights
 
 
 BATCH_SIZE = 64
+NEIGHBOURS = 10
+# The weights of words that are frequent in general text, as in a/(a + p). Their frequencies in the training text would
+# not do: a training that erases the words which name its topics would look healthy.
+SMOOTHING = 3e-4
 
 
-def halves(token_ids: list[int], special_token_ids: list[int]) -> tuple[list[int], list[int]] | None:
-    """The two halves of a sentence, each with the special tokens of the whole; None below four content tokens."""
-    special = set(special_token_ids)
-    content = [place for place, token in enumerate(token_ids) if token not in special]
-    if len(content) < 4:
-        return None
-    start, end = content[0], content[-1] + 1
-    middle = (start + end) // 2
-    before, behind = token_ids[:start], token_ids[end:]
-    return [*before, *token_ids[start:middle], *behind], [*before, *token_ids[middle:end], *behind]
+def token_vectors(token_ids: list[list[int]], weights: np.ndarray) -> sparse.csr_matrix:
+    """
+    The texts as vectors of length 1, by their tokens: `(S, vocabulary_size)`. An entry is 1 + log(count), times the
+    inverse document frequency, times the token's weight in `weights`, `(vocabulary_size,)`.
+    """
+    rows = np.repeat(np.arange(len(token_ids)), [len(ids) for ids in token_ids])
+    columns = np.array([token for ids in token_ids for token in ids], dtype=np.int64)
+    counts = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(token_ids), len(weights)))
+    counts.sum_duplicates()
+    documents = np.bincount(counts.indices, minlength=len(weights))
+    inverse = np.log((1 + len(token_ids)) / (1 + documents)) + 1  # (vocabulary_size,)
+    vectors = counts.copy()
+    vectors.data = (1 + np.log(counts.data)) * (inverse * weights)[counts.indices]
+    lengths = np.sqrt(vectors.multiply(vectors).sum(axis=1)).A1  # (S,)
+    return sparse.csr_matrix(sparse.diags(1 / np.where(lengths > 0, lengths, 1)) @ vectors)
 
 
 class HealthCheck:
     """
-    The health of a model: how well it finds the second half of each sentence from its first half among the second
-    halves of all sentences, and vice versa. It is the mean reciprocal rank, in percent.
+    The health of a model: what each text has in common with its ten nearest neighbours by their embeddings. It is the
+    mean cosine similarity of the texts' tokens (`token_vectors`), in percent. Compare it only with that of the same
+    texts under the same tokenizer.
 
     Args:
-        token_ids (`list[list[int]]`): S sentences that the model is not trained on.
+        token_ids (`list[list[int]]`): S texts.
         config (`SarcseConfig`): The model's, for its special tokens and padding.
+        counts (`np.ndarray` of shape `(vocabulary_size,)`): How often each token occurs in general text.
 
     Raises:
-        ValueError: if fewer than two sentences are long enough to be halved.
+        ValueError: if there are too few texts for neighbours.
     """
 
-    def __init__(self, token_ids: list[list[int]], config: SarcseConfig) -> None:
-        split = [halves(ids, config.special_token_ids) for ids in token_ids]
-        self.halves = list(zip(*(pair for pair in split if pair is not None)))
-        if not self.halves or len(self.halves[0]) < 2:
-            raise ValueError("fewer than two of the held-out sentences have four tokens, enough for two halves")
+    def __init__(self, token_ids: list[list[int]], config: SarcseConfig, counts: np.ndarray) -> None:
+        if len(token_ids) <= NEIGHBOURS + 1:
+            raise ValueError(f"{len(token_ids)} held-out texts are too few for {NEIGHBOURS} neighbours")
+        self.rows = token_ids
+        weights = token_weights(counts, "smooth_inverse", SMOOTHING).numpy()
+        weights[config.special_token_ids] = 0
+        self.vectors = token_vectors(token_ids, weights)
         self.pad_token_id = getattr(config.encoder_config, "pad_token_id", None) or 0
 
     @torch.no_grad()
     def __call__(self, model: SarcseModel) -> float:
-        """The health of `model`, in evaluation mode; the model's mode is restored afterwards."""
+        """The health of `model` in evaluation mode, which is left as it was; 0 if an embedding is not finite."""
         with evaluation_mode(model):
-            first, second = (F.normalize(self.embed(model, list(rows)), dim=1) for rows in self.halves)  # (S, d)
-        similarities = first @ second.T  # (S, S)
-        own = similarities.diagonal()
-        # Ties get the last rank, and so does NaN: a model whose embeddings are all equal, or NaN, finds nothing.
-        beaten = torch.cat([(similarities < own.unsqueeze(1)).sum(dim=1), (similarities < own).sum(dim=0)])  # (2S,)
-        ranks = len(own) - beaten  # from 1
-        return 100 * (1 / ranks).mean().item()
+            embeddings = F.normalize(self.embed(model), dim=1)  # (S, d)
+        return self.in_common(embeddings)
 
-    def embed(self, model: SarcseModel, rows: list[list[int]]) -> torch.Tensor:
-        """Embeddings of token ids, `(len(rows), d)`, float32 on the CPU."""
-        embeddings = torch.empty(len(rows), model.config.hidden_size, dtype=torch.float32)
-        for batch in rows_by_length(rows, BATCH_SIZE):
-            ids = [torch.tensor(rows[row]) for row in batch]
+    def in_common(self, embeddings: torch.Tensor) -> float:
+        """The health of a model with these embeddings of the texts, `(S, d)`, each of length 1."""
+        if not embeddings.isfinite().all():
+            return 0.0
+        similarities = (embeddings @ embeddings.T).fill_diagonal_(-torch.inf)  # (S, S)
+        near = similarities.topk(NEIGHBOURS).indices.numpy()  # (S, NEIGHBOURS)
+        in_common = sum(self.vectors[column].multiply(self.vectors).sum() for column in near.T)
+        return 100 * float(in_common) / near.size
+
+    def embed(self, model: SarcseModel) -> torch.Tensor:
+        """The texts' embeddings, `(S, d)`, float32 on the CPU."""
+        embeddings = torch.empty(len(self.rows), model.config.hidden_size, dtype=torch.float32)
+        for batch in rows_by_length(self.rows, BATCH_SIZE):
+            ids = [torch.tensor(self.rows[row]) for row in batch]
             inputs = pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id)  # (BATCH_SIZE, L)
             mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)  # (BATCH_SIZE, L)
             output = model(inputs.to(model.device), mask.to(model.device))

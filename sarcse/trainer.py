@@ -10,14 +10,15 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import datasets
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, set_seed
 from torch.utils.data import DataLoader
@@ -34,6 +35,7 @@ from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel, SarcseModelOutput
 from sarcse.arguments import (
     CORPUS,
+    ENGLISH,
     HEALTH,
     LEARNING_RATE_BUDGET,
     LOWER_IS_BETTER,
@@ -56,7 +58,7 @@ from sarcse.checkpoints import (
     run_settings,
 )
 from sarcse.comparison import compare
-from sarcse.corpus import Corpus, general_counts, read_corpus
+from sarcse.corpus import Corpus, general_counts, read_corpus, tell_foreign
 from sarcse.embedding import (
     check_alignment,
     embed_pairs,
@@ -98,7 +100,7 @@ from sarcse.watch import (
     check_collapse,
     check_health,
     describe_failure,
-    fallen_from,
+    is_healthy,
     verdict,
     was_evaluated,
 )
@@ -107,7 +109,7 @@ from sarcse.watch import (
 logger = logging.get_logger(__name__)
 
 # Arguments that have their effect when the sentences are read.
-READ_ONCE = ("max_seq_length", "health_sentences", "token_count_samples")
+READ_ONCE = ("max_seq_length", "health_sentences", "token_count_samples", "token_frequencies")
 # The parameters of each decoder that a training without a reconstruction has frozen.
 RESTING: WeakKeyDictionary[torch.nn.Module, list[torch.nn.Parameter]] = WeakKeyDictionary()
 
@@ -217,7 +219,7 @@ class SarcseTrainer(ReleasingTrainer):
             self.corpus = read_corpus(train_dataset, processing_class, self.model.config, self.args, train_source)
             self.train_dataset = self.corpus.rows
             self.data_collator = data_collator or self.corpus.collator
-            self.health = self.health_check(self.corpus.aside)
+            self.health = self.health_check(self.corpus)
             self.prepare_to_train(self.corpus)
         self.read_once = {name: getattr(self.args, name) for name in READ_ONCE}
         if eval_dataset is None and self.health is None and self.args.eval_strategy != IntervalStrategy.NO:
@@ -245,17 +247,25 @@ class SarcseTrainer(ReleasingTrainer):
             logger.warning(f"{name} {what}; --learning_rate_budget is {self.args.rate_budget:g}.")
         return kept
 
-    def health_check(self, aside: list[list[int]]) -> HealthCheck | None:
+    @cached_property
+    def general_counts(self) -> np.ndarray:
+        """How often each token occurs in general text, `(vocabulary_size,)`: English, unless a file is named."""
+        general, corpus = self.args.token_frequencies, cast(Corpus, self.corpus)
+        general = ENGLISH if general == CORPUS else general
+        return general_counts(general, self.processing_class, self.unwrapped.config, len(corpus.counts))
+
+    def health_check(self, corpus: Corpus) -> HealthCheck | None:
         """
-        The health check on held-out sentences; None if there are none, or they are too short.
+        The health check on held-out texts; None if there are none, or they are too few.
 
         Raises:
-            ValueError: if they are too short and the health is to pick the best checkpoint.
+            ValueError: if they are too few and the health is to pick the best checkpoint.
         """
-        if not aside:
+        if not corpus.aside:
             return None
+        counts = np.ones_like(corpus.counts) if self.processing_class is None else self.general_counts
         try:
-            return HealthCheck(aside, self.unwrapped.config)
+            return HealthCheck(corpus.aside, self.unwrapped.config, counts)
         except ValueError as error:
             if self.eval_dataset is not None and self.args.picked_by_health:
                 raise ValueError(f"--metric_for_best_model health: {error}.") from error
@@ -315,7 +325,8 @@ class SarcseTrainer(ReleasingTrainer):
         if weights is None:
             counts = corpus.counts
             if args.weighs_tokens and args.token_frequencies != CORPUS:
-                counts = general_counts(args.token_frequencies, corpus, self.processing_class, self.unwrapped.config)
+                counts = self.general_counts
+                tell_foreign(args.token_frequencies, counts, corpus.counts)
             weights = token_weights(counts, args.frequency_weighting, args.frequency_smoothing)
         if weights.shape != (len(corpus.counts),):
             raise ValueError(
@@ -642,9 +653,8 @@ class SarcseTrainer(ReleasingTrainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """
-        If the health picks the checkpoint, it is the last healthy one, because the health may fall a little during a
-        good training. Within the budget, the checkpoint with the highest health lost 0.6 to the best checkpoint of its
-        training in the study, and the last healthy one 0.03.
+        If the health picks the checkpoint, it is the last healthy one: the number tells better from worse than before
+        the training, and does not rank good models.
 
         A model that is evaluated and not saved is none to keep. transformers would remember it as the best, and then
         keep an earlier checkpoint than the best of those that were saved.
@@ -654,7 +664,7 @@ class SarcseTrainer(ReleasingTrainer):
             return False
         if not self.args.picked_by_health:
             return super()._determine_best_metric(metrics, trial)
-        if fallen_from(self, metrics[f"eval_{HEALTH}"]) is not None:
+        if not is_healthy(self, metrics[f"eval_{HEALTH}"]):
             return False
         # The highest, not that of the checkpoint: EarlyStoppingCallback compares with it.
         self.state.best_metric = max(metrics[f"eval_{HEALTH}"], self.state.best_metric or 0.0)

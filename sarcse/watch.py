@@ -20,10 +20,6 @@ logger = logging.get_logger(__name__)
 # cosine similarity above 0.9975. Before training, the encoders of the README's results are at -0.6 or below.
 COLLAPSED_UNIFORMITY = -0.01
 
-# A health below this share of the best so far gives a warning, and its checkpoint is not kept: hardly any good
-# checkpoint of the study was so low (docs/choices.md).
-HEALTHY_SHARE = 0.85
-
 
 class LossWatch:
     """
@@ -129,13 +125,21 @@ def check_choice(trainer: Trainer) -> None:
 def verdict(trainer: Trainer) -> str:
     """Whether the trained model is better than the one before, as far as that was measured, in one sentence."""
     state, metric, results = trainer.state, trainer.args.metric_for_best_model, trainer.results
+    before = health_before(trainer)
     if Path(state.best_model_checkpoint or "").name == START:
         if metric != HEALTH:
             return f"Kept as it was before the training: no checkpoint was better (by its {metric})."
         return (
-            f"Kept as it was before the training, with a health of {state.best_metric:.1f}: at every evaluation the "
-            f"health was below {HEALTHY_SHARE} of that. Try a lower --learning_rate_budget or --learning_rate, or "
-            "pick the checkpoint by graded pairs (--eval_pairs)."
+            f"Kept as it was before the training, with a health of {before:.2f}: at every evaluation it was lower. "
+            "Try a lower --learning_rate_budget or --learning_rate, or pick the checkpoint by graded pairs "
+            "(--eval_pairs)."
+        )
+    if results is None and metric == HEALTH and state.best_global_step:
+        lines = {line["step"]: line for line in state.log_history if f"eval_{HEALTH}" in line}
+        return (
+            "Probably better: texts have more in common with their nearest neighbours (health "
+            f"{lines[state.best_global_step][f'eval_{HEALTH}']:.2f}, before {before:.2f}). Only graded pairs would "
+            "prove it (--eval_pairs FILE)."
         )
     if results is None:
         labels = "No labels" if trainer.eval_dataset is None else "No tasks"
@@ -146,22 +150,28 @@ def verdict(trainer: Trainer) -> str:
     return difference_in_words(results)
 
 
-def fallen_from(trainer: Trainer, health: float) -> dict[str, Any] | None:
-    """The log's line with the best health so far, if `health` is so much lower that the model is not healthy."""
-    lines = [line for line in trainer.state.log_history if f"eval_{HEALTH}" in line]
-    best = max(lines, key=lambda line: line[f"eval_{HEALTH}"], default=None)
-    return best if best is not None and health <= HEALTHY_SHARE * best[f"eval_{HEALTH}"] else None
+def health_before(trainer: Trainer) -> float | None:
+    """The health before the first step."""
+    return next((line[f"eval_{HEALTH}"] for line in trainer.state.log_history if f"eval_{HEALTH}" in line), None)
+
+
+def is_healthy(trainer: Trainer, health: float) -> bool:
+    """
+    Whether texts have at least as much in common with their neighbours as before the training. What that number found
+    and missed in the study is in docs/training.md.
+    """
+    before = health_before(trainer)
+    return before is None or health >= before
 
 
 def check_health(trainer: Trainer, health: float) -> None:
-    """Warn if the health of an evaluation is much lower than the best so far."""
-    best = fallen_from(trainer, health)
-    if best is None or not trainer.is_world_process_zero():
+    """Warn if the health of an evaluation is lower than before the training."""
+    if is_healthy(trainer, health) or not trainer.is_world_process_zero():
         return
     logger.warning(
-        f"Step {trainer.state.global_step}: the health has fallen from {best[f'eval_{HEALTH}']:.1f} at step "
-        f"{best['step']} to {health:.1f}. The embeddings preserve less of their sentences than before. Train for "
-        f"fewer steps, or lower --learning_rate, now {trainer.args.learning_rate:g}, or --learning_rate_budget, now "
+        f"Step {trainer.state.global_step}: the health has fallen from {health_before(trainer):.2f} before the "
+        f"training to {health:.2f}: texts have less in common with their neighbours. Train for fewer steps, or lower "
+        f"--learning_rate, now {trainer.args.learning_rate:g}, or --learning_rate_budget, now "
         f"{trainer.args.rate_budget or 'none'}."
     )
 

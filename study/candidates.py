@@ -1,6 +1,6 @@
 """
 Candidates for a health check without labels: numbers from a few hundred held-out sentences that might distinguish a
-good training from a ruined one. The study records all of them with STS-B dev; sarcse/health.py has the best one.
+good training from a ruined one. The study records all of them with STS-B dev.
 
 Shapes: S sentences, N content tokens of all of them, d dimensions.
 """
@@ -13,16 +13,74 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from modeling_sarcse import SarcseModel, SarcseModelOutput
+from configuration_sarcse import SarcseConfig
+from modeling_sarcse import SarcseModel, SarcseModelOutput, evaluation_mode, rows_by_length
 from sarcse.embedding import encode, uniformity
-from sarcse.health import HealthCheck
 from sarcse.losses import info_nce
 from study.bias import in_batches, token_bias
 
 
 NEIGHBOURS = 10
+BATCH_SIZE = 64
+
+
+def halves(token_ids: list[int], special_token_ids: list[int]) -> tuple[list[int], list[int]] | None:
+    """The two halves of a sentence, each with the special tokens of the whole; None below four content tokens."""
+    special = set(special_token_ids)
+    content = [place for place, token in enumerate(token_ids) if token not in special]
+    if len(content) < 4:
+        return None
+    start, end = content[0], content[-1] + 1
+    middle = (start + end) // 2
+    before, behind = token_ids[:start], token_ids[end:]
+    return [*before, *token_ids[start:middle], *behind], [*before, *token_ids[middle:end], *behind]
+
+
+class Halves:
+    """
+    The health check of versions before 0.3: how well a model finds the second half of each sentence from its first
+    half among the second halves of all sentences, and vice versa. It is the mean reciprocal rank, in percent.
+
+    Args:
+        token_ids (`list[list[int]]`): S sentences that the model is not trained on.
+        config (`SarcseConfig`): The model's, for its special tokens and padding.
+
+    Raises:
+        ValueError: if fewer than two sentences are long enough to be halved.
+    """
+
+    def __init__(self, token_ids: list[list[int]], config: SarcseConfig) -> None:
+        split = [halves(ids, config.special_token_ids) for ids in token_ids]
+        self.halves = list(zip(*(pair for pair in split if pair is not None)))
+        if not self.halves or len(self.halves[0]) < 2:
+            raise ValueError("fewer than two of the sentences have four tokens, enough for two halves")
+        self.pad_token_id = getattr(config.encoder_config, "pad_token_id", None) or 0
+
+    @torch.no_grad()
+    def __call__(self, model: SarcseModel) -> float:
+        """The health of `model`, in evaluation mode; the model's mode is restored afterwards."""
+        with evaluation_mode(model):
+            first, second = (F.normalize(self.embed(model, list(rows)), dim=1) for rows in self.halves)  # (S, d)
+        similarities = first @ second.T  # (S, S)
+        own = similarities.diagonal()
+        # Ties get the last rank, and so does NaN: a model whose embeddings are all equal, or NaN, finds nothing.
+        beaten = torch.cat([(similarities < own.unsqueeze(1)).sum(dim=1), (similarities < own).sum(dim=0)])  # (2S,)
+        ranks = len(own) - beaten  # from 1
+        return 100 * (1 / ranks).mean().item()
+
+    def embed(self, model: SarcseModel, rows: list[list[int]]) -> torch.Tensor:
+        """Embeddings of token ids, `(len(rows), d)`, float32 on the CPU."""
+        embeddings = torch.empty(len(rows), model.config.hidden_size, dtype=torch.float32)
+        for batch in rows_by_length(rows, BATCH_SIZE):
+            ids = [torch.tensor(rows[row]) for row in batch]
+            inputs = pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id)  # (BATCH_SIZE, L)
+            mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)  # (BATCH_SIZE, L)
+            output = model(inputs.to(model.device), mask.to(model.device))
+            embeddings[batch] = output.pooler_output.float().cpu()
+        return embeddings
 
 
 class Candidates:
@@ -41,7 +99,7 @@ class Candidates:
         self.rows = tokenizer(sentences, truncation=True, max_length=32)["input_ids"]
         self.pairs = np.triu_indices(len(sentences), 1)
         self.words = self.word_similarities()
-        self.health = HealthCheck(self.rows, model.config)
+        self.health = Halves(self.rows, model.config)
         self.start: dict[str, Any] = self.state(model)
 
     def word_similarities(self) -> np.ndarray:

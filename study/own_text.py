@@ -41,18 +41,19 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, QUIET, SHARED
+from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel
-from sarcse.arguments import SarcseTrainingArguments
+from sarcse.arguments import ENGLISH, SarcseTrainingArguments
 from sarcse.comparison import correlations, markdown_table
-from sarcse.corpus import ENGLISH_FILE
+from sarcse.corpus import general_counts
 from sarcse.embedding import encode, measure, uniformity
 from sarcse.health import HealthCheck
 from sarcse.loading import load_model
 from sarcse.record import code_commit, versions
-from sarcse.sentences import DataArguments, load_sentences
 from sarcse.sts import load_sts
 from sarcse.tokens import LONGEST, token_counts, tokenize
 from sarcse.trainer import SarcseTrainer
+from study.candidates import Halves
 from study.run import encoder_folder, sick_pairs
 
 
@@ -177,9 +178,12 @@ class Candidates:
         texts (`list[str]`): N texts.
         all_texts (`list[str]`): The corpus, whose latent semantic analysis gives the topics.
         tokenizer (`PreTrainedTokenizerBase`): The encoder's own.
+        config (`SarcseConfig`): The model's.
     """
 
-    def __init__(self, texts: list[str], all_texts: list[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, texts: list[str], all_texts: list[str], tokenizer: PreTrainedTokenizerBase, config: SarcseConfig
+    ) -> None:
         self.texts, self.tokenizer = texts, tokenizer
         words = [text.split() for text in texts]
         self.first = [" ".join(w[: len(w) // 2]) or text for w, text in zip(words, texts)]
@@ -193,6 +197,9 @@ class Candidates:
         vectorizer = TfidfVectorizer(min_df=2, sublinear_tf=True, dtype=np.float32)
         directions = TruncatedSVD(TOPICS, random_state=0).fit(vectorizer.fit_transform(all_texts))
         self.topics = directions.transform(vectorizer.transform(texts))
+        general = general_counts(ENGLISH, tokenizer, config, config.encoder_config.vocab_size)
+        some = np.arange(min(512, len(texts))) * len(texts) // min(512, len(texts))
+        self.health = HealthCheck([self.rows[row] for row in some], config, general)
 
     def __call__(self, model: SarcseModel) -> dict[str, float]:
         def embed(texts: list[str]) -> np.ndarray:
@@ -209,8 +216,9 @@ class Candidates:
             "rarer tokens of neighbours": sharing(self.rare_tokens, near),
             "topics of neighbours": sharing(self.topics, near),
             "words of the other half": sharing(self.words_of_second, of_first),
-            "halves found": HealthCheck(self.rows[:: len(self.rows) // 256], model.config)(model),
-            "halves found among all": HealthCheck(self.rows, model.config)(model),
+            "halves found": Halves(self.rows[:: len(self.rows) // 256], model.config)(model),
+            "halves found among all": Halves(self.rows, model.config)(model),
+            "health": self.health(model),
             "clusters found again": 100 * v_measure_score(*clusters),
             "dimensions in use": float(np.exp(-(spread * np.log(spread + 1e-12)).sum())),
             "uniformity": -(uniformity(torch.from_numpy(embeddings)) or 0.0),
@@ -260,16 +268,16 @@ def one_run(run: dict[str, Any], data: str) -> dict[str, Any]:
     rows = Dataset.from_dict({"text": texts})
     tokens = tokenize(rows, tokenizer, MAX_SEQ_LENGTH)
     own, documents = shares(tokens, vocabulary, config.special_token_ids)
-    candidates = Candidates(texts[:: len(texts) // SAMPLE][:SAMPLE], texts, tokenizer)
+    candidates = Candidates(texts[:: len(texts) // SAMPLE][:SAMPLE], texts, tokenizer, config)
     numbers = {"before": candidates(model.eval())}
     torch.manual_seed(run["seed"])
     started = time.time()
     if run["weighting"] != "none":
         weights = None
         if run["weighting"] in WEIGHTINGS:
-            english = load_sentences(DataArguments(train_file=str(ENGLISH_FILE)))
-            general, _ = shares(tokenize(english, tokenizer, LONGEST), vocabulary, config.special_token_ids)
-            weights = torch.from_numpy(WEIGHTINGS[run["weighting"]](own, general, documents)).float()
+            general = general_counts(ENGLISH, tokenizer, config, vocabulary)
+            found = WEIGHTINGS[run["weighting"]](own, general / general.sum(), documents)
+            weights = torch.from_numpy(found).float()
         with tempfile.TemporaryDirectory() as folder:
             SarcseTrainer(
                 model,

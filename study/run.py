@@ -48,7 +48,6 @@ from sarcse.checkpoints import last_good_checkpoint
 from sarcse.comparison import correlations
 from sarcse.embedding import encode, measure
 from sarcse.figures import gold_groups
-from sarcse.health import HealthCheck
 from sarcse.parsing import parse_arguments
 from sarcse.record import code_commit, hardware, versions
 from sarcse.sentences import DataArguments, load_sentences
@@ -58,7 +57,7 @@ from sarcse.trainer import SarcseTrainer
 from sarcse.training import build_trainer
 from sarcse.watch import EvaluationAtStart
 from study.bias import token_bias
-from study.candidates import Candidates
+from study.candidates import Candidates, Halves
 from study.configurations import ENCODERS, PARTS
 from study.older_configurations import ENCODER, REMOVED, SECOND_ENCODER, START, can_run
 
@@ -218,9 +217,9 @@ def measured(
 
 
 def health_of(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, held_out: list[str]) -> float:
-    """`eval_health` on sentences that no run trains on."""
+    """How well halves of sentences that no run trains on are found."""
     rows = tokenizer(held_out[-HEALTH_SENTENCES:], truncation=True, max_length=MAX_SEQ_LENGTH)["input_ids"]
-    return HealthCheck(rows, model.config)(model)
+    return Halves(rows, model.config)(model)
 
 
 # --- Many runs -------------------------------------------------------------------------------------------------------

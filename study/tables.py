@@ -11,7 +11,6 @@ import numpy as np
 from scipy import stats
 
 from sarcse.comparison import markdown_table
-from sarcse.watch import HEALTHY_SHARE
 from study.configurations import (
     CHOSEN,
     FINAL,
@@ -35,6 +34,7 @@ from study.older_configurations import ENCODER, MEAN_RECONSTRUCTED
 from study.older_tables import OLDER_TABLES
 from study.reading import (
     HEALTH_NUMBER,
+    HEALTHY_SHARE,
     Lines,
     Score,
     average,
