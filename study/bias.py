@@ -1,6 +1,6 @@
 """How a model treats rare and frequent tokens: the study's own measurement."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,11 @@ SHARES = (1e-5, 1e-4, 1e-3, 1e-2)
 @torch.no_grad()
 def token_bias(
     model: SarcseModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], counts: np.ndarray
-) -> dict[str, list[float | None]]:
+) -> list[float | None]:
     """
-    How the model treats rare and frequent tokens, on sentences that it was not trained on. Each list has one value per
-    group of `SHARES`, rarest first; None for an empty group.
-
-    - `change`: how far the embedding moves (1 - cosine) when one token is replaced by another of its group, drawn by
-      frequency. One token per sentence is replaced, and the mean is taken over all sentences with such a token.
-    - `error`, with an autoencoder: squared error of the reconstruction, mean over the tokens.
-    - `variance`: the `error` of always reconstructing the mean vector of all tokens.
+    How far the embedding moves (1 - cosine) when one token is replaced by another of its group of `SHARES`, drawn by
+    frequency: one value per group, rarest first; None for an empty group. One token per sentence is replaced, and the
+    mean is taken over all sentences with such a token.
     """
     generator = np.random.default_rng(0)  # every model sees the same replacements
     shares = counts / counts.sum()
@@ -54,20 +50,9 @@ def token_bias(
     replaced = in_batches(model, tokenizer, [ids for _, _, ids in changed], lambda output: output.pooler_output)
     original = torch.stack([embeddings[index] for index, _, _ in changed])
     changes = 1 - F.cosine_similarity(torch.stack(replaced), original, dim=1)
-    bias = {"change": group_means(changes.numpy(), np.array([number for _, number, _ in changed]))}
-    if model.sentence_encoder.has_layers:
-        reconstructed = in_batches(model, tokenizer, rows, tokens_and_errors, output_reconstruction=True)
-        ids, errors, targets = (torch.cat(parts).numpy() for parts in zip(*reconstructed))
-        bias["error"] = group_means(errors, group[ids])
-        bias["variance"] = group_means(((targets - targets.mean(axis=0)) ** 2).mean(axis=1), group[ids])
-    return bias
-
-
-def tokens_and_errors(output: SarcseModelOutput) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """For each sentence: the content ids `(N,)`, their errors `(N,)` and their vectors `(N, d)`."""
-    errors = output.reconstruction_errors()
-    for row, mask in enumerate(output.content_mask):
-        yield output.content_input_ids[row, mask], errors[row, mask], output.reconstruction_target[row, mask]
+    of_group = np.array([number for _, number, _ in changed])
+    members = [changes.numpy()[of_group == number] for number in range(len(SHARES) + 1)]
+    return [float(values.mean()) if len(values) > 0 else None for values in members]
 
 
 def in_batches(
@@ -83,9 +68,3 @@ def in_batches(
         batch = tokenizer.pad({"input_ids": rows[start : start + 50]}, return_tensors="pt").to(model.device)
         taken += [*of(model(**batch, **options))]
     return taken
-
-
-def group_means(values: np.ndarray, groups: np.ndarray) -> list[float | None]:
-    """Mean of the values in each group of `SHARES`."""
-    members = [values[groups == number] for number in range(len(SHARES) + 1)]
-    return [float(group.mean()) if len(group) > 0 else None for group in members]

@@ -139,7 +139,7 @@ class Candidates:
         pairs = similarities.numpy()[self.pairs]
         was_training = model.training
         model.eval()
-        change = token_bias(model, self.tokenizer, self.sentences, self.counts)["change"]
+        change = token_bias(model, self.tokenizer, self.sentences, self.counts)
         views = self.dropout_views(model)
         model.train(was_training)
         first, second = (encode(model, self.tokenizer, half) for half in self.halves())

@@ -1,63 +1,69 @@
-"""
-What the study runs: configurations, each written as its differences from `START`, and the parts they form.
-
-Those of older runs are in older_configurations.py.
-"""
+"""What the study runs: configurations, each written as its differences from `START`, and the parts they form."""
 
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from study.older_configurations import (
-    ALONE,
-    BESIDE,
-    BUDGET,
-    CHOICES,
-    DIRECT,
-    ENCODER,
-    LADDER,
-    LONGER,
-    MEAN,
-    MEAN_RECONSTRUCTED,
-    ONE_PASS,
-    OTHER_BATCH_SIZES,
-    SECOND_ENCODER,
-    SECOND_LADDER,
-    SIMCSE,
-    SMALL_ENCODER,
-    START,
-    UNTRAINED_POOLERS,
-    beside_mean,
-    for_new_layers,
-    with_batch_size,
-)
 
-
-# The methods in the sweep: the defaults of both, and the earlier SARCSE.
-SWEPT: dict[str, dict[str, dict[str, Any]]] = {
-    encoder: {
-        "SARCSE": beside_mean(encoder),
-        **({"SARCSE, the TextCNN alone": BESIDE[encoder][ALONE]} if encoder in BESIDE else {}),
-        MEAN_RECONSTRUCTED: DIRECT,
-    }
-    for encoder in (ENCODER, SMALL_ENCODER, SECOND_ENCODER)
+# The defaults that this project began with. The fields are train.py's flags.
+START: dict[str, Any] = {
+    "max_train_samples": 5120,
+    "per_device_train_batch_size": 64,
+    "learning_rate": 3e-5,
+    "autoencoder_learning_rate": None,
+    "train_sampling_strategy": "group_by_length",
+    "contrastive_temperature": 0.05,
+    "pooler": "autoencoder",
+    "activation": "gelu",
+    "channels": 128,
+    "integration_kernel_size": 3,
+    "decoder_length": 32,
+    "reconstruction_weight": 1.0,
+    "frequency_weighting": "smooth_inverse",
+    "frequency_smoothing": 1e-3,
+    "view_dropout": None,
+    "learning_rate_budget": 0.0,
 }
-# Which number tracks STS-B dev without labels, and what keeps a training from ruining the encoder? The learning rates
-# and lengths include both cases for the default. New layers learn three times as fast.
+ENCODER, SMALL_ENCODER, SECOND_ENCODER = "roberta-mini-wiki", "roberta-tiny-wiki", "all-MiniLM-L6-v2"
+DIMENSIONS = {ENCODER: 256, SMALL_ENCODER: 128, SECOND_ENCODER: 384}
+
+SIMCSE: dict[str, Any] = {"pooler": "cls", "reconstruction_weight": 0.0}
+MEAN: dict[str, Any] = {"pooler": "mean", "reconstruction_weight": 0.0}
+MEAN_RECONSTRUCTED = "mean pooling + reconstruction"
+DIRECT = {**MEAN, "reconstruction_weight": 1.0, "learning_rate": 1e-4, "frequency_smoothing": 1e-5}
+# One step with a learning rate of 0.
+UNTRAINED = {**MEAN, "learning_rate": 0.0, "max_train_samples": 64}
+BUDGET = {"learning_rate_budget": 0.003}  # of train.py
+
+
+def for_new_layers(rate: float) -> float:
+    """Three times the learning rate, rounded: the lines in study.jsonl are found by their configurations."""
+    return float(f"{3 * rate:.10g}")
+
+
+def sarcse(encoder: str, view_dropout: float | None = 0.1) -> dict[str, Any]:
+    return {
+        "learning_rate": 1e-4,
+        "autoencoder_learning_rate": for_new_layers(1e-4),
+        "channels": DIMENSIONS[encoder] // 8,
+        "frequency_smoothing": 1e-4,
+        "view_dropout": view_dropout,
+    }
+
+
+# Which number tracks STS-B dev without labels, and what keeps a training from ruining the encoder? Both methods with
+# their defaults; the learning rates and lengths include both cases. New layers learn three times as fast.
+WITH_BUDGET = ("SARCSE", MEAN_RECONSTRUCTED)
 HEALTH_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 HEALTH_LENGTHS = (5120, 20_032, 100_032)
-GUARDS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "decay": {"start_decay": 400.0},
-    "budget": BUDGET,
-}
 
 
-def health_run(encoder: str, method: str, guard: str, sentences: int, rate: float) -> dict[str, Any]:
-    common = {"learning_rate": rate, "max_train_samples": sentences, **GUARDS[guard]}
-    new_layers = {"autoencoder_learning_rate": for_new_layers(rate)} if method != MEAN_RECONSTRUCTED else {}
-    return {**SWEPT[encoder][method], **common, **new_layers}
+def health_run(encoder: str, method: str, sentences: int, rate: float, budget: bool = True) -> dict[str, Any]:
+    common = {"learning_rate": rate, "max_train_samples": sentences, **(BUDGET if budget else {})}
+    if method == MEAN_RECONSTRUCTED:
+        return {**DIRECT, **common}
+    return {**sarcse(encoder), **common, "autoencoder_learning_rate": for_new_layers(rate)}
 
 
 def steps_of(sentences: int) -> int:
@@ -77,14 +83,14 @@ def rates_with_budget(sentences: int) -> list[float]:
 
 
 def health_runs(encoder: str) -> list[dict[str, Any]]:
-    guarded = [
-        health_run(encoder, method, "budget", sentences, rate)
+    limited = [
+        health_run(encoder, method, sentences, rate)
         for sentences in HEALTH_LENGTHS
-        for method in ("SARCSE", MEAN_RECONSTRUCTED)
+        for method in WITH_BUDGET
         for rate in rates_with_budget(sentences)
     ]
-    others = itertools.product(SWEPT[encoder], ("none", "decay"), HEALTH_LENGTHS, HEALTH_RATES)
-    return [UNTRAINED_POOLERS["untrained, mean"], *guarded, *(health_run(encoder, *setting) for setting in others)]
+    settings = itertools.product(WITH_BUDGET, HEALTH_LENGTHS, HEALTH_RATES)
+    return [UNTRAINED, *limited, *(health_run(encoder, *setting, budget=False) for setting in settings)]
 
 
 # The final ladder, on the current program, in 313 steps: the candidates for each method's learning rate, temperature
@@ -122,7 +128,7 @@ def final_choices(encoder: str) -> dict[str, list[dict[str, Any]]]:
     }
     reconstruction = {
         MEAN_RECONSTRUCTED: {**DIRECT, **budget},
-        "SARCSE": {**beside_mean(encoder), **budget},
+        "SARCSE": {**sarcse(encoder), **budget},
     }
     variants = [
         {"contrastive_temperature": temperature, "frequency_smoothing": smoothing}
@@ -144,7 +150,7 @@ def final_choices(encoder: str) -> dict[str, list[dict[str, Any]]]:
             for name, (choice, settings) in contrast.items()
         },
         **{name: [{**choice, **variant} for variant in variants] for name, choice in reconstruction.items()},
-        SARCSE_TWICE: [{**beside_mean(encoder, view_dropout=None), **budget, **settings} for settings in twice],
+        SARCSE_TWICE: [{**sarcse(encoder, view_dropout=None), **budget, **settings} for settings in twice],
     }
 
 
@@ -194,16 +200,19 @@ NEW_LAYERS: dict[str, dict[str, dict[str, Any]]] = {
     }
     for encoder, rungs in FINAL.items()
 }
+
+
 # Do small or large batches, or long trainings, lower the scores? Each run uses the whole budget.
-WITH_BUDGET = ("SARCSE", MEAN_RECONSTRUCTED)
-
-
 def in_batches_of(encoder: str, method: str, size: int) -> dict[str, Any]:
-    return with_batch_size(FINAL[encoder][method], size)
+    """The learning rates are scaled with the square root of the size, as AdamW needs (arXiv 2205.10287)."""
+    base = {**START, **FINAL[encoder][method]}
+    growth = (size / base["per_device_train_batch_size"]) ** 0.5
+    rates = {name: base[name] for name in ("learning_rate", "autoencoder_learning_rate") if base[name] is not None}
+    return {**base, "per_device_train_batch_size": size, **{name: rate * growth for name, rate in rates.items()}}
 
 
 def of_length(encoder: str, method: str, sentences: int) -> dict[str, Any]:
-    return health_run(encoder, method, "budget", sentences, rates_with_budget(sentences)[-1])
+    return health_run(encoder, method, sentences, rates_with_budget(sentences)[-1])
 
 
 @dataclass(frozen=True)
@@ -221,15 +230,6 @@ SERIES = {
     "lengths": Series("sentences", (*HEALTH_LENGTHS, 320_000), WITH_BUDGET, of_length),
 }
 PARTS = {
-    "choices": CHOICES,
-    "longer": list(LONGER.values()),
-    "claims": [*UNTRAINED_POOLERS.values(), *LADDER.values()],
-    "batch_sizes": OTHER_BATCH_SIZES,
-    "second_encoder": list(SECOND_LADDER.values()),
-    "beside": list(BESIDE[ENCODER].values()),
-    "beside_small": list(BESIDE[SMALL_ENCODER].values()),
-    "one_pass": ONE_PASS[ENCODER],
-    "one_pass_small": ONE_PASS[SMALL_ENCODER],
     "health": health_runs(ENCODER),
     "health_small": health_runs(SMALL_ENCODER),
     "health_second": health_runs(SECOND_ENCODER),
@@ -247,6 +247,6 @@ PARTS = {
 }
 # The encoder of each part that does not run on ENCODER.
 ENCODERS = {
-    **dict.fromkeys(("second_encoder", "health_second"), SECOND_ENCODER),
+    "health_second": SECOND_ENCODER,
     **{part: SMALL_ENCODER for part in PARTS if part.endswith("_small")},
 }

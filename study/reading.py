@@ -1,28 +1,13 @@
 """Reading study.jsonl: which lines belong together, their scores, and the differences of paired runs."""
 
 from collections.abc import Callable
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from study.configurations import FINAL, Series
-from study.older_configurations import (
-    APART,
-    COPY,
-    DIRECT,
-    ENCODER,
-    FAST,
-    MEAN,
-    METHODS,
-    SIMCSE,
-    START,
-    STEEP,
-    UNTRAINED_POOLERS,
-    WIDE,
-)
-from study.run import BINS, TASKS
+from study.configurations import ENCODER, FINAL, START, UNTRAINED, Series
+from study.run import TASKS
 
 
 HEALTH_NUMBER = "halves found"  # the health check of that time
@@ -37,11 +22,7 @@ Score = Callable[[dict[str, Any]], float]
 def runs(lines: list[dict[str, Any]], choice: dict[str, Any], encoder: str = ENCODER) -> Lines:
     """The lines of a configuration, given by its differences from START, by seed."""
     wanted = {**START, **choice}
-    return {
-        line["seed"]: line
-        for line in lines
-        if line["encoder"] == encoder and {**START, **line["configuration"]} == wanted
-    }
+    return {line["seed"]: line for line in lines if line["encoder"] == encoder and line["configuration"] == wanted}
 
 
 def final_runs(lines: list[dict[str, Any]], choice: dict[str, Any], encoder: str) -> Lines:
@@ -51,7 +32,7 @@ def final_runs(lines: list[dict[str, Any]], choice: dict[str, Any], encoder: str
 
 def untrained_line(lines: list[dict[str, Any]], encoder: str) -> dict[str, Any] | None:
     """The encoder under mean pooling."""
-    return runs(lines, UNTRAINED_POOLERS["untrained, mean"], encoder).get(1)
+    return runs(lines, UNTRAINED, encoder).get(1)
 
 
 def runs_of_series(lines: list[dict[str, Any]], series: Series) -> dict[tuple[str, str], dict[int, Lines]]:
@@ -65,19 +46,6 @@ def runs_of_series(lines: list[dict[str, Any]], series: Series) -> dict[tuple[st
     }
     with_runs = {key: {value: of for value, of in by_value.items() if of} for key, by_value in found.items()}
     return {key: by_value for key, by_value in with_runs.items() if len(by_value) > 1}
-
-
-def with_densities(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The lines of each method, of those seeds whose lines have the densities of cosines in all of them."""
-    found = {name: runs(lines, choice) for name, choice in METHODS.items()}
-    seeds = [seed for seed in found["SARCSE"] if all("densities" in of.get(seed, {}) for of in found.values())]
-    return {name: [of[seed] for seed in seeds] for name, of in found.items()}
-
-
-def cosines(counts: list[int]) -> np.ndarray:
-    """As many cosines as were counted in each of `BINS` parts of [-1, 1], each in the middle of its part."""
-    middles = (np.arange(BINS) + 0.5) * 2 / BINS - 1
-    return np.repeat(middles, counts)
 
 
 # --- Scores of a line ------------------------------------------------------------------------------------------------
@@ -144,39 +112,6 @@ def difference_cell(values: tuple[float, float, float] | None) -> str:
     return f"**{cell}**" if values[1] > 0 or values[2] < 0 else cell
 
 
-# --- Choices and what they start from --------------------------------------------------------------------------------
-
-# What choices are measured from: the first starting point of each method, and those on the way to the last.
-STARTS = {
-    "START": {},
-    "COPY": COPY,
-    "FAST": FAST,
-    "WIDE": WIDE,
-    "STEEP": STEEP,
-    "APART": APART,
-    "SimCSE": SIMCSE,
-    "mean pooling": MEAN,
-    "DIRECT": DIRECT,
-}
-
-
-def start_of(choice: dict[str, Any]) -> str | None:
-    """Name of the starting point that a choice differs least from, the first of several; None for a method's first."""
-    earlier = list(takewhile(lambda name: STARTS[name] != choice, STARTS))
-    names = [name for name in earlier if STARTS[name].get("pooler") == choice.get("pooler")]
-    return min(names, key=lambda name: len(differences(choice, STARTS[name])), default=None)
-
-
-def differences(choice: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
-    """What a choice has otherwise than its starting point."""
-    wanted, given = {**START, **choice}, {**START, **start}
-    return {name: value for name, value in wanted.items() if value != given[name]}
-
-
-def added(choice: dict[str, Any], start: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in differences(choice, start).items())
-
-
 # --- The health of a line --------------------------------------------------------------------------------------------
 
 
@@ -187,9 +122,8 @@ def health_points(line: dict[str, Any], candidate: str) -> np.ndarray:
 
 
 def is_guarded(line: dict[str, Any]) -> bool:
-    """Whether the decay or the budget kept a training from ruin."""
-    configuration = {**START, **line["configuration"]}
-    return configuration["start_decay"] > 0 or configuration["learning_rate_budget"] > 0
+    """Whether the budget, or the decay of older lines, kept a training from ruin."""
+    return "start_decay" in line["configuration"] or line["configuration"]["learning_rate_budget"] > 0
 
 
 def picked(line: dict[str, Any], candidate: str) -> float:

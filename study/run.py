@@ -1,13 +1,6 @@
 """
-The study: which choices make SARCSE good, and do the paper's claims against SimCSE hold here?
+The study: what makes SARCSE good, and do the paper's claims against SimCSE hold here?
 
-    python -m study.run choices --seeds 5          # part one: one change at a time, judged by STS-B dev
-    python -m study.run longer --seeds 3           # the best ones in longer trainings
-    python -m study.run claims --seeds 10          # part two: the settled model and its baselines
-    python -m study.run batch_sizes --seeds 10     # ... with other batch sizes
-    python -m study.run second_encoder --seeds 10  # ... on all-MiniLM-L6-v2
-    python -m study.run beside --seeds 10          # a TextCNN beside the mean; also beside_small
-    python -m study.run one_pass --seeds 10        # one encoder pass for two views; also one_pass_small
     python -m study.run health --seeds 1           # the health check and the budget; also health_small, health_second
     python -m study.run tuning --seeds 3           # the candidates for the final ladder; also tuning_small
     python -m study.run final --seeds 10 --keep 3  # the final ladder; also final_small
@@ -47,7 +40,6 @@ from sarcse.arguments import CORPUS
 from sarcse.checkpoints import last_good_checkpoint
 from sarcse.comparison import correlations
 from sarcse.embedding import encode, measure
-from sarcse.figures import gold_groups
 from sarcse.parsing import parse_arguments
 from sarcse.record import code_commit, hardware, versions
 from sarcse.sentences import DataArguments, load_sentences
@@ -56,10 +48,8 @@ from sarcse.tokens import token_counts, tokenize
 from sarcse.trainer import SarcseTrainer
 from sarcse.training import build_trainer
 from sarcse.watch import EvaluationAtStart
-from study.bias import token_bias
 from study.candidates import Candidates, Halves
-from study.configurations import ENCODERS, PARTS
-from study.older_configurations import ENCODER, REMOVED, SECOND_ENCODER, START, can_run
+from study.configurations import ENCODER, ENCODERS, PARTS, SECOND_ENCODER, START
 
 
 LINES = PROJECT / "study" / "results" / "study.jsonl"
@@ -73,17 +63,8 @@ EVALUATIONS = 4  # evaluations on STS-B dev per run; the best one picks the chec
 
 HELD_OUT = 500  # sentences, the last ones of the corpus
 HEALTH_SENTENCES = 256  # out of these
-BINS = 100  # for cosines from -1 to 1
 CANDIDATES = "candidates"  # the key of their numbers in the trainer's history
 COUNTED = 100_000  # first sentences, for the token shares: 5,120 training sentences say nothing about rare tokens
-
-
-def densities(similarities: np.ndarray, scores: np.ndarray) -> dict[str, list[int]]:
-    """For figure 3 of the paper: a histogram of the cosines, in `BINS` parts of [-1, 1], for each group of ratings."""
-    return {
-        group: np.histogram(similarities[members], BINS, (-1, 1))[0].tolist()
-        for group, members in gold_groups(scores).items()
-    }
 
 
 # --- One run ---------------------------------------------------------------------------------------------------------
@@ -111,12 +92,9 @@ def flags_of(run: dict[str, Any], data: str, folder: str, bf16: bool) -> list[st
     train.py's flags for a run.
 
     Raises:
-        ValueError: the configuration needs an option that was removed, or there is no such encoder.
+        ValueError: there is no such encoder.
     """
-    configuration = run["configuration"]
-    if not can_run(configuration):
-        raise ValueError(f"{key_of(run)}: needs removed options (REMOVED in study/configurations.py).")
-    fields = {name: value for name, value in configuration.items() if name not in REMOVED}
+    fields = dict(run["configuration"])
     # None does not mean train.py's defaults, which came out of this study: it means the same learning rate for the new
     # layers, and two passes.
     fields["autoencoder_learning_rate"] = fields["autoencoder_learning_rate"] or fields["learning_rate"]
@@ -153,7 +131,7 @@ def one_run(run: dict[str, Any], data: str, folder: str, candidates: bool, bf16:
     return {
         "dev": [[line["step"], line["eval_stsb_spearman"]] for line in history],
         **({"health": watch.lines(trainer.state)} if watch else {}),
-        **measured(trainer.model.eval(), trainer.processing_class, tasks, held_out, counts),
+        **measured(trainer.model.eval(), trainer.processing_class, tasks, held_out),
         "seconds": round(seconds, 1),
         **({} if bf16 else {"precision": "float32"}),
         "hardware": hardware(training),
@@ -200,9 +178,8 @@ def measured(
     tokenizer: PreTrainedTokenizerBase,
     tasks: dict[str, Dataset],
     held_out: list[str],
-    counts: np.ndarray,
 ) -> dict[str, Any]:
-    """The trained model's scores, geometry and token bias."""
+    """The trained model's scores, geometry and health."""
     measurement = measure(partial(encode, model, tokenizer), tasks, model.config.pooler)
     gold = {task: np.array(pairs["score"][:]) for task, pairs in tasks.items()}
     spearman = {task: correlations(values, gold[task]).spearman for task, values in measurement.similarities.items()}
@@ -210,8 +187,6 @@ def measured(
         "sts": {task: spearman[task] for task in TASKS},
         "sick": spearman["SICK"],
         **asdict(measurement.geometry),
-        "densities": densities(measurement.similarities["STSB"], gold["STSB"]),
-        "bias": token_bias(model, tokenizer, held_out, counts),
         "halves_found": health_of(model, tokenizer, held_out),
     }
 
@@ -231,8 +206,8 @@ def read_lines() -> list[dict[str, Any]]:
 
 
 def key_of(run: dict[str, Any]) -> str:
-    """Identifies a run: encoder, seed, and the configuration's differences from START."""
-    differences = {name: value for name, value in run["configuration"].items() if value != START[name]}
+    """Identifies a run: encoder, seed, and the configuration's differences from START. Old lines have more fields."""
+    differences = {name: value for name, value in run["configuration"].items() if value != START.get(name)}
     different = [f"{name}={value}" for name, value in sorted(differences.items())]
     return ",".join([run["encoder"], *different, f"seed={run['seed']}"])
 
@@ -242,19 +217,17 @@ def folder_of(run: dict[str, Any]) -> str:
     return f"{run['encoder']}-{hashlib.sha256(key_of(run).encode()).hexdigest()[:16]}"
 
 
-def runs_of(part: str, seeds: int) -> tuple[list[dict[str, Any]], int]:
+def runs_of(part: str, seeds: int) -> list[dict[str, Any]]:
     """
-    The runs of a part that can be made, and the number of those that need removed options. They are ordered by
-    configuration, so that stopping early leaves few but complete ones. Runs without training have one seed.
+    The runs of a part, ordered by configuration, so that stopping early leaves few but complete ones. Runs without
+    training have one seed.
     """
     encoder = ENCODERS.get(part, ENCODER)
-    runs = [
+    return [
         {"encoder": encoder, "configuration": configuration, "seed": seed}
         for configuration in ({**START, **choice} for choice in PARTS[part])
         for seed in range(1, 1 + (seeds if configuration["learning_rate"] > 0 else 1))
     ]
-    possible = [run for run in runs if can_run(run["configuration"])]
-    return possible, len(runs) - len(possible)
 
 
 def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -289,7 +262,7 @@ def study(arguments: argparse.Namespace) -> None:
     """Make the runs that are missing, several at a time."""
     arguments.commit = code_commit()
     arguments.done = {key_of(line) for line in read_lines()}
-    runs, skipped = runs_of(arguments.part, arguments.seeds)
+    runs = runs_of(arguments.part, arguments.seeds)
     encoder_folder(runs[0]["encoder"], arguments.data)
     missing = [
         run
@@ -298,10 +271,6 @@ def study(arguments: argparse.Namespace) -> None:
         or (run["seed"] <= arguments.keep and not kept_folder(run, arguments.output_dir).is_dir())
     ]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {LINES.name}.")
-    if skipped:
-        print(
-            f"Skipped {skipped} more runs that need removed options; their lines name the commit that has the options."
-        )
     with ThreadPoolExecutor(arguments.processes) as pool:
         futures = [pool.submit(make_line, run, arguments) for run in missing]
         try:

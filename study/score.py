@@ -23,8 +23,7 @@ from modeling_sarcse import SarcseModel
 from sarcse.comparison import correlations, gold_scores, markdown_table
 from sarcse.embedding import encode, measure
 from sarcse.sts import STS_TASKS, load_tasks
-from study.configurations import FINAL
-from study.older_configurations import START
+from study.configurations import FINAL, START
 from study.reading import mean_and_deviation
 from study.run import TASKS, kept_folder
 

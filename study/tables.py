@@ -1,4 +1,4 @@
-"""The tables of the README, docs/results.md and docs/tables.md; with those of docs/choices.md all of the study."""
+"""The tables of the README, docs/results.md and docs/tables.md."""
 
 import itertools
 import math
@@ -12,15 +12,17 @@ from scipy import stats
 
 from sarcse.comparison import markdown_table
 from study.configurations import (
+    BUDGET,
     CHOSEN,
+    DIMENSIONS,
+    ENCODER,
     FINAL,
-    GUARDS,
     HEALTH_LENGTHS,
     HEALTH_RATES,
+    MEAN_RECONSTRUCTED,
     NEW_LAYERS,
     SARCSE_TWICE,
     SERIES,
-    SWEPT,
     UNTRAINED_MEAN,
     WITH_BUDGET,
     WITHOUT_NEW_LAYERS,
@@ -30,8 +32,6 @@ from study.configurations import (
     rates_with_budget,
     steps_of,
 )
-from study.older_configurations import ENCODER, MEAN_RECONSTRUCTED
-from study.older_tables import OLDER_TABLES
 from study.reading import (
     HEALTH_NUMBER,
     HEALTHY_SHARE,
@@ -185,12 +185,12 @@ def short_series_table(lines: list[dict[str, Any]], series: Series) -> str:
 # --- The sweep of learning rates and lengths -------------------------------------------------------------------------
 
 
-def sweep(lines: list[dict[str, Any]], encoder: str, guard: str) -> dict[tuple[str, int, float], dict[str, Any]]:
-    """The different trainings with a guard, by method, sentences and learning rate."""
+def sweep(lines: list[dict[str, Any]], encoder: str, budget: bool) -> dict[tuple[str, int, float], dict[str, Any]]:
+    """The different trainings, by method, sentences and learning rate."""
     found = {}
     for method, sentences in itertools.product(WITH_BUDGET, HEALTH_LENGTHS):
-        for rate in rates_with_budget(sentences) if guard == "budget" else HEALTH_RATES:
-            line = runs(lines, health_run(encoder, method, guard, sentences, rate), encoder).get(1)
+        for rate in rates_with_budget(sentences) if budget else HEALTH_RATES:
+            line = runs(lines, health_run(encoder, method, sentences, rate, budget), encoder).get(1)
             if line:
                 found[method, sentences, rate] = line
     return found
@@ -202,41 +202,16 @@ def ruined_table(lines: list[dict[str, Any]]) -> str:
     and with it. The lowest scores are relative to that encoder.
     """
     rows = [["encoder", "budget", "trainings", "ruined", "lowest at the end", "with a health", "lowest kept"]]
-    for encoder in SWEPT:
+    for encoder in DIMENSIONS:
         untrained = untrained_line(lines, encoder)
-        for guard, budget in (("none", "none"), ("budget", f"{GUARDS['budget']['learning_rate_budget']:g}")):
-            found = sweep(lines, encoder, guard).values()
+        for budget, name in ((False, "none"), (True, f"{BUDGET['learning_rate_budget']:g}")):
+            found = sweep(lines, encoder, budget).values()
             if untrained is not None and found:
                 ends = [last(line) - dev(untrained) for line in found]
                 of_kept = [kept(line, untrained) - dev(untrained) for line in found if "health" in line]
                 low, low_kept = (f"{min(values):+.2f}" if values else "" for values in (ends, of_kept))
                 ruined = sum(end < -1 for end in ends)
-                rows.append([encoder, budget, str(len(found)), str(ruined), low, str(len(of_kept)), low_kept])
-    return markdown_table(rows)
-
-
-def ruin_table(lines: list[dict[str, Any]]) -> str:
-    """
-    STS-B dev of each training of the sweep without a guard, with the decay and with the budget: of the model that is
-    kept by its health, which is empty for lines that are older than it, and at the end.
-    """
-    heads = [f"{guard}, {which}" for guard in ("no guard", "decay", "budget") for which in ("kept", "end")]
-    rows = [["encoder", "method", "steps", "learning rate", *heads]]
-    for encoder, methods in SWEPT.items():
-        untrained = untrained_line(lines, encoder)
-        if untrained is None:
-            continue
-        rows.append([encoder, UNTRAINED_MEAN, "0", "", "", f"{dev(untrained):.2f}", *[""] * 4])
-        for method, sentences, rate in itertools.product(methods, HEALTH_LENGTHS, HEALTH_RATES):
-            rates = {guard: rate for guard in GUARDS}
-            rates["budget"] = min(rate, rates_with_budget(sentences)[-1])
-            of_guards = [
-                runs(lines, health_run(encoder, method, guard, sentences, rates[guard]), encoder).get(1)
-                for guard in GUARDS
-            ]
-            if any(of_guards[:2]):
-                cells = [cell for line in of_guards for cell in kept_and_last(line, untrained)]
-                rows.append([encoder, method, f"{steps_of(sentences)}", f"{rate:g}", *cells])
+                rows.append([encoder, name, str(len(found)), str(ruined), low, str(len(of_kept)), low_kept])
     return markdown_table(rows)
 
 
@@ -247,11 +222,11 @@ def budget_table(lines: list[dict[str, Any]]) -> str:
     """
     scores = ["STS-B dev, kept", "end", "end minus untrained", "tests, best minus untrained"]
     rows = [["encoder", "method", "steps", "learning rate", *scores]]
-    for encoder in SWEPT:
+    for encoder in DIMENSIONS:
         untrained = untrained_line(lines, encoder)
         if untrained is None:
             continue
-        for (method, sentences, rate), line in sweep(lines, encoder, "budget").items():
+        for (method, sentences, rate), line in sweep(lines, encoder, budget=True).items():
             what = f"{rate:g}" + " and above" * (rate == rates_with_budget(sentences)[-1])
             added = [last(line) - dev(untrained), average(line) - average(untrained)]
             cells = [*kept_and_last(line, untrained), *(f"{value:+.2f}" for value in added)]
@@ -271,7 +246,7 @@ def health_table(lines: list[dict[str, Any]]) -> str:
     checkpoint of a run if the candidate picks it: the one with the highest number, or the last healthy one.
     """
     of_encoder = {
-        encoder: [line for line in lines if line["encoder"] == encoder and "health" in line] for encoder in SWEPT
+        encoder: [line for line in lines if line["encoder"] == encoder and "health" in line] for encoder in DIMENSIONS
     }
     of_encoder = {encoder: found for encoder, found in of_encoder.items() if found}
     if not of_encoder:
@@ -308,7 +283,7 @@ def warning_table(lines: list[dict[str, Any]]) -> str:
         "the rest",
     ]
     counts = {group: [0, 0] for group in groups}
-    for encoder in SWEPT:
+    for encoder in DIMENSIONS:
         untrained = untrained_line(lines, encoder)
         for line in lines:
             if line["encoder"] != encoder or "health" not in line or untrained is None:
@@ -337,8 +312,6 @@ TABLES = {
     "new layers": new_layers_table,
     "final differences": partial(final_differences_table, scores=SCORES),
     "health": health_table,
-    "ruin": ruin_table,
     "budget": budget_table,
     "warnings": warning_table,
-    **OLDER_TABLES,
 }

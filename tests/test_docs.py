@@ -173,6 +173,12 @@ def test_the_links_of_a_page_lead_somewhere_in_the_repository(name):
         assert not anchor or anchor in anchors(target), f"{name}: {address}"
 
 
+def test_each_picture_is_on_a_page():
+    shown = "".join(without_code(PROJECT / name) for name in PAGES)
+    pictures = [path.name for path in (PROJECT / "docs").iterdir() if path.suffix in (".png", ".svg")]
+    assert pictures and [name for name in pictures if name not in shown] == []
+
+
 # --- Sentences -------------------------------------------------------------------------------------------------------
 
 
