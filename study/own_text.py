@@ -43,7 +43,7 @@ from transformers import PreTrainedTokenizerBase
 from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, QUIET, SHARED
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel
-from sarcse.arguments import ENGLISH, SarcseTrainingArguments
+from sarcse.arguments import ENGLISH, SENTENCE_ENCODER_BUDGET, SarcseTrainingArguments
 from sarcse.comparison import correlations, markdown_table
 from sarcse.corpus import general_counts
 from sarcse.embedding import encode, measure, uniformity
@@ -246,7 +246,7 @@ def scores(
 def arguments_of(run: dict[str, Any], folder: str) -> SarcseTrainingArguments:
     fields: dict[str, Any] = {"seed": run["seed"], "max_seq_length": MAX_SEQ_LENGTH, "health_sentences": 0}
     if run["encoder"] == "all-MiniLM-L6-v2":
-        fields["learning_rate_budget"] = 0.0004
+        fields["learning_rate_budget"] = SENTENCE_ENCODER_BUDGET
     if run["weighting"] == "simcse":
         fields |= {"reconstruction_weight": 0}
     if run["weighting"] == "contrast":

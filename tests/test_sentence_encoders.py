@@ -109,7 +109,7 @@ def by_sentence_transformers(folder) -> np.ndarray:
 
 def test_one_line_says_what_is_kept_and_the_budget_is_the_small_one(trained):
     encoder, _, trainer, lines = trained
-    expected = f"{encoder} is a sentence encoder: {KEPT}; --learning_rate_budget is 0.0004."
+    expected = f"{encoder} is a sentence encoder: {KEPT}; --learning_rate_budget is 0.0001."
     assert [line for line in lines if "sentence encoder" in line] == [expected]
     rates = [line["learning_rate"] for line in trainer.state.log_history if "learning_rate" in line]
     assert len(rates) == 4 and sum(rates) == pytest.approx(SENTENCE_ENCODER_BUDGET)
@@ -192,13 +192,13 @@ def test_a_further_training_keeps_it_and_has_the_small_budget_again(trained, rel
         trainer = trainer_on(source, tmp_path / f"next-{source.name}")
         assert trainer.model.config.normalize and trainer.processing_class.model_max_length == LENGTH
         assert trainer.args.rate_budget == SENTENCE_ENCODER_BUDGET
-        assert f"{source} was trained from a sentence encoder; --learning_rate_budget is 0.0004." in caplog.text
+        assert f"{source} was trained from a sentence encoder; --learning_rate_budget is 0.0001." in caplog.text
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"pooler": "mean"}, f"{KEPT}; --learning_rate_budget is 0.0004."),
+        ({"pooler": "mean"}, f"{KEPT}; --learning_rate_budget is 0.0001."),
         (
             {"pooler": "autoencoder", "learning_rate_budget": 0.001},
             "its length of 48 tokens and its vectors of length 1 are kept; not kept: its mean pooling; "
@@ -303,11 +303,11 @@ def test_in_python_the_budget_is_small_and_what_is_not_kept_is_named(tmp_path, c
     # Its tokenizer has the length, as sentence-transformers 6 saves it.
     assert (
         f"{encoder} is a sentence encoder: its length of 48 tokens is kept; not kept: its mean pooling and its "
-        "vectors of length 1; --learning_rate_budget is 0.0004."
+        "vectors of length 1; --learning_rate_budget is 0.0001."
     ) in caplog.text
     model, tokenizer = load_model(str(encoder))
     trainer = SarcseTrainer(model, trainer.args, train_dataset=TEXTS, processing_class=tokenizer)
-    assert f"{encoder} is a sentence encoder: {KEPT}; --learning_rate_budget is 0.0004." in caplog.text
+    assert f"{encoder} is a sentence encoder: {KEPT}; --learning_rate_budget is 0.0001." in caplog.text
     other = SarcseTrainer(fresh_model(), trainer.args, train_dataset=TEXTS)
     assert other.args.rate_budget == LEARNING_RATE_BUDGET, "the arguments of another training are no reason"
 
