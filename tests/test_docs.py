@@ -1,6 +1,5 @@
-"""The documentation: its site, its drawing, its links and its sentences."""
+"""The documentation: its site, its drawing, its links and its pictures."""
 
-import ast
 import re
 import subprocess
 from functools import partial
@@ -9,20 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from docs.docstrings import as_markdown
 from docs.drawing import drawing
 from docs.hooks import PAGES as PAGES_OUTSIDE
 from docs.hooks import PARTS, for_site
 
 from .conftest import PROJECT, run_python
-from .prose import faults
 
 
 PAGES = [
     *PAGES_OUTSIDE,
     *sorted(str(page.relative_to(PROJECT)) for page in (PROJECT / "docs").glob("*.md")),
 ]
-API = (PROJECT / "docs" / "api.md").read_text()
 
 
 # --- The site --------------------------------------------------------------------------------------------------------
@@ -177,73 +173,3 @@ def test_each_picture_is_on_a_page():
     shown = "".join(without_code(PROJECT / name) for name in PAGES)
     pictures = [path.name for path in (PROJECT / "docs").iterdir() if path.suffix in (".png", ".svg")]
     assert pictures and [name for name in pictures if name not in shown] == []
-
-
-# --- Sentences -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [*PAGES, "model_card/card.md"])
-def test_the_sentences_of_a_page_are_short(name):
-    assert faults((PROJECT / name).read_text(encoding="utf-8")) == []
-
-
-@pytest.mark.parametrize("name", re.findall(r"^::: (\S+)$", API, re.MULTILINE))
-def test_the_sentences_of_the_api_page_are_short(name):
-    module, _, own = name.rpartition(".")
-    tree = ast.parse((PROJECT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
-    (node,) = (node for node in tree.body if getattr(node, "name", None) == own)
-    assert isinstance(node, ast.ClassDef | ast.FunctionDef)
-    assert ast.get_docstring(node), f"{name} has no docstring"
-    public = [node, *(part for part in getattr(node, "body", []) if isinstance(part, ast.FunctionDef))]
-    for part in public:
-        if not part.name.startswith("_"):
-            assert faults(as_markdown(ast.get_docstring(part) or "")) == [], part.name
-
-
-def words(number: int) -> str:
-    return " ".join(["word"] * number)
-
-
-def test_long_sentences_are_found():
-    assert faults(f"A {words(29)}.\n") == []
-    assert faults(f"A {words(30)}.\n") == [f"31 words: A {words(30)}."]
-    assert faults(f"A {words(15)}\n{words(15)}.\n") == [f"31 words: A {words(30)}."]  # over two lines
-    assert len(faults(f"- An item.\n- A {words(30)}.\n")) == 1
-    assert faults(f"A [{words(29)}](with-{words(9)}.md).\n") == []
-    assert len(faults(f"A [{words(30)}](x.md).\n")) == 1
-
-
-def test_a_sentence_ends_at_its_end():
-    assert faults(f"A {words(25)}. Another {words(25)}.\n") == []
-    assert faults(f"**A {words(25)}.** Another {words(25)}.\n") == []
-    assert faults(f"A {words(25)}. `code` {words(25)}.\n") == []
-    assert faults(f"A {words(25)}: {words(25)}.\n") == []
-    assert faults(f"A {words(25)}\n\n{words(25)}\n") == []
-    assert faults(f"- {words(25)}\n- {words(25)}\n") == []
-
-
-def test_sentences_that_are_full_of_numbers_are_found():
-    assert faults("It gains 1.5 points on 20 pairs with this encoder.\n") == []
-    assert len(faults("It gains 1.5 points on 20 pairs with 3 seeds here.\n")) == 1
-    assert faults("It gains 1.5 [+0.3, +2.7] points on 20 pairs with this encoder.\n") == []
-    assert faults("As in arXiv 2402.15153, it gains 1.5 points on 20 pairs of STS12.\n") == []
-    assert faults("It gains `1.5` points on 20 pairs with 3 seeds here.\n") == []
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "---\nname: {}\n---\n",
-        "```bash\n{}\n```\n",
-        "- An item\n\n  ```bash\n  {}\n  ```\n",
-        "| {} |\n| --- |\n",
-        "## {}\n",
-        "<!--\n{}\n-->\n",
-        "::: module.name\n    options: {}\n",
-        "A `{}` here.\n",
-        "{{% if {} %}}A word.{{% endif %}}\n",
-        '<img alt="a picture" title="{}">\n',
-    ],
-)
-def test_what_is_no_prose_is_not_read(text):
-    assert faults(text.format(words(40))) == []
