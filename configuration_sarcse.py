@@ -125,7 +125,6 @@ class SarcseConfig(PretrainedConfig):
         repeated = {name: kwargs.pop(name) for name in OF_ENCODER if name in kwargs}
         if kwargs.pop("sarcse_version", None) is None:  # not what `to_dict` wrote
             _check_encoder_fields(self.encoder_config, repeated)
-        _check_earlier_fields(pooler, kwargs)
         super().__init__(**{"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES), **kwargs})
 
     @classmethod
@@ -223,22 +222,6 @@ def _check_encoder_fields(encoder_config: PretrainedConfig, fields: dict[str, An
                 f"`{name}` is the encoder's, {encoder[own]!r} here, not {value!r}. Set it in `encoder_config`, for "
                 f"example {dict(model_type=encoder_config.model_type, **{own: value})!r}."
             )
-
-
-def _check_earlier_fields(pooler: str, fields: dict[str, Any]) -> None:
-    """
-    Remove the fields that configurations had only before version 0.2.0.
-
-    Raises:
-        ValueError: if they belong to an autoencoder, whose weights would now give different embeddings.
-    """
-    earlier = [name for name in ("decoder_initialization", "pooling") if fields.pop(name, None) is not None]
-    if earlier and pooler == "autoencoder":
-        raise ValueError(
-            f"`{earlier[0]}` belongs to a model saved before version 0.2.0, whose embedding was the TextCNN's output "
-            "alone. Load it with the code in its folder (AutoModel.from_pretrained with trust_remote_code=True), or "
-            "train it again."
-        )
 
 
 def _check_count(name: str, value: int, minimum: int = 1) -> None:

@@ -257,13 +257,6 @@ MAY_CHANGE = {
 }
 
 
-# Settings that no longer exist, with the value that every run has now.
-FIXED = {"pooling": "mean", "reconstructed_views": 1, "reconstruction_anchor": 0.0, "start_decay": 0.0}
-
-# Settings that are new, with the value that every earlier run had.
-ADDED = {"view_dropout": 0.0, "learning_rate_budget": 0.0, "health_sentences": 0}
-
-
 def decides(name: str) -> bool:
     """Whether a training argument affects the result."""
     return name not in MAY_CHANGE and not name.startswith(MAY_CHANGE_PREFIXES)
@@ -290,9 +283,7 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     Raises:
         OtherRunError: if it does not; the message lists each difference, with the old and the new value.
     """
-    written = json.loads((checkpoint / SETTINGS_NAME).read_text(encoding="utf-8"))
-    saved = {**ADDED, **{name: value for name, value in written.items() if name not in ADDED or value is not None}}
-    settings = {**FIXED, **settings}
+    saved = json.loads((checkpoint / SETTINGS_NAME).read_text(encoding="utf-8"))
     # Another version of transformers may have other arguments, which are then at their defaults.
     differences = [
         f"{name} {saved[name]!r} (now {settings[name]!r})"

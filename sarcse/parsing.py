@@ -135,21 +135,11 @@ OTHER_NAMES = {
 }
 
 
-# Arguments that earlier versions had.
-GONE = {
-    "pooling": "The integrated vectors are pooled by their mean, which was far better than their maximum",
-    "decoder_initialization": "A fresh decoder gives the sentence embedding at every position",
-    "reconstructed_views": "One view is reconstructed: two cost more and were no better",
-}
-
-
 def unknown_field(name: str, known: list[str]) -> str:
     """The error message for an unknown flag or field, with the nearest known one, if any."""
     name = str(name).split("=")[0]
     bare = name.lstrip("-")
     dashes = name[: len(name) - len(bare)]
-    if bare in GONE:
-        return f"{name} no longer exists. {GONE[bare]}. Leave it out."
     nearest = [OTHER_NAMES[bare]] if bare in OTHER_NAMES else difflib.get_close_matches(bare, known, n=1)
     return f"unknown field {name}." + (
         f" Did you mean {dashes}{nearest[0]}?" if nearest else " --help lists all fields."

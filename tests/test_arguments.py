@@ -102,8 +102,6 @@ STREAM = ["--streaming", "true", "--max_steps", "3"]
         (["--frequency_weighting", "tfidf"], "frequency_weighting.*invalid choice: 'tfidf'"),
         (["{tmp}/nan.yaml"], "--reconstruction_weight must be a finite number, got nan"),
         (["{tmp}/dot_nan.yaml"], "argument --reconstruction_weight.*invalid float value: '.nan'"),
-        (["--pooling", "max"], "--pooling no longer exists. .* Leave it out."),
-        (["--reconstructed_views", "2"], "--reconstructed_views no longer exists. One view is reconstructed"),
         (["--pooler", "first_last_average"], "--pooler: invalid choice: 'first_last_average'"),
         (["--pooler", "cls"], "--pooler cls has no reconstruction: add --reconstruction_weight 0"),
         (["--channels", "0"], "`channels` takes .* at least 1, got 0"),

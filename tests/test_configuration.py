@@ -49,9 +49,7 @@ def test_default_channels_follow_the_encoder(hidden_size, channels, tmp_path):
         ("channels", True),
         ("integration_kernel_size", 0),
         ("activation", "gelo"),
-        ("pooling", "max"),  # of before
         ("decoder_length", 0),
-        ("decoder_initialization", "copy"),  # of before
         ("special_token_ids", [-1]),
         ("encoder_config", "roberta"),
         ("encoder_config", {"hidden_size": 8}),

@@ -4,7 +4,6 @@ sentence-transformers. Each gives the same vectors as the model's own forward pa
 """
 
 import copy
-import json
 import pickle
 from itertools import islice
 
@@ -203,19 +202,6 @@ def test_encode_gives_tokens_and_sentence_at_once(saved, tokenizer):
         np.stack([row["sentence_embedding"].numpy() for row in rows]),
         forward(automodel(saved), tokenizer, SENTENCES),
     )
-
-
-def test_a_folder_of_before_is_loaded_as_before(saved, tmp_path, tokenizer):
-    """Version 0.1.0 named sentence-transformers' own module first, and did not state that inputs stay padded."""
-    embedder(saved).save_pretrained(str(tmp_path))
-    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
-    fields = json.loads((tmp_path / "sentence_bert_config.json").read_text())
-    del fields["unpad_inputs"]
-    (tmp_path / "sentence_bert_config.json").write_text(json.dumps(fields))
-    loaded = embedder(tmp_path)
-    assert type(loaded[0]) is Transformer
-    assert_same(loaded.encode(SENTENCES), forward(automodel(saved), tokenizer, SENTENCES))
 
 
 # Ways to get the same embedder again, and how far its embeddings may be off, relative to the largest value.

@@ -130,18 +130,6 @@ def test_token_frequencies_of_no_text_are_refused(tmp_path, name):
     assert "\n" not in message
 
 
-def test_a_run_is_not_resumed_with_a_setting_that_is_gone(finished_run, tmp_path):
-    """The message for an earlier checkpoint names the old setting. A value that every run has now is no obstacle."""
-    folder = shutil.copytree(finished_run[0], tmp_path / "before")
-    path = folder / "checkpoint-2" / "run_settings.json"
-    settings = json.loads(path.read_text())
-    messages = []
-    for views in (1, 2):
-        path.write_text(json.dumps({**settings, "pooling": "mean", "reconstructed_views": views}))
-        messages.append(refusal(tmp_path, resume_from_checkpoint=folder / "checkpoint-2"))
-    assert messages[0] == "" and "reconstructed_views 2 (now 1)" in messages[1], messages
-
-
 def test_what_does_not_change_the_result_may_change_when_a_run_is_resumed(finished_run, tmp_path):
     """Logging, saving, the output folder, the number of workers, and where the same sentences and encoder are."""
     fields = {"logging_steps": 3, "save_total_limit": 7, "dataloader_num_workers": 1, "report_to": "none"}

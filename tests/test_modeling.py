@@ -466,7 +466,7 @@ def test_what_is_no_text_encoder_is_refused(tmp_path, tokenizer):
         SarcseModel.from_encoder_pretrained(str(tmp_path), tokenizer=tokenizer)
 
 
-# --- A loaded encoder, and models of before --------------------------------------------------------------------------
+# --- A loaded encoder, and a model of 0.2.0 --------------------------------------------------------------------------
 
 
 def test_a_loaded_encoder_is_taken_as_it_is():
@@ -491,23 +491,15 @@ def test_an_unknown_pooler_is_refused():
 
 
 @pytest.mark.parametrize("pooler", POOLERS)
-def test_a_model_that_was_saved_before_loads_if_it_gives_the_same_embeddings(pooler, tmp_path):
-    """
-    Its configuration had two more fields; the weights' names are the same. An autoencoder's embedding did not include
-    the tokens' mean, so it must not load silently and give other embeddings.
-    """
+def test_a_model_of_version_0_2_0_loads_as_it_was(pooler, tmp_path):
+    """The weights have the same names, and its configuration lacks the one field that was added since."""
     model = whole_model(str(ENCODER), pooler=pooler, channels=4, kernel_sizes=[2, 3])
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    del config["sarcse_version"]
-    before = {**config, "pooling": "mean", "decoder_initialization": "copy"}
-    (tmp_path / "config.json").write_text(json.dumps(before))
-    if pooler == "autoencoder":
-        with pytest.raises(ValueError, match=r"saved before version 0.2.0.* trust_remote_code=True\), or train"):
-            SarcseModel.from_pretrained(tmp_path)
-        (tmp_path / "config.json").write_text(json.dumps(config))
+    assert config.pop("normalize") is False
+    (tmp_path / "config.json").write_text(json.dumps(config))
     loaded, info = SarcseModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not hasattr(loaded.config, "pooling")
+    assert not info["missing_keys"] and not info["unexpected_keys"] and loaded.config.normalize is False
     of_textcnn = (
         "sentence_encoder.textcnn.convolutions.0 sentence_encoder.textcnn.convolutions.1 "
         "sentence_encoder.integration sentence_decoder.expansion sentence_decoder.textcnn.convolutions.0 "

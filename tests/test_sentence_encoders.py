@@ -343,12 +343,3 @@ def test_token_importance_is_that_of_the_embedding_before_it_is_scaled(tokenizer
     scaled = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     for normalize in (False, True):
         np.testing.assert_allclose(model.encode(SENTENCES, tokenizer, normalize=normalize), scaled, atol=1e-6)
-
-
-def test_a_model_saved_before_the_field_existed_loads_as_it_was(saved_model, trained_like_model, tokenizer, tmp_path):
-    folder = shutil.copytree(saved_model, tmp_path / "earlier")
-    fields = json.loads((folder / "config.json").read_text())
-    assert fields.pop("normalize") is False
-    (folder / "config.json").write_text(json.dumps(fields))
-    expected = trained_like_model.encode(SENTENCES, tokenizer)
-    assert (load_model(str(folder))[0].encode(SENTENCES, tokenizer) == expected).all()
