@@ -151,9 +151,10 @@ def explain_command(args: argparse.Namespace, device: torch.device) -> None:
     output_dir = writable_folder(args.output_dir or "output/explain")
     options = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     explained = explain(args.models, args.explain, device, **options)
-    figures.token_importance(explained, output_dir / "token_importance")
+    page = output_dir / "token_importance.html"
+    page.write_text(figures.importance_page(explained), encoding="utf-8")
     print(explanation_text(explained))
-    print(f"Shaded: {output_dir / 'token_importance'}.html, .png and .svg")
+    print(f"Shaded: {page}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -156,20 +156,12 @@ class StsCorrelation(evaluate.Metric):
     """Spearman and Pearson correlation of similarities with gold scores, through scipy and without a download."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Spearman and Pearson correlation, between -1 and 1.",
-            citation="",
-            inputs_description="predictions: cosine similarities; references: gold scores.",
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
-            ),
-        )
+        features = datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("float64")))
+        return evaluate.MetricInfo(description=self.__doc__, citation="", features=features)
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
-        return {
-            "spearman": float(stats.spearmanr(predictions, references).statistic),
-            "pearson": float(stats.pearsonr(predictions, references).statistic),
-        }
+        measures = {"spearman": stats.spearmanr, "pearson": stats.pearsonr}
+        return {name: float(measure(predictions, references).statistic) for name, measure in measures.items()}
 
 
 def correlations(similarities: np.ndarray, scores: np.ndarray) -> Correlation:

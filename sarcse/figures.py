@@ -5,16 +5,12 @@ colour alone: groups have their own rows, models their own markers and line styl
 
 import html
 import textwrap
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 from scipy import stats
 
@@ -43,11 +39,10 @@ STYLE = {
     "figure.constrained_layout.use": True,
     "savefig.dpi": 200,
     "svg.hashsalt": "sarcse",  # the same figure is the same file
-    "text.parse_math": False,  # a dollar sign in a sentence is not mathematics
+    "text.parse_math": False,  # a dollar sign in a name is not mathematics
 }
 ORDERED_SHADES = matplotlib.colormaps["viridis"]  # five steps of it also differ in grey
 IMPORTANCE_SHADES = matplotlib.colormaps["Blues"]
-GREY = "#555555"  # for notes
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -203,37 +198,6 @@ def training_curve(histories: dict[str, list[dict[str, float]]], path: Path) -> 
 Token = tuple[str, float]  # its text, and its reconstruction error
 ExplainedPair = tuple[list[Token], list[Token], float]  # two sentences and their cosine similarity
 
-CAPTION = (
-    "The darker a token, the smaller its reconstruction error, and the more of it the sentence embedding preserves "
-    "(SARCSE, arXiv 2402.15153, figure 1)."
-)
-
-
-def token_importance(explained: dict[str, list[ExplainedPair]], path: Path) -> None:
-    """
-    Draw figure 1 of the paper: the tokens of sentence pairs, shaded by importance. Shades are scaled within a model.
-
-    Args:
-        explained (`dict[str, list[ExplainedPair]]`): Model -> its pairs.
-        path (`Path`): Where to write, without ending: a self-contained .html, and .png and .svg.
-    """
-    path.with_suffix(".html").write_text(importance_page(explained), encoding="utf-8")
-    with warnings.catch_warnings():
-        # A browser finds a font for every script; in the picture, a glyph missing from the font is an empty box.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        draw_importance(explained, path)
-
-
-def error_range(pairs: list[ExplainedPair]) -> tuple[float, float]:
-    """The smallest and the largest error of a model's pairs, the ends of its shades."""
-    errors = [error for *sentences, _ in pairs for sentence in sentences for _, error in sentence] or [0.0]
-    return min(errors), max(errors)
-
-
-def legend(smallest: float, largest: float) -> tuple[str, str]:
-    """The texts left and right of the ramp of shades."""
-    return f"least important: error {largest:.3g}", f"most important: error {smallest:.3g}"
-
 
 def shade(error: float, smallest: float, largest: float) -> tuple[str, str]:
     """Background colour, dark for the smallest error and light for the largest, and a contrasting text colour."""
@@ -242,16 +206,26 @@ def shade(error: float, smallest: float, largest: float) -> tuple[str, str]:
 
 
 def importance_page(explained: dict[str, list[ExplainedPair]]) -> str:
-    """The self-contained HTML page of figure 1."""
+    """
+    Figure 1 of the paper as a self-contained HTML page, since a browser finds a font for every script: the tokens of
+    sentence pairs, shaded by importance. Shades are scaled within a model.
+
+    Args:
+        explained (`dict[str, list[ExplainedPair]]`): Model -> its pairs.
+    """
+    ramp = "".join(f'<span style="background:{shade(step, 0, 9)[0]}"></span>' for step in reversed(range(10)))
     sections = []
     for name, pairs in explained.items():
-        ends = error_range(pairs)
+        errors = [error for *sentences, _ in pairs for sentence in sentences for _, error in sentence] or [0.0]
+        ends = min(errors), max(errors)
         sections.append(f"<h2>{html.escape(name)}</h2>")
         for *sentences, similarity in pairs:
             sections += [_sentence_paragraph(sentence, *ends) for sentence in sentences]
             sections.append(f'<p class="note">cosine similarity {similarity:.3f}</p>')
-        least, most = legend(*ends)
-        sections.append(f'<p class="note">{least} {_ramp()} {most}</p>')
+        sections.append(
+            f'<p class="note">least important: error {ends[1]:.3g} <span class="ramp">{ramp}</span> '
+            f"most important: error {ends[0]:.3g}</p>"
+        )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -264,12 +238,13 @@ body {{ max-width: 50rem; margin: 2rem auto; padding: 0 1rem }}
 .sentence {{ font-size: 1.25rem; line-height: 2.1; margin: 0.4rem 0 }}
 .sentence span {{ padding: 0.3rem 0.15rem; margin-right: 1px; border-radius: 3px; white-space: pre-wrap }}
 .ramp span {{ display: inline-block; width: 1rem; height: 0.8rem }}
-.note {{ color: {GREY}; font-size: 0.9rem; margin: 0 0 1.2rem }}
+.note {{ color: #555; font-size: 0.9rem; margin: 0 0 1.2rem }}
 </style>
 </head>
 <body>
 <h1>Token importance</h1>
-<p>{html.escape(CAPTION)} Point at a token to read its error.</p>
+<p>The darker a token, the smaller its reconstruction error, and the more of it the sentence embedding preserves
+(SARCSE, arXiv 2402.15153, figure 1). Point at a token to read its error.</p>
 {chr(10).join(sections)}
 </body>
 </html>
@@ -284,78 +259,3 @@ def _sentence_paragraph(sentence: list[Token], smallest: float, largest: float) 
             f'<span style="background:{background};color:{color}" title="error {error:.3f}">{html.escape(text)}</span>'
         )
     return f'<p class="sentence" dir="auto">{"".join(spans)}</p>'
-
-
-def _ramp() -> str:
-    steps = "".join(f'<span style="background:{shade(step, 0, 9)[0]}"></span>' for step in reversed(range(10)))
-    return f'<span class="ramp">{steps}</span>'
-
-
-@matplotlib.rc_context(STYLE)
-def draw_importance(explained: dict[str, list[ExplainedPair]], path: Path) -> None:
-    """Figure 1 as a picture, with a text layout of our own, as matplotlib has none for text in several colours."""
-    figure = Figure()
-    figure.set_layout_engine("none")
-    renderer = FigureCanvasAgg(figure).get_renderer()
-
-    def text_width(text: str, points: float) -> float:
-        probe = figure.text(0, 0, text, fontsize=points)
-        width = probe.get_window_extent(renderer).width / figure.dpi
-        probe.remove()
-        return width
-
-    boxes, texts, height = _layout(explained, text_width)
-    figure.set_size_inches(PAGE_WIDTH, height)
-    for x, y, width, color in boxes:
-        corner = (x / PAGE_WIDTH, 1 - (y + BOX_HEIGHT) / height)
-        figure.add_artist(Rectangle(corner, width / PAGE_WIDTH, BOX_HEIGHT / height, facecolor=color, linewidth=0))
-    for x, y, text, color, points in texts:
-        middle = 1 - (y + BOX_HEIGHT / 2) / height
-        figure.text(x / PAGE_WIDTH, middle, text, color=color, fontsize=points, va="center_baseline")
-    save(figure, path)
-
-
-# In inches.
-PAGE_WIDTH, MARGIN, LINE_HEIGHT, BOX_HEIGHT = 7.2, 0.1, 0.32, 0.26
-
-Box = tuple[float, float, float, str]  # x, y, width, colour; y grows downwards
-Text = tuple[float, float, str, str, float]  # x, y, text, colour, size in points
-
-
-def _layout(
-    explained: dict[str, list[ExplainedPair]], text_width: Callable[[str, float], float]
-) -> tuple[list[Box], list[Text], float]:
-    """Boxes and texts from top to bottom, and the total height."""
-    boxes: list[Box] = []
-    texts: list[Text] = []
-    y = MARGIN
-    for name, pairs in explained.items():
-        ends = error_range(pairs)
-        texts.append((MARGIN, y, name, "black", 11))
-        y += LINE_HEIGHT
-        for *sentences, similarity in pairs:
-            for sentence in sentences:
-                x = MARGIN
-                for text, error in sentence:
-                    background, color = shade(error, *ends)
-                    shown = text.strip() or "\N{OPEN BOX}"
-                    width = text_width(shown, 11)
-                    if x > MARGIN and text[:1].isspace():
-                        x += 0.05  # a new word; pieces of one word touch
-                    if x + width > PAGE_WIDTH - 2 * MARGIN:
-                        x, y = MARGIN, y + LINE_HEIGHT
-                    boxes.append((x, y, width + 0.06, background))
-                    texts.append((x + 0.03, y, shown, color, 11))
-                    x += width + 0.07
-                y += LINE_HEIGHT
-            texts.append((MARGIN, y, f"cosine similarity {similarity:.3f}", GREY, 9))
-            y += 1.3 * LINE_HEIGHT
-        least, most = legend(*ends)
-        texts.append((MARGIN, y, least, GREY, 9))
-        x = 2 * MARGIN + text_width(least, 9)
-        for step in reversed(range(10)):
-            boxes.append((x, y, 0.13, shade(step, 0, 9)[0]))
-            x += 0.13
-        texts.append((x + MARGIN, y, most, GREY, 9))
-        y += 1.5 * LINE_HEIGHT
-    return boxes, texts, y

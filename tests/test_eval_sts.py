@@ -306,7 +306,7 @@ def test_two_processes_score_as_one(saved_model, tmp_path):
     assert two["sentences"] == one["sentences"]
 
 
-def test_explain_writes_a_page_and_pictures(saved_model, tokenizer, tmp_path):
+def test_explain_writes_a_page(saved_model, tokenizer, tmp_path):
     """For models with an autoencoder, and for those that reconstruct from their mean."""
     for part in (SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean"), tokenizer):
         part.save_pretrained(tmp_path / "mean")
@@ -315,8 +315,8 @@ def test_explain_writes_a_page_and_pictures(saved_model, tokenizer, tmp_path):
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("cosine similarity") == 4
     assert "boy 0." in process.stdout
-    for ending in ("html", "png", "svg"):
-        assert (tmp_path / "output" / "explain" / f"token_importance.{ending}").is_file()
+    page = tmp_path / "output" / "explain" / "token_importance.html"
+    assert page.read_text(encoding="utf-8").count('class="sentence"') == 8
 
 
 def test_without_sentence_transformers_the_message_says_what_to_install(monkeypatch):
