@@ -97,8 +97,6 @@ def check_reconstruction(pooler: str, reconstruction_weight: float) -> None:
 HEALTH = "health"
 # The correlation on the graded pairs, or the health without any.
 AUTO = "auto"
-# Metrics of an evaluation that are better when lower.
-LOWER_IS_BETTER = ("alignment", "uniformity")
 
 
 def metric_name(name: str) -> str:
@@ -361,8 +359,8 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         default=AUTO,
         metadata={
             "help": "The metric that picks the best: stsb_spearman, or pairs_spearman with eval_pairs; health, which "
-            "needs no graded pairs; alignment or uniformity. auto: the correlation with eval_pairs, sts_dir or the "
-            "default sentences, else health."
+            "needs no graded pairs. auto: the correlation with eval_pairs, sts_dir or the default sentences, else "
+            "health."
         },
     )
     # InfoNCE over a smaller last batch would be an easier task with too large a weight.
@@ -541,24 +539,21 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
 
     def check_direction(self) -> None:
         """
-        Set `greater_is_better` to the direction of `metric_for_best_model`.
+        Set `greater_is_better`, which transformers guesses.
 
         Raises:
-            ValueError: if it was given the other way round.
+            ValueError: if it is False.
         """
         if self.metric_for_best_model is None:
             return
-        greater_is_better = self.metric_for_best_model not in LOWER_IS_BETTER
-        if self.greater_is_better not in (None, greater_is_better):
-            better = "greater" if greater_is_better else "lower"
+        if self.greater_is_better is False:
             raise ValueError(
-                f"--greater_is_better {self.greater_is_better} is wrong: {better} values of "
-                f"{self.metric_for_best_model} are better. Leave it out."
+                f"--greater_is_better False is wrong: greater values of {self.metric_for_best_model} are better. "
+                "Leave it out."
             )
-        self.greater_is_better = greater_is_better
+        self.greater_is_better = True
         if self.lr_scheduler_type == "reduce_lr_on_plateau":
-            mode = {"mode": "max" if greater_is_better else "min"}
-            self.lr_scheduler_kwargs = {**mode, **(self.lr_scheduler_kwargs or {})}
+            self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}
 
     def resolve_metric(self, pairs: str | None) -> None:
         """
@@ -570,7 +565,7 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         Raises:
             ValueError: if no evaluation will have a metric of this name.
         """
-        known = (HEALTH,) if pairs is None else (f"{pairs}_spearman", HEALTH, *LOWER_IS_BETTER)
+        known = (HEALTH,) if pairs is None else (f"{pairs}_spearman", HEALTH)
         if self.metric_for_best_model == AUTO:
             self.metric_for_best_model = known[0]
         if self.metric_for_best_model not in (None, *known):

@@ -276,18 +276,6 @@ def pair_metrics(embedded: EmbeddedPairs, name: str) -> dict[str, float | None]:
 # --- Alignment and uniformity ----------------------------------------------------------------------------------------
 
 
-def check_alignment(metric: str | None, pairs: datasets.Dataset | None) -> None:
-    """
-    Raises:
-        ValueError: if alignment is to pick the checkpoint, but no pair has a score that is high enough to measure it.
-    """
-    if metric == "alignment" and pairs is not None and max(pairs["score"][:]) <= POSITIVE_SCORE:
-        raise ValueError(
-            f"--metric_for_best_model alignment: it is measured on pairs with a score above {POSITIVE_SCORE}, "
-            "and there is none."
-        )
-
-
 def alignment(first: torch.Tensor, second: torch.Tensor) -> float | None:
     """
     Mean squared distance of positive pairs (Wang and Isola, arXiv 2005.10242, section 4.1, alpha = 2). The rows

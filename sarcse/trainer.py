@@ -38,7 +38,6 @@ from sarcse.arguments import (
     ENGLISH,
     HEALTH,
     LEARNING_RATE_BUDGET,
-    LOWER_IS_BETTER,
     SENTENCE_ENCODER_BUDGET,
     TRAINABLE_POOLERS,
     ModelArguments,
@@ -60,7 +59,6 @@ from sarcse.checkpoints import (
 from sarcse.comparison import compare
 from sarcse.corpus import Corpus, general_counts, read_corpus, tell_foreign
 from sarcse.embedding import (
-    check_alignment,
     embed_pairs,
     encode,
     in_own_precision,
@@ -179,7 +177,6 @@ class SarcseTrainer(ReleasingTrainer):
             if pairs is not None:
                 check_pairs(pairs_name, pairs)
                 with_two_scores(pairs, pairs_name)
-        check_alignment(own_args.metric_for_best_model, eval_dataset)
         if model is None and model_init is None:
             raise ValueError("SarcseTrainer needs a `model` or a `model_init`.")
         # Without pairs, evaluations only check the health; transformers would require a data set.
@@ -461,7 +458,7 @@ class SarcseTrainer(ReleasingTrainer):
         default = HEALTH if self.eval_dataset is None else f"{self.eval_name}_spearman"
         metric = self.args.metric_for_best_model or default
         if direction is None:
-            direction = "minimize" if compute_objective or metric in LOWER_IS_BETTER else "maximize"
+            direction = "minimize" if compute_objective else "maximize"
         objective = compute_objective or itemgetter(f"eval_{metric}")
         with alone_in_folder(self.args):
             return super().hyperparameter_search(hp_space, objective, n_trials, direction, **kwargs)

@@ -11,7 +11,6 @@ from modeling_sarcse import SarcseModel
 from sarcse.arguments import AUTO, CORPUS, HEALTH, ModelArguments, SarcseTrainingArguments, check_reconstruction
 from sarcse.checkpoints import check_settings, checkpoint_to_resume, checkpoints
 from sarcse.corpus import general_file
-from sarcse.embedding import check_alignment
 from sarcse.loading import load_model
 from sarcse.sentences import DataArguments, load_sentences, source_of_sentences
 from sarcse.sts import STS_TASKS, load_sts, load_tasks
@@ -94,7 +93,7 @@ def load_sts_data(
     is needed.
 
     Raises:
-        ValueError: if they cannot be loaded, or alignment is to pick the checkpoint and no pair has a high score.
+        ValueError: if they cannot be loaded.
     """
     if not needs_pairs(data, training):
         return None, {}
@@ -108,7 +107,6 @@ def load_sts_data(
         given = data.eval_pairs is not None or data.sts_dir is not None
         without = "" if given else f"\nTo train without pairs: --metric_for_best_model {HEALTH}."
         raise ValueError(f"{error}{without}") from error
-    check_alignment(training.metric_for_best_model, pairs)
     return pairs, tasks
 
 

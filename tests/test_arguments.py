@@ -261,7 +261,7 @@ PICKED_BY = [
     ({"eval_pairs": "pairs.tsv"}, "pairs_spearman"),
     ({"eval_pairs": "pairs.tsv", "metric_for_best_model": "stsb_spearman"}, "pairs_spearman"),  # a recipe's
     ({"train_file": "mine.txt", "metric_for_best_model": "stsb_spearman"}, "stsb_spearman"),
-    ({"train_file": "mine.txt", "metric_for_best_model": "eval_uniformity"}, "uniformity"),
+    ({"train_file": "mine.txt", "metric_for_best_model": "eval_stsb_spearman"}, "stsb_spearman"),
     ({"metric_for_best_model": "health"}, "health"),
     ({"train_file": "mine.txt", "eval_strategy": "no"}, None),
 ]

@@ -25,7 +25,6 @@ from .conftest import (
     ENCODER,
     PROJECT,
     SMALL,
-    assert_same_weights,
     flags,
     random_encoder,
     refusal,
@@ -86,7 +85,7 @@ def resuming(finished_run, folder: Path, **fields) -> str:
         ({"max_train_samples": 24}, "train_data 'sentences.txt, 32 sentences with SHA-256 "),
         ({"train_file": "other.txt"}, "(now 'other.txt, 32 sentences with SHA-256 "),
         ({"eval_pairs": "few.tsv"}, "eval_data '420 pairs with SHA-256 "),
-        ({"metric_for_best_model": "uniformity"}, "metric_for_best_model 'pairs_spearman' (now 'uniformity')"),
+        ({"metric_for_best_model": "health"}, "metric_for_best_model 'pairs_spearman' (now 'health')"),
         ({"frequency_weighting": "uniform"}, "frequency_weighting 'smooth_inverse' (now 'uniform')"),
         ({"bf16": "true"}, "bf16 False (now True)"),
     ],
@@ -152,41 +151,25 @@ def test_settings_of_a_run_are_in_its_checkpoints_and_a_checkpoint_without_them_
 # --- Metrics and pairs -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["spearman", "stsb_spearman_", "sts12_spearman", "loss", "eval_loss"])
-def test_a_metric_that_no_evaluation_has_is_refused_before_anything_is_loaded(tmp_path, name):
+@pytest.mark.parametrize("name", ["spearman", "stsb_spearman_", "loss", "eval_loss", "uniformity"])
+def test_a_metric_that_picks_no_checkpoint_is_refused_before_anything_is_loaded(tmp_path, name):
     message = refusal(tmp_path, metric_for_best_model=name, train_file="absent.txt", model_name_or_path="absent")
     assert message == (
-        f"--metric_for_best_model {name.removeprefix('eval_')}: the evaluations measure pairs_spearman, health, "
-        "alignment, uniformity."
+        f"--metric_for_best_model {name.removeprefix('eval_')}: the evaluations measure pairs_spearman, health."
     )
     with pytest.raises(ValueError, match="the evaluations measure stsb_spearman"):
         build_trainer(*parse_arguments(["--metric_for_best_model", "pairs_spearman", "--sts_dir", str(tmp_path)]))
 
 
-@pytest.mark.parametrize("name", ["uniformity", "eval_alignment"])
-def test_the_best_checkpoint_is_the_best_by_what_the_metric_means(tmp_path, name):
-    """Lower alignment and uniformity are better. (Of the correlation see test_training.py.)"""
-    options = {"metric_for_best_model": name, "eval_steps": 1, "save_steps": 1, "learning_rate": 0.01}
-    process = run_command(PROJECT / "train.py", *flags(tmp_path / "run", **options), cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
-    key = f"eval_{name.removeprefix('eval_')}"
-    values = {line["step"]: line[key] for line in state["log_history"] if key in line}
-    best = min(values, key=values.get)
-    assert [*values] == [0, 1, 2, 3, 4] and len(set(values.values())) == 5 and state["best_global_step"] == best
-    assert_same_weights(tmp_path / "run", tmp_path / "run" / f"checkpoint-{best}")
-
-
 def test_a_direction_against_the_metric_is_refused():
-    for name, direction in (("uniformity", "true"), ("pairs_spearman", "false")):
-        with pytest.raises(ValueError, match=f"values of {name} are better"):
-            parse_arguments(["--metric_for_best_model", name, "--greater_is_better", direction])
+    with pytest.raises(ValueError, match="values of pairs_spearman are better"):
+        parse_arguments(["--metric_for_best_model", "pairs_spearman", "--greater_is_better", "false"])
 
 
 def test_the_learning_rate_falls_when_the_metric_stops_getting_better():
-    for name, mode in (("uniformity", "min"), ("stsb_spearman", "max")):
+    for name in ("health", "stsb_spearman"):
         arguments = ["--metric_for_best_model", name, "--lr_scheduler_type", "reduce_lr_on_plateau"]
-        assert parse_arguments(arguments)[2].lr_scheduler_kwargs == {"mode": mode}
+        assert parse_arguments(arguments)[2].lr_scheduler_kwargs == {"mode": "max"}
 
 
 @pytest.mark.parametrize(
@@ -209,12 +192,6 @@ def test_two_pairs_are_enough(tmp_path):
     path = write(tmp_path / "pairs.tsv", "sentence1\tsentence2\tscore\nA dog.\tA cat.\t1\nRain.\tIt rains.\t5\n")
     process = run_command(PROJECT / "eval_sts.py", ENCODER, "--pairs", path, cwd=tmp_path)
     assert process.returncode == 0 and "100.00" in process.stdout, process.stderr
-
-
-def test_alignment_without_a_positive_pair_picks_no_checkpoint(tmp_path):
-    path = write(tmp_path / "pairs.tsv", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t4\n")
-    message = refusal(tmp_path, eval_pairs=path, metric_for_best_model="alignment", model_name_or_path="absent")
-    assert message.startswith("--metric_for_best_model alignment: it is measured on pairs with a score above 4")
 
 
 # --- Options ---------------------------------------------------------------------------------------------------------

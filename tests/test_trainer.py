@@ -341,7 +341,7 @@ RUINED = [
     {"save_total_limit": 1},
     {"save_strategy": "best"},
     {"save_strategy": "epoch", "eval_strategy": "epoch", "num_train_epochs": 2, "max_steps": -1},
-    {"metric_for_best_model": "uniformity", "health_sentences": 0},
+    {"health_sentences": 0},
 ]
 
 
@@ -398,13 +398,12 @@ def test_of_the_models_that_are_saved_the_best_is_kept(tmp_path, pairs, monkeypa
 def test_a_run_that_was_killed_before_its_first_step_is_resumed_from_its_start(tmp_path, pairs):
     """To the same weights; the model before the training is evaluated and logged once."""
     arguments = {**SMALL, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 4, "learning_rate": 0.1}
-    arguments |= {"learning_rate_budget": 0, "metric_for_best_model": "alignment"}  # which falls when all collapses
-    arguments = SarcseTrainingArguments(str(tmp_path), **arguments)
+    arguments = SarcseTrainingArguments(str(tmp_path), learning_rate_budget=0, **arguments)
     whole, again = (SarcseTrainer(fresh_model(), arguments, None, TEXTS, pairs) for _ in range(2))
     whole.train()
     assert whole.state.best_global_step > 0
     again.train(str(tmp_path / "checkpoint-0"))
-    assert [line["step"] for line in again.state.log_history if "eval_alignment" in line] == [0, 1, 2]
+    assert [line["step"] for line in again.state.log_history if "eval_stsb_spearman" in line] == [0, 1, 2]
     for name, tensor in whole.unwrapped.state_dict().items():
         assert torch.equal(again.unwrapped.state_dict()[name], tensor), name
 
@@ -517,13 +516,12 @@ def test_what_would_have_no_effect_or_no_scores_ends_in_a_message(tmp_path, pair
         ("score", [1.0, float("nan")], "eval_dataset, row 1: the score must be a number, not nan"),
         ("score", [2.0, 2.0], "eval_dataset: a correlation needs two pairs with different scores; all 2 have"),
         ("score", [], "eval_dataset: a correlation needs two pairs with different scores; there is none"),
-        ("score", [0.2, 0.9], "alignment: it is measured on pairs with a score above 4"),
     ],
 )
 def test_pairs_that_cannot_be_scored_end_in_a_message(tmp_path, column, values, message):
     columns = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "score": [1.0, 5.0], column: values}
     columns = {name: cells[: len(values)] for name, cells in columns.items()}
-    arguments = SarcseTrainingArguments(str(tmp_path), metric_for_best_model="alignment", report_to="none")
+    arguments = SarcseTrainingArguments(str(tmp_path), report_to="none")
     with pytest.raises(ValueError, match=message):
         SarcseTrainer(fresh_model(), arguments, None, TEXTS, datasets.Dataset.from_dict(columns))
 
@@ -712,7 +710,7 @@ def test_what_the_trainer_saves_is_the_model_in_sentence_transformers_too(tmp_pa
 
 
 def test_a_search_optimises_what_picks_the_best_model(tmp_path, pairs, tokenizer):
-    """In the right direction, with every value that a trial sets. Then the best values train the model."""
+    """The higher the better, with every value that a trial sets. Then the best values train the model."""
     tried, used, found = [], [], []
 
     class Watch(TrainerCallback):
@@ -720,13 +718,13 @@ def test_a_search_optimises_what_picks_the_best_model(tmp_path, pairs, tokenizer
             used.append(({group["lr"] for group in optimizer.param_groups}, trainer.token_weights))
 
         def on_evaluate(self, args, state, control, metrics, **kwargs):
-            found.append(metrics["eval_uniformity"])
+            found.append(metrics["eval_health"])
 
     def space(trial):
         tried.append({name: trial.suggest_float(name, 1e-6, 1) for name in ("learning_rate", "frequency_smoothing")})
         return tried[-1]
 
-    arguments = {**SMALL, "lr_scheduler_type": "constant", "metric_for_best_model": "uniformity", "eval_steps": 2}
+    arguments = {**SMALL, "lr_scheduler_type": "constant", "metric_for_best_model": "health", "eval_steps": 2}
     arguments["token_frequencies"] = "corpus"
     trainer = SarcseTrainer(
         args=SarcseTrainingArguments(str(tmp_path), **arguments),
@@ -742,7 +740,7 @@ def test_a_search_optimises_what_picks_the_best_model(tmp_path, pairs, tokenizer
         assert sorted(rates) == pytest.approx([values["learning_rate"], 3 * values["learning_rate"]])
         wanted = token_weights(trainer.corpus.counts, "smooth_inverse", values["frequency_smoothing"])
         torch.testing.assert_close(weights, wanted)
-    assert best.objective == min(found) and best.hyperparameters == tried[found.index(min(found))]
+    assert best.objective == max(found) and best.hyperparameters == tried[found.index(max(found))]
     for name, value in best.hyperparameters.items():
         setattr(trainer.args, name, value)
     trainer.train()
@@ -794,12 +792,13 @@ def test_adapters_are_trained_and_merged(tmp_path, pairs, tokenizer):
     lora = LoraConfig(target_modules=["query", "value"], modules_to_save=["sentence_encoder", "sentence_decoder"])
     model = get_peft_model(fresh_model(), lora)
     arguments = {**SMALL, "save_strategy": "steps", "learning_rate": 1e-2, "eval_steps": 1, "save_steps": 1}
-    arguments = SarcseTrainingArguments(str(tmp_path / "run"), metric_for_best_model="alignment", **arguments)
+    arguments = SarcseTrainingArguments(str(tmp_path / "run"), **arguments)
     trainer = SarcseTrainer(model, arguments, train_dataset=TEXTS, eval_dataset=pairs)
     trainer.train()
-    found = {line["step"]: line["eval_alignment"] for line in trainer.state.log_history if "eval_alignment" in line}
-    assert [*found] == [0, 1, 2] and min(found, key=found.get) == 1
-    assert trainer.evaluate()["eval_alignment"] == pytest.approx(found[1], abs=1e-4)
+    key = "eval_stsb_spearman"
+    found = {line["step"]: line[key] for line in trainer.state.log_history if key in line}
+    assert [*found] == [0, 1, 2] and max(found, key=found.get) == 1
+    assert trainer.evaluate()[key] == pytest.approx(found[1], abs=1e-4)
     trained = trainer.model.encode(TEXTS, tokenizer)
     assert np.abs(trained - fresh_model().encode(TEXTS, tokenizer)).max() > 1e-3
     trainer.save_results()
