@@ -9,14 +9,10 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.utils import logging
 
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import POOLERS
 from sarcse.tokens import FREQUENCY_WEIGHTINGS
-
-
-logger = logging.get_logger(__name__)
 
 
 def _architecture(name: str, help: str, choices: list[str] | None = None) -> Any:
@@ -445,34 +441,6 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
                 "or set --learning_rate_budget 0."
             )
 
-    @classmethod
-    def of(cls, args: TrainingArguments | None) -> "SarcseTrainingArguments":
-        """
-        Convert transformers' own arguments: a value that is transformers' default becomes SARCSE's default, and a
-        warning lists those that differ.
-
-        Raises:
-            ValueError: if an argument that would have no effect is not at its default.
-        """
-        if isinstance(args, cls):
-            return args
-        if args is None:
-            return cls()
-        default = TrainingArguments(args.output_dir, use_cpu=args.use_cpu)
-        names = [f.name for f in fields(TrainingArguments) if f.init and f.name != "output_dir"]
-        given = {name: getattr(args, name) for name in names if getattr(args, name) != getattr(default, name)}
-        evaluations_as_given(args, given)
-        given.pop("accelerator_config", None)  # an object without equality; it is checked below
-        if args.use_cpu:
-            given["use_cpu"] = True
-        own = cls(args.output_dir, accelerator_config=args.accelerator_config.to_dict(), **given)
-        shared = [name for name in names if name in cls.__annotations__ and getattr(own, name) != getattr(args, name)]
-        logger.warning(
-            "Arguments left at the defaults of TrainingArguments now have those of SarcseTrainingArguments: "
-            f"{', '.join(f'{name} {getattr(own, name)}' for name in shared)}."
-        )
-        return own
-
     @property
     def new_layers_learning_rate(self) -> float:
         """`autoencoder_learning_rate` or its default, resolved on use: a search may change `learning_rate`."""
@@ -613,27 +581,6 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
                 "accelerate starts several processes on CPUs only through MPI: add --mpirun_hostfile FILE, or use "
                 "`torchrun --nproc-per-node N train.py ...`."
             )
-
-
-def evaluations_as_given(args: TrainingArguments, given: dict[str, Any]) -> None:
-    """
-    Remove what transformers derived from the `given` arguments, and make the others fit SARCSE's defaults: a
-    checkpoint at each evaluation, of which the best is kept.
-    """
-    given.pop("greater_is_better", None)  # follows from the metric
-    if given.get("metric_for_best_model") == "loss":  # transformers' default; no evaluation here measures it
-        del given["metric_for_best_model"]
-    if "logging_steps" not in given and given.get("eval_steps") == args.logging_steps:
-        del given["eval_steps"]
-    if not {"save_strategy", "save_steps"} & given.keys():
-        for kind in ("strategy", "steps"):
-            if f"eval_{kind}" in given:
-                given[f"save_{kind}"] = given[f"eval_{kind}"]
-    evaluated, saved = (given.get(f"{what}_strategy", "steps") for what in ("eval", "save"))
-    every = given.get("save_steps", SarcseTrainingArguments.save_steps) / given.get("eval_steps", 1)
-    fits = saved == "best" or evaluated == saved and (saved != "steps" or "eval_steps" not in given or every % 1 == 0)
-    if not fits:
-        given.setdefault("load_best_model_at_end", False)
 
 
 def started_with_others() -> bool:

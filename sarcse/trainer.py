@@ -26,7 +26,6 @@ from transformers import (
     IntervalStrategy,
     PreTrainedTokenizerBase,
     TrainerControl,
-    TrainingArguments,
 )
 from transformers.trainer_utils import BestRun, PredictionOutput, TrainOutput
 from transformers.utils import logging
@@ -120,8 +119,7 @@ class SarcseTrainer(ReleasingTrainer):
     Args:
         model (`SarcseModel`), model_init (`Callable`):
             As in `Trainer`. The model may have PEFT adapters, which a release merges into its weights.
-        args (`TrainingArguments`, *optional*):
-            `SarcseTrainingArguments`, or transformers' own, which `SarcseTrainingArguments.of` converts.
+        args (`SarcseTrainingArguments`, *optional*): Default: the arguments' own defaults.
         data_collator (`Callable`, *optional*): As in `Trainer`. Default: one that pads token ids or tokenises streams.
         train_dataset (`datasets.Dataset`, `datasets.IterableDataset` or `list[str]`):
             Sentences in `text` or the only column, or `input_ids`. A stream is shuffled, distributed over the
@@ -154,7 +152,7 @@ class SarcseTrainer(ReleasingTrainer):
     def __init__(
         self,
         model: SarcseModel | None = None,
-        args: TrainingArguments | None = None,
+        args: SarcseTrainingArguments | None = None,
         data_collator: Any = None,
         train_dataset: Any = None,
         eval_dataset: datasets.Dataset | None = None,
@@ -168,7 +166,10 @@ class SarcseTrainer(ReleasingTrainer):
         model_revision: str | None = None,
         **kwargs: Any,
     ) -> None:
-        own_args = copy.copy(SarcseTrainingArguments.of(args))  # what is changed below is not the caller's
+        if not isinstance(args, SarcseTrainingArguments | None):
+            found = type(args).__name__
+            raise ValueError(f"`args` must be SarcseTrainingArguments, whose defaults are SARCSE's, not {found}.")
+        own_args = copy.copy(args) if args else SarcseTrainingArguments()  # what is changed below is not the caller's
         own_args.resolve_metric(None if eval_dataset is None else eval_name)
         for unused in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
             if kwargs.get(unused) is not None:

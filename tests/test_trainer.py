@@ -217,45 +217,10 @@ def test_a_stream_is_shuffled_and_begins_anew_at_its_end(tmp_path, tokenizer):
     assert drawn[:32] != drawn[32:] and drawn[:32] != wanted
 
 
-def test_arguments_of_transformers_mean_the_defaults_of_sarcse(tmp_path, caplog):
-    """Arguments at transformers' default take SARCSE's default, with a message; the others stay."""
-    given = TrainingArguments(
-        str(tmp_path), weight_decay=0.25, seed=5, **{**SMALL, "per_device_train_batch_size": 16, "max_steps": 1}
-    )
-    trainer = SarcseTrainer(fresh_model(), given, train_dataset=TEXTS)
-    args = trainer.args
-    assert (args.output_dir, args.weight_decay, args.seed, args.max_steps) == (str(tmp_path), 0.25, 5, 1)
-    assert args.per_device_train_batch_size == 16 and args.save_strategy == "no"
-    assert (args.learning_rate, args.contrastive_temperature, args.dataloader_drop_last) == (1e-4, 0.05, True)
-    assert "have those of SarcseTrainingArguments: " in caplog.text and "learning_rate 0.0001" in caplog.text
-    assert trainer.train().global_step == 1
-
-
-# What is given, and then: evaluation strategy and steps, checkpoint strategy and steps, whether the best one is kept.
-EVALUATIONS = [
-    ({"eval_strategy": "steps"}, ("steps", 125, "steps", 125, True)),
-    ({"eval_strategy": "epoch"}, ("epoch", 125, "epoch", 125, True)),
-    ({"eval_strategy": "steps", "eval_steps": 50}, ("steps", 50, "steps", 50, True)),
-    ({"eval_strategy": "steps", "logging_steps": 20}, ("steps", 20, "steps", 20, True)),
-    (
-        {"eval_strategy": "steps", "eval_steps": 50, "save_steps": 100, "load_best_model_at_end": True},
-        ("steps", 50, "steps", 100, True),
-    ),
-    ({"eval_strategy": "steps", "eval_steps": 40, "save_steps": 100}, ("steps", 40, "steps", 100, False)),
-    ({"eval_strategy": "steps", "eval_steps": 40, "save_strategy": "epoch"}, ("steps", 40, "epoch", 125, False)),
-]
-
-
-@pytest.mark.parametrize(("given", "expected"), EVALUATIONS)
-@pytest.mark.parametrize("metric", [None, "eval_alignment"])
-def test_evaluations_of_transformers_arguments_are_made_as_given(tmp_path, given, expected, metric):
-    """What transformers derives from other arguments does not count as given."""
-    args = TrainingArguments(str(tmp_path), report_to="none", metric_for_best_model=metric, **given)
-    args = SarcseTrainingArguments.of(args)
-    evaluated, saved = (args.eval_strategy, args.eval_steps), (args.save_strategy, args.save_steps)
-    assert (*evaluated, *saved, args.load_best_model_at_end) == expected
-    assert args.metric_for_best_model == ("auto" if metric is None else "alignment")
-    assert args.greater_is_better == (metric is None)
+def test_arguments_of_transformers_are_refused_with_the_name_of_those_to_use(tmp_path):
+    """Their defaults, such as a learning rate of 5e-5, would be taken for the caller's choice."""
+    with pytest.raises(ValueError, match="`args` must be SarcseTrainingArguments, .* not TrainingArguments"):
+        SarcseTrainer(fresh_model(), TrainingArguments(str(tmp_path)), train_dataset=TEXTS)
 
 
 def test_without_pairs_and_without_a_health_check_the_end_of_the_training_is_kept(tmp_path):
