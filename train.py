@@ -14,12 +14,10 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import ProgressCallback
 
-from configuration_sarcse import SarcseConfig
 from sarcse.arguments import SarcseTrainingArguments
 from sarcse.checkpoints import OtherRunError, alone_in_folder, last_good_checkpoint
 from sarcse.comparison import report
 from sarcse.files import UnreadableDataError
-from sarcse.loading import needs_own_code
 from sarcse.parsing import one_line_errors, parse_arguments
 from sarcse.trainer import SarcseTrainer
 from sarcse.training import build_trainer
@@ -42,16 +40,10 @@ def run(trainer: SarcseTrainer) -> None:
     trainer.save_metrics("train", metrics, combined=False)
     if results is not None:
         print(f"\n{report(results)}")
-    print(how_to_load(trainer.model_dir, trainer.model.config))
+    print(how_to_load(trainer.model_dir))
 
 
-def how_to_load(output_dir: Path, config: SarcseConfig) -> str:
-    if needs_own_code(config.encoder_config.to_dict()):
-        return f"""
-The model is in {output_dir}. Its encoder needs its own code, so the model works only with:
-
-python eval_sts.py {output_dir} --trust_remote_code
-"""
+def how_to_load(output_dir: Path) -> str:
     return f"""
 The model is in {output_dir}. Load it with
 

@@ -34,13 +34,6 @@ class ModelArguments:
         metadata={"help": "Folder or Hub id of a text encoder, or of a SARCSE model to train further."},
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
-    trust_remote_code: bool = field(
-        default=False,
-        metadata={
-            "help": "Run the encoder's own code. Needed if transformers has no code for the encoder; read the code "
-            "first. No release can be made of such a model."
-        },
-    )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "As in AutoModel.from_pretrained, for example flash_attention_2."}
     )

@@ -5,7 +5,6 @@ What cannot be used is reported here, in one message, before anything is trained
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -77,7 +76,8 @@ def load_model(
     Args:
         name_or_path (`str`): A folder or the id of a model on the Hub.
         revision (`str`): Branch, tag or commit of the model on the Hub.
-        trust_remote_code (`bool`): Run an encoder's own code, if transformers has none for it.
+        trust_remote_code (`bool`): Run an encoder's own code, if transformers has none for it. No release can be made
+            of such a model.
         options: `dtype` and `attn_implementation` of `from_pretrained`, and fields of `SarcseConfig`. For a saved
             SARCSE model, fields must have the values it was saved with.
 
@@ -109,7 +109,6 @@ def load_model(
                 name_or_path, tokenizer=tokenizer, revision=revision, **options
             )
             vars(model.config.encoder_config).pop(POOLER_FIELD, None)
-            point_to_code(model.config.encoder_config, name_or_path)
     fit_tokenizer(name_or_path, model, tokenizer)
     return model.eval(), tokenizer
 
@@ -127,7 +126,7 @@ def load_config_and_tokenizer(
     fields: dict[str, Any] = {}
     try:
         fields, _ = PretrainedConfig.get_config_dict(name_or_path, revision=revision)
-        register_code(name_or_path, fields.get("encoder_config", fields), revision, trust_remote_code)
+        register_code(name_or_path, fields, revision, trust_remote_code)
         config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
     except UntrustedCodeError:
         raise
@@ -308,7 +307,8 @@ def register_code(name: str, fields: dict[str, Any], revision: str, trust_remote
     if not trust_remote_code:
         raise UntrustedCodeError(
             f"{name} needs its own Python code ({auto_map['AutoConfig']}, {auto_map['AutoModel']}). That code can do "
-            "on this machine whatever you can. If you have read it and trust it, add --trust_remote_code."
+            "on this machine whatever you can. If you have read it and trust it, eval_sts.py scores the encoder with "
+            "--trust_remote_code. It cannot be trained, since no release has such code."
         )
     config_class, model_class = (
         get_class_from_dynamic_module(auto_map[auto_class], name, revision=revision)
@@ -316,17 +316,6 @@ def register_code(name: str, fields: dict[str, Any], revision: str, trust_remote
     )
     AutoConfig.register(fields["model_type"], config_class)
     AutoModel.register(config_class, model_class)
-
-
-def point_to_code(encoder_config: PretrainedConfig, name_or_path: str) -> None:
-    """Store in the configuration where the encoder's code is, for a SARCSE model that is saved elsewhere."""
-    source = os.path.abspath(name_or_path) if Path(name_or_path).exists() else name_or_path
-    auto_map = getattr(encoder_config, "auto_map", None)
-    if auto_map:
-        encoder_config.auto_map = {
-            auto_class: reference if "--" in reference else f"{source}--{reference}"
-            for auto_class, reference in auto_map.items()
-        }
 
 
 # --- Kinds of models -------------------------------------------------------------------------------------------------

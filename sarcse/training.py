@@ -120,7 +120,6 @@ def build_model(arguments: ModelArguments) -> tuple[SarcseModel, PreTrainedToken
     return load_model(
         arguments.model_name_or_path,
         arguments.model_revision,
-        arguments.trust_remote_code,
         dtype=torch.float32,  # not the checkpoint's: weights in half precision would lose AdamW's small steps
         attn_implementation=arguments.attn_implementation,
         **arguments.sarcse_fields(),

@@ -382,28 +382,51 @@ def test_a_folder_that_is_not_a_whole_model_ends_in_a_message(tmp_path, tokenize
 
 
 def test_code_of_an_encoder_runs_only_if_it_is_trusted(custom_encoder, tmp_path):
-    """When it is trained, and when the result is scored. It cannot be released."""
-    home = {"HF_HOME": str(tmp_path / "home")}
-    arguments = flags(tmp_path / "model", model_name_or_path=custom_encoder)
-    refused = run_command(PROJECT / "train.py", *arguments, cwd=tmp_path)
+    """To score it. It is not trained, as it could not be released."""
+    refused = run_command(
+        PROJECT / "train.py", *flags(tmp_path / "model", model_name_or_path=custom_encoder), cwd=tmp_path
+    )
     assert refused.returncode == 2 and "code of the encoder runs" not in refused.stdout
     (line,) = [line for line in refused.stderr.splitlines() if "error" in line]
     assert (
         f"{custom_encoder} needs its own Python code (configuration_custom.CustomConfig, modeling_custom.CustomModel)"
         in line
     )
-    assert line.endswith("add --trust_remote_code.")
-    trained = run_python(PROJECT / "train.py", *arguments, "--trust_remote_code", "true", cwd=tmp_path, **home)
-    assert trained.returncode == 0 and "code of the encoder runs" in trained.stdout, trained.stderr
-    assert f"python eval_sts.py {tmp_path}/model --trust_remote_code" in trained.stdout
-    for folder in (custom_encoder, tmp_path / "model"):
-        with pytest.raises(ValueError, match="needs its own Python code"):
-            next(load_embedders(str(folder), ["mean"], "main", torch.device("cpu"), 8))
-    score = [PROJECT / "eval_sts.py", tmp_path / "model", "--pairs", DEMO / "sts.tsv", "--trust_remote_code"]
-    scored = run_python(*score, cwd=tmp_path, **home)
+    assert line.endswith("It cannot be trained, since no release has such code.")
+    with pytest.raises(ValueError, match="needs its own Python code"):
+        next(load_embedders(str(custom_encoder), ["mean"], "main", torch.device("cpu"), 8))
+    score = [PROJECT / "eval_sts.py", custom_encoder, "--pairs", DEMO / "sts.tsv", "--trust_remote_code"]
+    scored = run_python(*score, cwd=tmp_path, HF_HOME=str(tmp_path / "home"))
     assert scored.returncode == 0 and "code of the encoder runs" in scored.stdout, scored.stderr
-    after = json.loads((tmp_path / "model" / "sts_results.json").read_text())["models"][f"after: {tmp_path}/model"]
-    assert f"{after['average']:.2f}" in scored.stdout
-    release = ["-m", "model_card", tmp_path / "model", "--release_dir", tmp_path / "release"]
-    refused = run_command(*release, cwd=PROJECT)
-    assert refused.returncode == 2 and "Its encoder needs its own code" in refused.stderr
+
+
+REGISTERED = """
+import sys
+from transformers import AutoConfig, AutoModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from sarcse import SarcseModel, SarcseTrainer, SarcseTrainingArguments
+encoder, out = sys.argv[1:]
+config, model = (
+    get_class_from_dynamic_module(name, encoder)
+    for name in ("configuration_custom.CustomConfig", "modeling_custom.CustomModel")
+)
+AutoConfig.register("custom_bert", config)
+AutoModel.register(config, model)
+arguments = SarcseTrainingArguments(out, max_steps=1, per_device_train_batch_size=8, report_to="none")
+trainer = SarcseTrainer(
+    SarcseModel.from_encoder_pretrained(encoder), arguments, train_dataset=[f"Sentence {n}." for n in range(8)]
+)
+trainer.train()
+trainer.save_results()
+print(type(SarcseModel.from_pretrained(out).encoder).__name__)
+"""
+
+
+def test_whoever_registers_the_classes_of_an_encoder_can_train_it_but_not_release_it(custom_encoder, tmp_path):
+    model, home = tmp_path / "model", {"HF_HOME": str(tmp_path / "home")}
+    trained = run_python("-c", REGISTERED, custom_encoder, model, cwd=PROJECT, **home)
+    assert trained.returncode == 0 and trained.stdout.endswith("CustomModel\n"), trained.stderr
+    scored = run_command(PROJECT / "eval_sts.py", model, "--pairs", DEMO / "sts.tsv", cwd=tmp_path)
+    assert scored.returncode == 2 and "register it with AutoConfig and AutoModel first" in scored.stderr
+    release = run_command("-m", "model_card", model, "--release_dir", tmp_path / "release", cwd=PROJECT)
+    assert release.returncode == 2 and "Its encoder needs its own code" in release.stderr
