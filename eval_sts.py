@@ -11,27 +11,8 @@ and their cosine similarities give one Spearman correlation, times 100.
 
 import argparse
 import sys
-import tempfile
-from pathlib import Path
 
-import numpy as np
-import torch
-from accelerate import PartialState
-
-from modeling_sarcse import POOLERS
-from sarcse import figures
-from sarcse.comparison import PRECISION, Measurement, compare, report, write_results
-from sarcse.embedding import (
-    draw_figures,
-    explain,
-    explanation_text,
-    load_embedders,
-    measure,
-    recorded_picked_on,
-    task_picked_on,
-)
-from sarcse.parsing import in_utf8
-from sarcse.sts import STS_TASKS, load_tasks
+from sarcse.options import STS_TASKS, in_utf8, one_line_errors
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -48,9 +29,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--pooler",
         nargs="+",
-        choices=[name for name, pooler in POOLERS.items() if not pooler.has_layers],
+        type=pooler_without_layers,
         default=["mean"],
-        help="How to pool encoders without a pooling of their own; one row for each pooler given (mean).",
+        help="How to pool encoders without a pooling of their own, for example mean or cls; a row for each (mean).",
     )
     parser.add_argument("--revision", default="main", help="Branch, tag or commit of models from the Hub (main).")
     parser.add_argument(
@@ -90,85 +71,20 @@ def check_effect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
                 parser.error(f"argument --{name}: has no effect with --{given}. Leave it out.")
 
 
-def choose_device(name: str | None) -> torch.device:
-    """
-    The device of this process. Call this before anything else that uses accelerate.
+def pooler_without_layers(name: str) -> str:
+    from modeling_sarcse import POOLERS  # which needs torch: only if --pooler is given
 
-    Raises:
-        ValueError: if there is no such device, or one is chosen for several processes.
-    """
-    state = PartialState(cpu=name == "cpu" or not torch.accelerator.is_available())
-    if name is None or name == "cpu":
-        return state.device
-    if state.num_processes > 1:
-        raise ValueError(f"--device {name}: each of several processes has its own device; leave it out.")
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {error}") from error
-
-
-def writable_folder(name: str) -> Path:
-    """
-    Create the output folder, before the scoring rather than after it.
-
-    Raises:
-        ValueError: if the folder cannot be created or written to.
-    """
-    try:
-        Path(name).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=name):
-            return Path(name)
-    except OSError as error:
-        raise ValueError(f"--output_dir {name}: {error.strerror}.") from error
-
-
-def score_command(args: argparse.Namespace, device: torch.device) -> None:
-    output_dir = None if args.output_dir is None else writable_folder(args.output_dir)
-    with PartialState().main_process_first():
-        tasks = load_tasks(args.tasks, args.sts_dir, args.pairs)
-    measurements: dict[str, Measurement] = {}
-    for model in args.models:
-        for row, pooler, embed in load_embedders(
-            model, args.pooler, args.revision, device, args.batch_size, args.trust_remote_code
-        ):
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
-                measurements[row] = measure(embed, tasks, pooler)
-            measurements[row].picked_on = task_picked_on(recorded_picked_on(model), tasks)
-            if not all(np.isfinite(values).all() for values in measurements[row].similarities.values()):
-                raise ValueError(f"{row}: some embeddings are not finite numbers; check the model's weights.")
-    if PartialState().is_main_process:
-        results = compare(measurements, tasks, "bfloat16" if args.bf16 else PRECISION)
-        print(report(results))
-        if output_dir is not None:
-            write_results(results, output_dir / "results.json")
-            draw_figures(results, measurements, tasks, output_dir)
-
-
-def explain_command(args: argparse.Namespace, device: torch.device) -> None:
-    if not PartialState().is_main_process:
-        return
-    output_dir = writable_folder(args.output_dir or "output/explain")
-    options = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
-    explained = explain(args.models, args.explain, device, **options)
-    page = output_dir / "token_importance.html"
-    page.write_text(figures.importance_page(explained), encoding="utf-8")
-    print(explanation_text(explained))
-    print(f"Shaded: {page}")
+    names = [name for name, pooler in POOLERS.items() if not pooler.has_layers]
+    if name not in names:
+        raise argparse.ArgumentTypeError(f"invalid choice: {name!r} (choose from {', '.join(names)})")
+    return name
 
 
 def main(arguments: list[str] | None = None) -> None:
-    try:
+    with one_line_errors("eval_sts.py"):
         args = parse_arguments(arguments)
-        device = choose_device(args.device)
-        explain_command(args, device) if args.explain else score_command(args, device)
-    except ValueError as error:
-        if PartialState().is_main_process:
-            print(f"eval_sts.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    PartialState().destroy_process_group()
+        from sarcse.scoring import run  # torch and the rest, which take seconds, are for options that are right
+    run(args)
 
 
 if __name__ == "__main__":

@@ -5,105 +5,26 @@ Train a SARCSE model on plain sentences.
     accelerate launch train.py recipes/roberta-base.yaml
 """
 
-import signal
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
-from accelerate import PartialState
-from safetensors import SafetensorError
-from transformers import ProgressCallback
-
-from sarcse.arguments import SarcseTrainingArguments
-from sarcse.checkpoints import OtherRunError, alone_in_folder, last_good_checkpoint
-from sarcse.comparison import report
-from sarcse.files import UnreadableDataError
-from sarcse.parsing import one_line_errors, parse_arguments
-from sarcse.trainer import SarcseTrainer
-from sarcse.training import build_trainer
+from sarcse.options import one_line_errors
+from sarcse.parsing import parse_arguments
 
 
 DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 
 
-def run(trainer: SarcseTrainer) -> None:
-    """Train, write the output folder, and print the table of scores and the code that loads the model."""
-    try:
-        metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
-    finally:
-        progress = trainer.pop_callback(ProgressCallback)
-        if progress is not None and progress.training_bar is not None:
-            progress.training_bar.close()  # otherwise it would be drawn once more, after the message
-    results = trainer.save_results()
-    if not trainer.is_world_process_zero():
-        return
-    trainer.save_metrics("train", metrics, combined=False)
-    if results is not None:
-        print(f"\n{report(results)}")
-    print(how_to_load(trainer.model_dir))
-
-
-def how_to_load(output_dir: Path) -> str:
-    return f"""
-The model is in {output_dir}. Load it with
-
-from transformers import AutoModel, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("{output_dir}", trust_remote_code=True)
-model = AutoModel.from_pretrained("{output_dir}", trust_remote_code=True)
-embeddings = model(**tokenizer(["A sentence.", "Another."], padding=True, return_tensors="pt")).pooler_output
-"""
-
-
-def how_to_go_on(training: SarcseTrainingArguments) -> str:
-    if last_good_checkpoint(training.output_dir) is None:
-        return ""
-    return " To continue from the last checkpoint, add `--resume_from_checkpoint last` to the same command."
-
-
-def own_message(error: UnreadableDataError) -> str:
-    """Its message, without the worker's traceback that torch's DataLoader puts before it."""
-    _, found, message = str(error).rpartition(f"{type(error).__name__}: ")
-    return message.strip() if found else str(error)
-
-
 def main() -> None:
-    with ExitStack() as until_the_end:
-        with one_line_errors("train.py"):
-            arguments = parse_arguments(sys.argv[1:] or [str(DEMO_RECIPE)])
-            until_the_end.enter_context(alone_in_folder(arguments[-1]))
-            trainer = build_trainer(*arguments)
-        run_and_push(trainer)
-
-
-def run_and_push(trainer: SarcseTrainer) -> None:
-    """Run, and push a release if requested. What ends the run ends the process with one line."""
-    training = trainer.args
-    try:
-        run(trainer)
-    except KeyboardInterrupt as interrupt:
-        if trainer.is_world_process_zero():
-            print(f"\nInterrupted at step {trainer.state.global_step}.{how_to_go_on(training)}", file=sys.stderr)
-        sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
-    except (FloatingPointError, OtherRunError) as error:  # in all processes
-        if trainer.is_world_process_zero():
-            print(f"\ntrain.py: error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except UnreadableDataError as error:
-        print(f"\ntrain.py: error: {own_message(error)}{how_to_go_on(training)}", file=sys.stderr)
-        sys.exit(1)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-            raise
-        # torch.save raises this RuntimeError about its container only if the disk is full.
-        message = f"could not read or write a file. Is the disk full? {error}.{how_to_go_on(training)}"
-        print(f"\ntrain.py: error: {message}", file=sys.stderr)
-        sys.exit(1)
-    if training.push_to_hub:
-        with one_line_errors("train.py"):
-            trainer.push_to_hub()
+    with one_line_errors("train.py"):
+        arguments = parse_arguments(sys.argv[1:] or [str(DEMO_RECIPE)])
+        from sarcse.running import train  # datasets and the rest, which take seconds, are for options that are right
+    train(*arguments)
 
 
 if __name__ == "__main__":
     main()
+    from accelerate import PartialState
+
     # The group's threads would outlive the interpreter and abort it (github.com/pytorch/pytorch/issues/190489).
     PartialState().destroy_process_group()

@@ -9,10 +9,8 @@ import argparse
 import sys
 from dataclasses import fields
 
-from model_card.release import ReleaseOptions, release
-from model_card.space import SpaceOptions, check_space, make_space
-from sarcse.arguments import ReleaseArguments
-from sarcse.parsing import in_utf8, one_line_errors
+from model_card.options import ReleaseOptions, SpaceOptions
+from sarcse.options import ReleaseArguments, in_utf8, one_line_errors
 
 
 # Options that apply to a Space without a new release, besides the Space's own.
@@ -95,15 +93,20 @@ def run(arguments: list[str] | None = None) -> None:
     if of_space["space"] is None and (needing := set(changed) & of_space.keys()):
         raise ValueError(f"--{min(needing)} needs --space DIR, the folder that the Space is written to.")
     space = SpaceOptions(**of_space) if of_space["space"] is not None else None
+    if space is None and given["release_dir"] is None:
+        raise ValueError("give --release_dir OUT to build a release, --space DIR to write a Space, or both.")
+    of_release = [name for name in changed if name not in (*OF_SPACE, *of_space)]
+    if given["release_dir"] is None and of_release:
+        raise ValueError(f"--{of_release[0]} applies to a new release: add --release_dir OUT, or leave it out.")
+    # torch and the rest, which take seconds, are for options that are right.
+    from model_card.release import release
+    from model_card.space import check_space, make_space
+
     if space is not None:
         check_space(space, given["model_dir"], given["release_dir"], given["push"])
     if given["release_dir"] is not None:
         release(ReleaseOptions(**given, space=space))
-    elif space is None:
-        raise ValueError("give --release_dir OUT to build a release, --space DIR to write a Space, or both.")
-    elif of_release := [name for name in changed if name not in (*OF_SPACE, *of_space)]:
-        raise ValueError(f"--{of_release[0]} applies to a new release: add --release_dir OUT, or leave it out.")
-    else:
+    elif space is not None:
         make_space(given["model_dir"], given["revision"], space, given["private"])
 
 

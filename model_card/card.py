@@ -28,7 +28,7 @@ from sarcse.comparison import (
     short_name,
 )
 from sarcse.figures import FIGURES
-from sarcse.sts import STS_TASKS
+from sarcse.options import STS_TASKS
 
 
 # Longest line of a card.

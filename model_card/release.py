@@ -6,12 +6,10 @@ Every step can be repeated: a release is built completely or not at all, and a p
 
 import os
 import re
-import shlex
 import shutil
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,65 +24,13 @@ from model_card.card import placeholder, write_card
 from model_card.facts import read_facts
 from model_card.folder import content_tag, verify, write_model, write_results
 from model_card.hub import RELEASE_MARK, check_metadata, explain, push
+from model_card.options import ReleaseOptions
 from model_card.plain import why_not_plain
-from model_card.space import SpaceOptions, make_space
+from model_card.space import make_space
 from modeling_sarcse import SarcseModel
-from sarcse.arguments import ReleaseArguments
 from sarcse.loading import changed_in_sentence_transformers, kind_of_model, load_model, needs_own_code
+from sarcse.options import ReleaseArguments
 from sarcse.sts import load_tasks
-
-
-@dataclass
-class ReleaseOptions(ReleaseArguments):
-    """
-    Options of the command and the trainer, in addition to the content of a release (`ReleaseArguments`).
-
-    Args:
-        model_dir (`str`): Output folder of the training.
-        release_dir (`str`): Where the release is built; replaced each time.
-        push (`str`, *optional*): Repository on the Hub, `you/name`. Without it the release stays here.
-        private (`bool`): Make a new repository private.
-        revision (`str`): Branch to push to.
-        tag (`str`, *optional*): Name of this release. Default: `release-` and a hash of its content.
-        commit_message (`str`, *optional*): Default: `Release` and the tag.
-        license (`str`, *optional*): Licence of the model, for the card.
-        language (`list[str]`): Languages of the training text, for the card.
-        results (`str`, *optional*): results.json of eval_sts.py. Default: the scores that train.py wrote.
-        seeds (`list[str]`): Folders of the same training with other seeds, for mean and deviation.
-        sts_dir (`str`, *optional*), pairs (`str`, *optional*):
-            What to score int8 on: STS-B in a folder with SentEval's layout, or a file of graded pairs. Default: STS-B
-            from the Hub.
-        space (`SpaceOptions`, *optional*): The release's Space. Default: none.
-    """
-
-    model_dir: str
-    release_dir: str
-    push: str | None = None
-    private: bool = False
-    revision: str = "main"
-    tag: str | None = None
-    commit_message: str | None = None
-    license: str | None = None
-    language: list[str] = field(default_factory=list)
-    results: str | None = None
-    seeds: list[str] = field(default_factory=list)
-    sts_dir: str | None = None
-    pairs: str | None = None
-    space: SpaceOptions | None = None
-
-    def command(self) -> str:
-        """The command line that does this again."""
-        parts = ["python", "-m", "model_card", self.model_dir, "--release_dir", self.release_dir]
-        for name in ("push", "tag", "commit_message", "license", "results", "sts_dir", "pairs"):
-            if getattr(self, name) is not None:
-                parts += [f"--{name}", getattr(self, name)]
-        for name in ("private", *(f.name for f in fields(ReleaseArguments))):
-            parts += [f"--{name}"] * getattr(self, name)
-        parts += ["--revision", self.revision] if self.revision != "main" else []
-        for name in ("language", "seeds"):
-            parts += [f"--{name}", *getattr(self, name)] if getattr(self, name) else []
-        parts += self.space.flags() if self.space is not None else []
-        return shlex.join(parts)
 
 
 def release(

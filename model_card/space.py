@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import shutil
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from configuration_sarcse import AUTO_MAP
 from model_card.card import WIDGET
 from model_card.folder import RELEASE_CODE
 from model_card.hub import RELEASE_MARK, SPACE_MARK, explain, files_of, push_space
+from model_card.options import SpaceOptions
 from sarcse.comparison import markdown_text
 from sarcse.figures import COLORS
 from sarcse.loading import kind_of_model, loadable, plain_poolers, released_pooler
@@ -44,34 +45,6 @@ STARTED_FROM = re.compile(r"Started\s+from\s+`([^`]+)`\s+at\s+commit\s+`([0-9a-f
 NO_SECOND_MODEL = (
     "No second model is shown: this model's card names no encoder on the Hub that the training started from."
 )
-
-
-@dataclass
-class SpaceOptions:
-    """
-    Options of the command for a Space.
-
-    Args:
-        space (`str`): Folder that the Space is written to.
-        push_space (`str`, *optional*): Its repository on the Hub, `you/name`. Without it the Space stays here.
-        public_space (`bool`): Make a new Space public even if its model is private.
-        beside (`str`, *optional*):
-            Folder or Hub id of the second model. Default: the encoder that the training started from.
-        trust_remote_code (`bool`): The page may run a model's code that is not this installation's.
-    """
-
-    space: str
-    push_space: str | None = None
-    public_space: bool = False
-    beside: str | None = None
-    trust_remote_code: bool = False
-
-    def flags(self) -> list[str]:
-        """The flags that make this Space again."""
-        given = {f"--{f.name}": getattr(self, f.name) for f in fields(self)}
-        return [
-            part for flag, value in given.items() if value for part in ([flag] if value is True else [flag, value])
-        ]
 
 
 @dataclass

@@ -2,6 +2,7 @@
 SARCSE's library, which `train.py`, `eval_sts.py` and `python -m model_card` are built on. Imports go one way: a module
 uses only its own group and the groups above it in this list.
 
+- Options of the commands, without slow imports: `options`.
 - Text: `files`, `sentences`, `sts`.
 - Token ids: `tokens`.
 - Arguments: `arguments`, `parsing`.
@@ -9,6 +10,7 @@ uses only its own group and the groups above it in this list.
 - Embeddings and their scores: `comparison`, `figures`, `embedding`.
 - Losses: `losses`, `gradient_cache`.
 - Training: `checkpoints`, `watch`, `health`, `budget`, `record`, `corpus`, `releasing`, `trainer`, `training`.
+- What the commands do: `scoring` (eval_sts.py), `running` (train.py).
 
 The names exported here are loaded on first use: the losses need only torch and transformers.
 """

@@ -1,4 +1,4 @@
-"""The arguments of training: the model to start from, and how it is trained. For the data see sarcse/sentences.py."""
+"""The arguments of training: the model to start from, and how it is trained. For the data see sarcse/options.py."""
 
 import inspect
 import math
@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import POOLERS
+from sarcse.options import ReleaseArguments
 from sarcse.tokens import FREQUENCY_WEIGHTINGS
 
 
@@ -162,31 +163,6 @@ OWN_BATCHES = {
     "use_seedable_sampler": True,
     "gradient_accumulation_kwargs": False,
 }
-
-
-@dataclass(kw_only=True)
-class ReleaseArguments:
-    """The form of a release, for the command that makes one and for training that ends with one."""
-
-    plain: bool = field(
-        default=False,
-        metadata={
-            "help": "Release a plain encoder with its pooling, which any tool loads without this project's code. This "
-            "is the default where the pooler allows it; with this flag, any other release is an error."
-        },
-    )
-    with_code: bool = field(
-        default=False, metadata={"help": "Always release the SARCSE model with its code, for trust_remote_code."}
-    )
-    with_decoder: bool = field(
-        default=False,
-        metadata={
-            "help": "Keep the decoder in a release with code. Only further training and token_importance use it."
-        },
-    )
-    onnx_int8: bool = field(
-        default=False, metadata={"help": "Add int8 ONNX files to the float32 one, and score them on STS-B."}
-    )
 
 
 # Names of counts for the token weights, beside those of a file.

@@ -21,7 +21,8 @@ from huggingface_hub.dataclasses import strict
 from scipy import stats
 from tqdm.auto import tqdm
 
-from sarcse.sts import STS_TASKS, loaded_as
+from sarcse.options import STS_TASKS
+from sarcse.sts import loaded_as
 
 
 BOOTSTRAP_RESAMPLES = 1000

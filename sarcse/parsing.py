@@ -3,10 +3,7 @@
 import argparse
 import difflib
 import json
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
@@ -15,7 +12,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from sarcse.arguments import WITHOUT_EFFECT, ModelArguments, SarcseTrainingArguments
-from sarcse.sentences import DataArguments
+from sarcse.options import DataArguments, in_utf8
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -65,21 +62,6 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     if unknown:
         raise ValueError(unknown_field(unknown[0], known))
     return tuple(parsed)
-
-
-def in_utf8(arguments: list[str]) -> list[str]:
-    """
-    The arguments as they are.
-
-    Raises:
-        ValueError: if one of them is not UTF-8, as the names of models' files and the text of records have to be.
-    """
-    for argument in arguments:
-        try:
-            argument.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{argument!r} is not UTF-8. If it names a file or folder, rename that.") from error
-    return arguments
 
 
 def read_recipe(path: Path, known: list[str]) -> list[str]:
@@ -144,15 +126,3 @@ def unknown_field(name: str, known: list[str]) -> str:
     return f"unknown field {name}." + (
         f" Did you mean {dashes}{nearest[0]}?" if nearest else " --help lists all fields."
     )
-
-
-@contextmanager
-def one_line_errors(command: str) -> Iterator[None]:
-    """A context in which a user error ends the command with one line and exit code 2, and Ctrl-C with 130 silently."""
-    try:
-        yield
-    except ValueError as error:
-        print(f"{command}: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)

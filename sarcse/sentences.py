@@ -5,7 +5,6 @@ import itertools
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from sarcse.files import (
     read_rows,
     text_of,
 )
-from sarcse.sts import STS_TASKS
+from sarcse.options import DataArguments
 
 
 logger = logging.getLogger(__name__)
@@ -33,43 +32,6 @@ logger = logging.getLogger(__name__)
 
 # `hf://` reads a file of a data set on the Hub. This is the file that SimCSE's training script downloads.
 WIKI1M = "hf://datasets/princeton-nlp/datasets-for-simcse/wiki1m_for_simcse.txt"
-
-
-@dataclass
-class DataArguments:
-    """Where the sentences and the graded pairs come from."""
-
-    _argument_group_name = "data"
-
-    train_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "Sentences: .txt with one per line, .jsonl, .csv, .tsv or .parquet (also .gz, .xz, .zst), local "
-            "or hf://, or a pattern for several files, 'corpus/*.txt'. Default: SimCSE's million Wikipedia sentences "
-            "from the Hub."
-        },
-    )
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "A data set on the Hub instead of a file; its split `train` is used."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "The data set's configuration."})
-    text_column: str = field(default="text", metadata={"help": "The column with the sentences."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train only on the first N sentences."})
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read the sentences while training, for corpora of any size. Needs --max_steps."},
-    )
-    sts_dir: str | None = field(
-        default=None, metadata={"help": "STS tasks in SentEval's layout. Default: the Hub's data sets."}
-    )
-    sts_tasks: list[str] = field(
-        default_factory=lambda: list(STS_TASKS),
-        metadata={"help": "Tasks to score before and after training.", "choices": list(STS_TASKS)},
-    )
-    eval_pairs: str | None = field(
-        default=None,
-        metadata={"help": "A file of graded pairs (sentence1, sentence2, score), used instead of all STS data."},
-    )
 
 
 def load_sentences(arguments: DataArguments) -> datasets.Dataset | datasets.IterableDataset:

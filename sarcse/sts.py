@@ -2,13 +2,13 @@
 
 import logging
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from sarcse.files import UnreadableDataError, load_or_explain, matching_files, not_utf8, read_rows, text_of
+from sarcse.options import STS_TASKS, StsTask
 
 
 logger = logging.getLogger(__name__)
@@ -17,49 +17,6 @@ logger = logging.getLogger(__name__)
 # Every loader returns a data set with the columns sentence1, sentence2, score and sometimes subset.
 
 
-@dataclass(frozen=True)
-class StsTask:
-    """
-    One task: its place in a SentEval folder, its data set on the Hub, the number of its scored test pairs, and its
-    subsets.
-    """
-
-    folder: str
-    hub_id: str
-    pairs: int
-    subsets: tuple[str, ...] = ()
-
-
-# The subsets that SentEval evaluates on (senteval/sts.py); the SMT subset of 2013 is not free.
-STS_TASKS = {
-    "STS12": StsTask(
-        "STS/STS12-en-test",
-        "mteb/sts12-sts",
-        3108,
-        ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
-    ),
-    "STS13": StsTask("STS/STS13-en-test", "mteb/sts13-sts", 1500, ("FNWN", "headlines", "OnWN")),
-    "STS14": StsTask(
-        "STS/STS14-en-test",
-        "mteb/sts14-sts",
-        3750,
-        ("deft-forum", "deft-news", "headlines", "images", "OnWN", "tweet-news"),
-    ),
-    "STS15": StsTask(
-        "STS/STS15-en-test",
-        "mteb/sts15-sts",
-        3000,
-        ("answers-forums", "answers-students", "belief", "headlines", "images"),
-    ),
-    "STS16": StsTask(
-        "STS/STS16-en-test",
-        "mteb/sts16-sts",
-        1186,
-        ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
-    ),
-    "STSB": StsTask("STS/STSBenchmark", "mteb/stsbenchmark-sts", 1379),
-    "SICKR": StsTask("SICK", "mteb/sickr-sts", 4927),
-}
 STSB_DEV_PAIRS = 1500
 
 # Columns of the tab-separated files of STSBenchmark (no header) and SICK (with header).

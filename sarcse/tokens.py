@@ -2,17 +2,21 @@
 Prepare sentences for training: token ids, batches of similar length, and frequency-based token weights.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from sarcse.cache import Cached
 
+
+if TYPE_CHECKING:  # `train.py --help` needs the names of the weightings, but not this slow import
+    import datasets
 
 logger = logging.getLogger(__name__)
 

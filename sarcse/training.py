@@ -12,8 +12,9 @@ from sarcse.arguments import AUTO, CORPUS, HEALTH, ModelArguments, SarcseTrainin
 from sarcse.checkpoints import check_settings, checkpoint_to_resume, checkpoints
 from sarcse.corpus import general_file
 from sarcse.loading import load_model
-from sarcse.sentences import DataArguments, load_sentences, source_of_sentences
-from sarcse.sts import STS_TASKS, load_sts, load_tasks
+from sarcse.options import STS_TASKS, DataArguments
+from sarcse.sentences import load_sentences, source_of_sentences
+from sarcse.sts import load_sts, load_tasks
 from sarcse.trainer import SarcseTrainer
 
 

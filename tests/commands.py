@@ -17,7 +17,8 @@ from pathlib import Path
 
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["train", "eval_sts", "transformers.models.roberta.modeling_roberta", __name__])
+IMPORTED = ["sarcse.running", "sarcse.scoring", "transformers.models.roberta.modeling_roberta", __name__]
+SERVER.set_forkserver_preload(IMPORTED)
 
 
 class Command:

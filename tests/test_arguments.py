@@ -299,6 +299,30 @@ def test_help_lists_every_field_and_unknown_flags_exit_with_2(tmp_path):
     assert wrong.stderr.splitlines()[-1] == "train.py: error: unknown field --sts_dri. Did you mean --sts_dir?"
 
 
+SLOW_MODULES = """
+import runpy, sys
+slow, command, *arguments = sys.argv[1:]
+sys.argv[1:] = arguments
+try:
+    runpy.run_module(command, run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    print(end.code, sorted({name.split(".")[0] for name in sys.modules} & {*slow.split(",")}))
+"""
+
+
+@pytest.mark.parametrize(("given", "code"), [(["--help"], 0), (["model", "--typo", "x"], 2)])
+@pytest.mark.parametrize("command", ["eval_sts", "model_card"])
+def test_help_and_a_typo_need_no_slow_import(command, given, code):
+    """So they are answered within a second."""
+    process = run_python("-c", SLOW_MODULES, "torch,transformers,datasets,numpy", command, *given, cwd=PROJECT)
+    assert process.stdout.splitlines()[-1] == f"{code} []", process.stderr
+
+
+def test_the_help_of_a_training_needs_transformers_arguments_and_no_library_of_data():
+    process = run_python("-c", SLOW_MODULES, "torch,datasets,matplotlib,evaluate", "train", "--help", cwd=PROJECT)
+    assert process.stdout.splitlines()[-1] == "0 ['torch']", process.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "arguments"),
     [

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from sarcse.corpus import tell_cut
 from sarcse.files import UnreadableDataError
+from sarcse.running import own_message
 from sarcse.sentences import DataArguments, SentenceStream, first_part, load_sentences
 from sarcse.tokens import LengthGroupedSampler, token_counts, token_lengths, token_weights, tokenize, tokenize_batch
-from train import own_message
 
 from .conftest import ENCODER, PROJECT, run_python
 
