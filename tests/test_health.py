@@ -7,15 +7,16 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import AutoModel, EarlyStoppingCallback, TrainerCallback
 
 from modeling_sarcse import SarcseModel
 from sarcse.arguments import SarcseTrainingArguments
 from sarcse.corpus import keep_aside
-from sarcse.health import HealthCheck, halves
+from sarcse.health import HealthCheck
 from sarcse.sts import load_pairs
 from sarcse.trainer import SarcseTrainer
-from sarcse.watch import HEALTHY_SHARE, check_health
+from sarcse.watch import check_health
 
 from .conftest import DEMO, ENCODER, PROJECT, flags, run_command, whole_model
 
@@ -29,47 +30,65 @@ def fresh_model(**fields) -> SarcseModel:
     return whole_model(str(ENCODER), **{"channels": 4, **fields})
 
 
-def test_halves_stand_between_the_special_tokens_of_the_whole():
-    assert halves([0, 5, 6, 7, 8, 9, 2], [0, 1, 2]) == ([0, 5, 6, 2], [0, 7, 8, 9, 2])
-    assert halves([5, 6, 7, 8, 2, 2], [0, 1, 2]) == ([5, 6, 2, 2], [7, 8, 2, 2])
-    assert halves([0, 5, 6, 7, 2], [0, 1, 2]) is None and halves([0, 2], [0, 1, 2]) is None
+def general(tokenizer) -> np.ndarray:
+    """Counts of a general text in which a token's number is its frequency."""
+    return np.arange(len(tokenizer))
 
 
 @pytest.mark.parametrize("pooler", ["autoencoder", "textcnn", "mean"])
-def test_health_is_the_mean_reciprocal_rank_of_the_other_half(tokenizer, pooler):
-    """Among the halves of all sentences, in both directions; here computed per half, without padding, by sorting."""
-    model = fresh_model(pooler=pooler).train()
-    token_ids = tokenizer(TEXTS[:20], truncation=True, max_length=32)["input_ids"] + [[0, 5, 2]]
-    health = HealthCheck(token_ids, model.config)(model)
+def test_health_is_what_texts_have_in_common_with_their_neighbours(tokenizer, pooler):
+    """Here embedded one by one, without padding, sorted, and with scikit-learn's TF-IDF."""
+    model = fresh_model(pooler=pooler, channels=None if pooler == "mean" else 4).train()
+    token_ids = tokenizer(TEXTS[:40], truncation=True, max_length=32)["input_ids"] + [[0, 2]]
+    counts = general(tokenizer)
+    health = HealthCheck(token_ids, model.config, counts)(model)
     assert model.training
     model.eval()
-    split = [halves(ids, tokenizer.all_special_ids) for ids in token_ids[:-1]]
     with torch.no_grad():
-        first, second = ([model(torch.tensor([ids])).pooler_output[0].numpy() for ids in rows] for rows in zip(*split))
-    reciprocal = []
-    for queries, answers in ((first, second), (second, first)):
-        for index, query in enumerate(queries):
-            cosines = [query @ a / np.linalg.norm(query) / np.linalg.norm(a) for a in answers]
-            reciprocal.append(1 / (1 + np.argsort(cosines)[::-1].tolist().index(index)))
-    assert health == pytest.approx(100 * np.mean(reciprocal), abs=1e-3)
-    assert 100 / 20 < health < 100
+        embeddings = [model(torch.tensor([ids])).pooler_output[0].numpy() for ids in token_ids]
+    words = [[token for token in ids if token not in tokenizer.all_special_ids] for ids in token_ids]
+    vectorizer = TfidfVectorizer(analyzer=lambda ids: ids, sublinear_tf=True, norm=None)
+    vectors = vectorizer.fit_transform(words).toarray()
+    vectors *= 3e-4 / (3e-4 + counts[vectorizer.get_feature_names_out().astype(int)] / counts.sum())
+    in_common = []
+    for place, (text, embedding) in enumerate(zip(vectors, embeddings)):
+        cosines = [embedding @ e / np.linalg.norm(embedding) / np.linalg.norm(e) for e in embeddings]
+        near = [other for other in np.argsort(cosines)[::-1] if other != place][:10]
+        lengths = np.linalg.norm(vectors[near], axis=1) * np.linalg.norm(text)
+        in_common += list(np.divide(vectors[near] @ text, lengths, out=np.zeros(10), where=lengths > 0))
+    assert health == pytest.approx(100 * np.mean(in_common), rel=1e-5)
+    assert 0 < health < 100
 
 
-def test_a_model_of_nan_finds_nothing(tokenizer):
-    """Every comparison with NaN is false. The last of 20 ranks in both directions is 1/20."""
+def test_tokens_that_general_text_has_often_count_little(tokenizer):
+    """Neighbours that share a rare token have more in common than those that share a frequent one."""
+    rare, frequent = 1000, 2000
+    token_ids = [[0, rare + place, frequent + place % 2, 2] for place in range(2)] * 20
+    counts = np.ones(len(tokenizer), dtype=np.int64)
+    vectors = {}
+    for often in (1, 10**9):
+        counts[frequent : frequent + 2] = often
+        config = fresh_model().config
+        vectors[often] = HealthCheck(token_ids, config, counts).vectors.toarray()[0]
+    assert vectors[1][rare] == pytest.approx(vectors[1][frequent])
+    assert vectors[10**9][rare] > 0.99 and vectors[10**9][frequent] < 0.01
+
+
+def test_a_model_of_nan_has_no_health(tokenizer):
     model = fresh_model()
     torch.nn.init.constant_(model.encoder.get_input_embeddings().weight, torch.nan)
-    health = HealthCheck(tokenizer(TEXTS[:20], truncation=True, max_length=32)["input_ids"], model.config)
-    assert len(health.halves[0]) == 20
-    assert health(model) == pytest.approx(100 / 20)
+    token_ids = tokenizer(TEXTS[:20], truncation=True, max_length=32)["input_ids"]
+    assert HealthCheck(token_ids, model.config, general(tokenizer))(model) == 0
 
 
-def test_embeddings_that_are_all_the_same_find_nothing(tokenizer):
+def test_embeddings_that_are_all_the_same_are_unhealthy(tokenizer):
+    token_ids = tokenizer(TEXTS, truncation=True, max_length=32)["input_ids"]
     model = fresh_model()
+    health = HealthCheck(token_ids, model.config, general(tokenizer))
+    before = health(model)
     for parameter in model.encoder.parameters():  # the last layer norm's among them
         torch.nn.init.zeros_(parameter)
-    token_ids = tokenizer(TEXTS[:20])["input_ids"]
-    assert HealthCheck(token_ids, model.config)(model) == pytest.approx(100 / 20)
+    assert health(model) < before
 
 
 def test_sentences_that_are_kept_aside_are_spread_over_the_corpus_and_not_trained_on():
@@ -103,16 +122,27 @@ def test_without_pairs_the_health_picks_the_checkpoint(tmp_path, tokenizer):
     assert [line["step"] for line in again.state.log_history if "eval_health" in line] == [0, 2, 4, 6]
 
 
-def test_sentences_too_short_for_halves_are_told_and_trained_on(tmp_path, caplog):
-    rows = datasets.Dataset.from_dict({"input_ids": [[0, 5, 2]] * 16})
+def test_too_few_texts_for_neighbours_are_told_and_trained_on(tmp_path, caplog):
+    rows = datasets.Dataset.from_dict({"input_ids": [[0, 5, 2]] * 11})
+    fields = {**QUIET, "token_frequencies": "corpus"}
     with caplog.at_level(logging.WARNING, logger="sarcse.trainer"):
-        trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **QUIET), train_dataset=rows)
+        trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **fields), train_dataset=rows)
     assert trainer.health is None and trainer.args.eval_strategy == "no"
-    assert "do not check the model's health: fewer than two" in caplog.text
-    arguments = SarcseTrainingArguments(str(tmp_path), metric_for_best_model="health", **QUIET)
+    assert "do not check the model's health: 11 held-out texts are too few for 10 neighbours." in caplog.text
+    arguments = SarcseTrainingArguments(str(tmp_path), metric_for_best_model="health", **fields)
     pairs = load_pairs(str(DEMO / "sts.tsv")).select(range(8))
-    with pytest.raises(ValueError, match="--metric_for_best_model health: fewer than two of the held-out sentences"):
+    with pytest.raises(ValueError, match="--metric_for_best_model health: 11 held-out texts are too few"):
         SarcseTrainer(fresh_model(), arguments, train_dataset=rows, eval_dataset=pairs)
+
+
+def test_general_text_decides_what_counts_also_where_the_corpus_gives_the_weights(tmp_path, tokenizer):
+    """A training that erases the words which name its topics would look healthy by its own frequencies."""
+    found = []
+    for frequencies in ("english", "corpus"):
+        arguments = SarcseTrainingArguments(str(tmp_path), token_frequencies=frequencies, **QUIET)
+        trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, processing_class=tokenizer)
+        found.append(trainer.health.vectors)
+    assert (found[0] != found[1]).nnz == 0
 
 
 def test_a_fall_is_a_warning_with_a_step_numbers_and_advice(tmp_path, tokenizer, caplog):
@@ -121,10 +151,10 @@ def test_a_fall_is_a_warning_with_a_step_numbers_and_advice(tmp_path, tokenizer,
     caplog.clear()
     trainer.state.log_history = [{"step": 0, "eval_health": 30.0}, {"step": 4, "eval_health": 40.0}]
     with caplog.at_level(logging.WARNING, logger="sarcse.watch"):
-        check_health(trainer, 40 * HEALTHY_SHARE + 0.1)
+        check_health(trainer, 30.0)
         assert not caplog.text
-        check_health(trainer, 20.04)
-    assert "the health has fallen from 40.0 at step 4 to 20.0" in caplog.text
+        check_health(trainer, 29.9)
+    assert "the health has fallen from 30.00 before the training to 29.90" in caplog.text
     assert "lower --learning_rate, now 0.001, or --learning_rate_budget, now 0.003." in caplog.text
 
 
@@ -145,7 +175,7 @@ def test_a_ruinous_training_is_warned_of_by_its_health_and_the_budget_prevents_i
             assert process.stderr.count("Kept as it was before the training, with a health of") == 1
         log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         health[budget] = [line["eval_health"] for line in log if "eval_health" in line]
-    assert health[0][-1] < HEALTHY_SHARE * health[0][0] < health[0.003][-1]
+    assert health[0][-1] < health[0][0] <= health[0.003][-1]
     kept = SarcseModel.from_pretrained(tmp_path / "budget-0").encoder.state_dict()
     encoder = AutoModel.from_pretrained(ENCODER, add_pooling_layer=False).state_dict()
     assert kept.keys() == encoder.keys() and all(torch.equal(kept[name], encoder[name]) for name in encoder)
@@ -164,11 +194,7 @@ def test_the_last_healthy_evaluation_is_kept(tmp_path, tokenizer, caplog):
     with caplog.at_level(logging.WARNING, logger="sarcse.watch"):
         trainer.train()
     lines = [line for line in trainer.state.log_history if "eval_health" in line]
-    best, healthy = 0.0, []
-    for line in lines:
-        best = max(best, line["eval_health"])
-        if line["eval_health"] > HEALTHY_SHARE * best:
-            healthy.append(line)
+    healthy = [line for line in lines if line["eval_health"] >= lines[0]["eval_health"]]
     assert 0 < len(healthy) - 1 < len(lines) - 1 and healthy[-1]["step"] > 0
     assert trainer.state.best_global_step == healthy[-1]["step"]
     assert trainer.health(trainer.unwrapped) == pytest.approx(healthy[-1]["eval_health"])
@@ -177,7 +203,7 @@ def test_the_last_healthy_evaluation_is_kept(tmp_path, tokenizer, caplog):
 
 def test_early_stopping_compares_with_the_highest_health(tmp_path, tokenizer, monkeypatch):
     """The checkpoint that is kept is the last healthy one, with a health that may be lower."""
-    told = iter([25.0, 24.0, 24.5, 24.2, 24.3, 24.4])
+    told = iter([24.0, 25.0, 24.5, 24.2, 24.3, 24.4])
     arguments = {**QUIET, "max_steps": 5, "eval_steps": 1, "save_steps": 1, "health_sentences": 40}
     arguments = SarcseTrainingArguments(str(tmp_path), **{**arguments, "save_strategy": "steps"})
     stopping = EarlyStoppingCallback(early_stopping_patience=2)
@@ -186,8 +212,8 @@ def test_early_stopping_compares_with_the_highest_health(tmp_path, tokenizer, mo
     )
     monkeypatch.setattr(trainer, "health", lambda model: next(told))
     trainer.train()
-    assert trainer.state.global_step == 2
-    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    assert trainer.state.global_step == 3
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-3")
 
 
 # What makes a run without an evaluation that could pick a checkpoint.

@@ -584,7 +584,7 @@ def test_encoding_leaves_every_module_in_its_mode(tokenizer):
     model = whole_model(str(ENCODER), channels=4).train()
     model.encoder.eval()
     modes = [module.training for module in model.modules()]
-    health = HealthCheck(tokenizer(SENTENCES)["input_ids"], model.config)
+    health = HealthCheck(tokenizer(SENTENCES * 4)["input_ids"], model.config, np.ones(len(tokenizer)))
     for call in (model.encode, partial(model.token_importance, tokenizer=tokenizer), lambda _: health(model)):
         call(SENTENCES)
         assert [module.training for module in model.modules()] == modes
