@@ -313,22 +313,64 @@ def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
         file.write(line + "\n")
 
 
+def untrained(line: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The line of the same encoder and corpus before training, under mean pooling."""
+    same = ("encoder", "corpus")
+    return next(o for o in lines if o["weighting"] == "none" and all(o[name] == line[name] for name in same))
+
+
+def sts_average(line: dict[str, Any]) -> float:
+    return float(np.mean([line["sts"][task] for task in TASKS]))
+
+
 def table(lines: list[dict[str, Any]]) -> str:
-    """The reported half of each corpus: V-measure and precision at 10, or the average of four STS tasks."""
-    rows = [["encoder", "weighting", "seeds", *(f"{corpus}, {what}" for corpus in LABELLED for what in ("V", "P@10"))]]
+    """The reported half of each corpus: V-measure and precision at 10; and the average of four STS tasks."""
+    corpora = sorted({line["corpus"] for line in lines} - {"wikipedia"})
+    rows = [["encoder", "weighting", "seeds", *(f"{corpus}, {what}" for corpus in corpora for what in ("V", "P@10"))]]
     rows[0].append("STS after Wikipedia")
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for line in lines:
-        if "fields" not in line and not line["corpus"].endswith("-long"):
-            groups.setdefault((line["encoder"], line["weighting"]), []).append(line)
-    for (encoder, weighting), of in groups.items():
+        other = {**line.get("architecture", {}), **line.get("fields", {})}
+        setting = ", ".join([line["weighting"], *(f"{name} {value:g}" for name, value in other.items())])
+        groups.setdefault((line["encoder"], setting), []).append(line)
+    for (encoder, setting), of in sorted(groups.items()):
         cells = []
-        for corpus in LABELLED:
+        for corpus in corpora:
             found = [line["report"] for line in of if line["corpus"] == corpus]
             cells += [f"{np.mean([scores[key] for scores in found]):.1f}" if found else "" for key in ("v", "p10")]
-        sts = [np.mean([line["sts"][task] for task in TASKS]) for line in of if line["corpus"] == "wikipedia"]
+        sts = [sts_average(line) for line in of if line["corpus"] == "wikipedia"]
         cells.append(f"{np.mean(sts):.2f}" if sts else "")
-        rows.append([encoder, weighting, str(len({line["seed"] for line in of})), *cells])
+        rows.append([encoder, setting, str(len({line["seed"] for line in of})), *cells])
+    return markdown_table(rows)
+
+
+MARGIN = 0.5  # a training is good or bad if a score is so much above or below the untrained encoder's
+
+
+def change(line: dict[str, Any], lines: list[dict[str, Any]]) -> list[float]:
+    """What the training changed: V-measure and precision at 10 of both halves, or STS-B dev."""
+    before = untrained(line, lines)
+    if line["corpus"] == "wikipedia":
+        return [line["sts"]["STSB dev"] - before["sts"]["STSB dev"]]
+    halves = ("choose", "report")
+    return [float(np.mean([line[half][key] - before[half][key] for half in halves])) for key in ("v", "p10")]
+
+
+def candidates_table(lines: list[dict[str, Any]]) -> str:
+    """How many bad trainings each candidate finds, and how many good ones it rejects, by a fall below a share."""
+    trained = [line for line in lines if line["weighting"] != "none" and "candidates" in line]
+    bad = [line for line in trained if min(change(line, lines)) < -MARGIN]
+    good = [line for line in trained if line not in bad and max(change(line, lines)) > MARGIN]
+
+    def fallen(name: str, share: float, of: list[dict[str, Any]]) -> str:
+        start = [untrained(line, lines)["candidates"]["before"][name] for line in of]
+        return str(sum(line["candidates"]["after"][name] < share * before for line, before in zip(of, start)))
+
+    rows = [["candidate"]]
+    for share in (1, 0.85):
+        rows[0] += [f"below {share:g}: of {len(bad)} bad", f"of {len(good)} good"]
+    for name in bad[0]["candidates"]["after"]:
+        rows.append([name, *(fallen(name, share, of) for share in (1, 0.85) for of in (bad, good))])
     return markdown_table(rows)
 
 
@@ -344,11 +386,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", default=str(SHARED))
-    parser.add_argument("--table", action="store_true", help="Print the table of all runs, and train nothing.")
+    parser.add_argument("--table", action="store_true", help="Print the tables of all runs, and train nothing.")
     parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.table:
-        print(table(read_lines()))
+        print(table(read_lines()), candidates_table(read_lines()), sep="\n\n")
         return
     if arguments.run:
         print(json.dumps({**one_run(arguments.run, arguments.data), "versions": versions()}))
