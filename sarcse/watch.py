@@ -21,6 +21,11 @@ logger = logging.get_logger(__name__)
 COLLAPSED_UNIFORMITY = -0.01
 
 
+# Trainings of a sentence encoder that changed nothing ended at 1.007 and 1.011 times the health before them, trainings
+# that gained something at 1.03 or more (docs/training.md).
+CLEARLY_MORE = 1.02
+
+
 class LossWatch:
     """
     Collects the two losses of every batch: their means for the log, and the largest contrastive loss of the run.
@@ -134,20 +139,30 @@ def verdict(trainer: Trainer) -> str:
             "Try a lower --learning_rate_budget or --learning_rate, or pick the checkpoint by graded pairs "
             "(--eval_pairs)."
         )
-    if results is None and metric == HEALTH and state.best_global_step:
-        lines = {line["step"]: line for line in state.log_history if f"eval_{HEALTH}" in line}
-        return (
-            "Probably better: texts have more in common with their nearest neighbours (health "
-            f"{lines[state.best_global_step][f'eval_{HEALTH}']:.2f}, before {before:.2f}). Only graded pairs would "
-            "prove it (--eval_pairs FILE)."
-        )
-    if results is None:
-        labels = "No labels" if trainer.eval_dataset is None else "No tasks"
-        return (
-            f"{labels}: nothing measured says whether it is better. --eval_pairs FILE with a few hundred graded pairs "
-            "would."
-        )
-    return difference_in_words(results)
+    if results is not None:
+        return difference_in_words(results)
+    if (health := kept_health(trainer)) is not None and before is not None:
+        return health_in_words(health, before)
+    labels = "No labels" if trainer.eval_dataset is None else "No tasks"
+    return f"{labels}: nothing measured says whether it is better. --eval_pairs FILE with a few hundred pairs would."
+
+
+def kept_health(trainer: Trainer) -> float | None:
+    """The health of the model that is kept, if it was measured."""
+    state = trainer.state
+    step = state.global_step if state.best_model_checkpoint is None else state.best_global_step
+    found = [line[f"eval_{HEALTH}"] for line in state.log_history if line["step"] == step and f"eval_{HEALTH}" in line]
+    return found[-1] if found and step > 0 else None
+
+
+def health_in_words(health: float, before: float) -> str:
+    """What the health, and that before the training, say about the model, in one sentence."""
+    change = "as much" if before <= health < CLEARLY_MORE * before else "more" if health > before else "less"
+    judgement = {"more": "Probably better", "as much": "About as before", "less": "Probably worse"}[change]
+    return (
+        f"{judgement}: texts have {change} in common with their nearest neighbours (health {health:.2f}, before "
+        f"{before:.2f}). Only graded pairs would prove it (--eval_pairs FILE)."
+    )
 
 
 def health_before(trainer: Trainer) -> float | None:

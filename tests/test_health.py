@@ -158,6 +158,30 @@ def test_a_fall_is_a_warning_with_a_step_numbers_and_advice(tmp_path, tokenizer,
     assert "lower --learning_rate, now 0.001, or --learning_rate_budget, now 0.003." in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("health", "said"),
+    [
+        (10.5, "Probably better: texts have more"),
+        (10.1, "About as before: texts have as much"),
+        (9.9, "Probably worse"),
+    ],
+)
+def test_the_last_line_says_what_the_health_says(tmp_path, tokenizer, monkeypatch, caplog, health, said):
+    """Of the model after the last step, if none is chosen."""
+    fields = {**QUIET, "max_steps": 2, "eval_steps": 1, "load_best_model_at_end": False, "save_strategy": "no"}
+    trainer = SarcseTrainer(
+        fresh_model(),
+        SarcseTrainingArguments(str(tmp_path), **fields),
+        train_dataset=TEXTS,
+        processing_class=tokenizer,
+    )
+    told = iter([10.0, 5.0, health])
+    monkeypatch.setattr(trainer, "health", lambda model: next(told))
+    trainer.train()
+    assert caplog.records[-1].message.startswith(said)
+    assert f"(health {health:.2f}, before 10.00). Only graded pairs" in caplog.records[-1].message
+
+
 def test_a_ruinous_training_is_warned_of_by_its_health_and_the_budget_prevents_it(tmp_path):
     """At 100 times a usual learning rate, without any pairs, through the command."""
     options = {"learning_rate": 0.01, "lr_scheduler_type": "constant", "max_train_samples": 400}

@@ -330,7 +330,7 @@ def test_the_model_before_the_training_is_kept_if_no_checkpoint_is_better(tmp_pa
         assert torch.equal(tensor, before[name]), name
     if given == {"save_total_limit": 1}:
         assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-0"]
-    (said,) = [record.message for record in caplog.records if "before the training" in record.message]
+    (said,) = [record.message for record in caplog.records if record.message.startswith("Kept")]
     metric = given.get("metric_for_best_model", "stsb_spearman")
     assert said == f"Kept as it was before the training: no checkpoint was better (by its {metric})."
 
@@ -375,7 +375,8 @@ def test_a_run_that_was_killed_before_its_first_step_is_resumed_from_its_start(t
 
 def test_a_training_ends_with_a_word_on_whether_it_helped(tmp_path, pairs, caplog):
     """Without graded pairs, that nothing was measured. With them, the difference from before of what was measured."""
-    SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), None, TEXTS).train()
+    arguments = SarcseTrainingArguments(str(tmp_path), health_sentences=0, **SMALL)
+    SarcseTrainer(fresh_model(), arguments, None, TEXTS).train()
     assert caplog.records[-1].message.startswith("No labels: nothing measured says whether it is better. --eval_pairs")
     arguments = SarcseTrainingArguments(str(tmp_path), eval_strategy="no", **SMALL)
     trainer = SarcseTrainer(
@@ -788,7 +789,7 @@ def test_a_moved_run_keeps_its_best_model_when_it_is_resumed(tmp_path, pairs, to
     """Also if its folder was a relative path. transformers would drop the best checkpoint and keep the last one."""
     monkeypatch.chdir(tmp_path)
     fields = {**SMALL, "save_strategy": "steps", "max_steps": 3, "learning_rate": 0.1, "learning_rate_budget": 0}
-    fields |= {"eval_steps": 1, "save_steps": 1, "save_total_limit": 3, "metric_for_best_model": "uniformity"}
+    fields |= {"eval_steps": 1, "save_steps": 1, "save_total_limit": 3, "metric_for_best_model": "health"}
 
     def trainer(folder: str) -> SarcseTrainer:
         arguments = SarcseTrainingArguments(folder, **fields)
@@ -796,7 +797,7 @@ def test_a_moved_run_keeps_its_best_model_when_it_is_resumed(tmp_path, pairs, to
 
     first = trainer("run")
     first.train()
-    assert first.state.best_model_checkpoint == "run/checkpoint-0", "at this rate the embeddings collapse"
+    assert first.state.best_model_checkpoint == "run/checkpoint-0", "at this rate the health falls"
     (tmp_path / "run").rename(tmp_path / "moved")
     again = trainer(str(tmp_path / "moved"))
     again.train(resume_from_checkpoint=True)
