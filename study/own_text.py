@@ -90,7 +90,16 @@ def read_corpus(name: str, data: str) -> tuple[list[str], list[str] | None]:
             of.setdefault(label, []).append(text)
         joined = [(" ".join(t[i : i + 4]), label) for label, t in of.items() for i in range(0, len(t) - 3, 4)]
         return [t for t, _ in joined], [label for _, label in joined]
-    files = {"stackoverflow": "stackoverflow.tsv.xz", "banking77": "banking77_train.tsv.xz"}
+    if name.endswith("-narrow"):  # texts of four labels, whose topics' names are more frequent
+        texts, labels = read_corpus(name.removesuffix("-narrow"), data)
+        kept = sorted(set(labels))[:4]
+        rows = [(text, label) for text, label in zip(texts, labels) if label in kept]
+        return [text for text, _ in rows], [label for _, label in rows]
+    files = {
+        "stackoverflow": "stackoverflow.tsv.xz",
+        "banking77": "banking77_train.tsv.xz",
+        "banking77-test": "banking77_test.tsv.xz",
+    }
     return read_labelled(Path(data, "data", "jobs", files[name]))
 
 
@@ -268,7 +277,7 @@ def one_run(run: dict[str, Any], data: str) -> dict[str, Any]:
     rows = Dataset.from_dict({"text": texts})
     tokens = tokenize(rows, tokenizer, MAX_SEQ_LENGTH)
     own, documents = shares(tokens, vocabulary, config.special_token_ids)
-    candidates = Candidates(texts[:: len(texts) // SAMPLE][:SAMPLE], texts, tokenizer, config)
+    candidates = Candidates(texts[:: max(1, len(texts) // SAMPLE)][:SAMPLE], texts, tokenizer, config)
     numbers = {"before": candidates(model.eval())}
     torch.manual_seed(run["seed"])
     started = time.time()
