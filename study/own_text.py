@@ -197,7 +197,7 @@ class Candidates:
         words = [text.split() for text in texts]
         self.first = [" ".join(w[: len(w) // 2]) or text for w, text in zip(words, texts)]
         self.second = [" ".join(w[len(w) // 2 :]) or text for w, text in zip(words, texts)]
-        self.rows = tokenizer(texts, truncation=True, max_length=LONGEST)["input_ids"]
+        self.rows = tokenizer(texts, truncation=True, max_length=min(LONGEST, tokenizer.model_max_length))["input_ids"]
         rare: dict[str, Any] = {"max_df": 0.1, "dtype": np.float32}  # no word of more than a tenth of the texts
         self.words = TfidfVectorizer(dtype=np.float32).fit_transform(texts)
         self.rare_words = TfidfVectorizer(**rare).fit_transform(texts)
@@ -340,7 +340,8 @@ def table(lines: list[dict[str, Any]]) -> str:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for line in lines:
         other = {**line.get("architecture", {}), **line.get("fields", {})}
-        setting = ", ".join([line["weighting"], *(f"{name} {value:g}" for name, value in other.items())])
+        pooler = [line["pooler"]] if "pooler" in line else []
+        setting = ", ".join([line["weighting"], *pooler, *(f"{name} {value:g}" for name, value in other.items())])
         groups.setdefault((line["encoder"], setting), []).append(line)
     for (encoder, setting), of in sorted(groups.items()):
         cells = []
@@ -367,7 +368,7 @@ def change(line: dict[str, Any], lines: list[dict[str, Any]]) -> list[float]:
 
 def candidates_table(lines: list[dict[str, Any]]) -> str:
     """How many bad trainings each candidate finds, and how many good ones it rejects, by a fall below a share."""
-    trained = [line for line in lines if line["weighting"] != "none" and "candidates" in line]
+    trained = [line for line in lines if line["weighting"] != "none" and "candidates" in line and "pooler" not in line]
     bad = [line for line in trained if min(change(line, lines)) < -MARGIN]
     good = [line for line in trained if line not in bad and max(change(line, lines)) > MARGIN]
 
