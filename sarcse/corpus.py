@@ -102,7 +102,7 @@ def read_corpus(
     tokens = first
     if is_text:
         with args.main_process_first(desc="tokenising"):
-            tell_cut(first, tokenizer, args.max_seq_length)
+            tell_cut(first, tokenizer, args.max_seq_length, args.reconstruction_weight > 0)
             tokens = tokenize(first, tokenizer, args.max_seq_length, args.preprocessing_num_workers)
     vocabulary_size = getattr(config.encoder_config, "vocab_size", None)
     if vocabulary_size is None:  # CANINE's
@@ -133,7 +133,9 @@ def longest_of(tokens: datasets.Dataset) -> int:
     return max(int(np.sum(mask)) for mask in tokens.with_format("numpy")["attention_mask"])
 
 
-def tell_cut(texts: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> None:
+def tell_cut(
+    texts: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, reconstruct: bool
+) -> None:
     """Warn if more than one text in twenty is cut, with the length that would cut as few."""
     lengths, limit = text_lengths(texts, tokenizer), tokenizer.model_max_length
     cut = int((lengths > max_seq_length).sum())
@@ -143,7 +145,8 @@ def tell_cut(texts: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_se
     fitting = min(8 * math.ceil(np.percentile(lengths, 95) / 8), limit)
     advice = "the encoder reads no more"
     if fitting > max_seq_length:
-        advice = f"--max_seq_length {fitting} --decoder_length {fitting} would cut one in twenty"
+        decoder = f" --decoder_length {fitting}" if reconstruct else ""
+        advice = f"--max_seq_length {fitting}{decoder} would cut one in twenty"
     logger.warning(f"{cut:,} of {len(lengths):,} texts{looked_at} are cut at {max_seq_length} tokens: {advice}.")
 
 
