@@ -101,8 +101,9 @@ def read_corpus(
         )
     tokens = first
     if is_text:
-        with args.main_process_first(desc="tokenising"):
+        if args.process_index == 0:
             tell_cut(first, tokenizer, args.max_seq_length, args.reconstruction_weight > 0)
+        with args.main_process_first(desc="tokenising"):
             tokens = tokenize(first, tokenizer, args.max_seq_length, args.preprocessing_num_workers)
     vocabulary_size = getattr(config.encoder_config, "vocab_size", None)
     if vocabulary_size is None:  # CANINE's

@@ -34,10 +34,22 @@ def token_vectors(token_ids: list[list[int]], weights: np.ndarray) -> sparse.csr
     counts.sum_duplicates()
     documents = np.bincount(counts.indices, minlength=len(weights))
     inverse = np.log((1 + len(token_ids)) / (1 + documents)) + 1  # (vocabulary_size,)
-    vectors = counts.copy()
-    vectors.data = (1 + np.log(counts.data)) * (inverse * weights)[counts.indices]
-    lengths = np.sqrt(vectors.multiply(vectors).sum(axis=1)).A1  # (S,)
-    return sparse.csr_matrix(sparse.diags(1 / np.where(lengths > 0, lengths, 1)) @ vectors)
+    counts.data = (1 + np.log(counts.data)) * (inverse * weights)[counts.indices]
+    lengths = np.sqrt(counts.multiply(counts).sum(axis=1)).A1  # (S,)
+    return sparse.csr_matrix(sparse.diags(1 / np.where(lengths > 0, lengths, 1)) @ counts)
+
+
+def embed(model: SarcseModel, token_ids: list[list[int]]) -> torch.Tensor:
+    """Embeddings of texts given as token ids, `(S, d)`, float32 on the CPU."""
+    pad_token_id = getattr(model.config.encoder_config, "pad_token_id", None) or 0
+    embeddings = torch.empty(len(token_ids), model.config.hidden_size, dtype=torch.float32)
+    for batch in rows_by_length(token_ids, BATCH_SIZE):
+        ids = [torch.tensor(token_ids[row]) for row in batch]
+        inputs = pad_sequence(ids, batch_first=True, padding_value=pad_token_id)  # (BATCH_SIZE, L)
+        mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)  # (BATCH_SIZE, L)
+        output = model(inputs.to(model.device), mask.to(model.device))
+        embeddings[batch] = output.pooler_output.float().cpu()
+    return embeddings
 
 
 class HealthCheck:
@@ -48,7 +60,7 @@ class HealthCheck:
 
     Args:
         token_ids (`list[list[int]]`): S texts.
-        config (`SarcseConfig`): The model's, for its special tokens and padding.
+        config (`SarcseConfig`): The model's, for its special tokens.
         counts (`np.ndarray` of shape `(vocabulary_size,)`): How often each token occurs in general text.
 
     Raises:
@@ -62,13 +74,12 @@ class HealthCheck:
         weights = token_weights(counts, "smooth_inverse", SMOOTHING).numpy()
         weights[config.special_token_ids] = 0
         self.vectors = token_vectors(token_ids, weights)
-        self.pad_token_id = getattr(config.encoder_config, "pad_token_id", None) or 0
 
     @torch.no_grad()
     def __call__(self, model: SarcseModel) -> float:
         """The health of `model` in evaluation mode, which is left as it was; 0 if an embedding is not finite."""
         with evaluation_mode(model):
-            embeddings = F.normalize(self.embed(model), dim=1)  # (S, d)
+            embeddings = F.normalize(embed(model, self.rows), dim=1)  # (S, d)
         return self.in_common(embeddings)
 
     def in_common(self, embeddings: torch.Tensor) -> float:
@@ -79,14 +90,3 @@ class HealthCheck:
         near = similarities.topk(NEIGHBOURS).indices.numpy()  # (S, NEIGHBOURS)
         in_common = sum(self.vectors[column].multiply(self.vectors).sum() for column in near.T)
         return 100 * float(in_common) / near.size
-
-    def embed(self, model: SarcseModel) -> torch.Tensor:
-        """The texts' embeddings, `(S, d)`, float32 on the CPU."""
-        embeddings = torch.empty(len(self.rows), model.config.hidden_size, dtype=torch.float32)
-        for batch in rows_by_length(self.rows, BATCH_SIZE):
-            ids = [torch.tensor(self.rows[row]) for row in batch]
-            inputs = pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id)  # (BATCH_SIZE, L)
-            mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)  # (BATCH_SIZE, L)
-            output = model(inputs.to(model.device), mask.to(model.device))
-            embeddings[batch] = output.pooler_output.float().cpu()
-        return embeddings

@@ -324,7 +324,8 @@ class SarcseTrainer(ReleasingTrainer):
             counts = corpus.counts
             if args.weighs_tokens and args.token_frequencies != CORPUS:
                 counts = self.general_counts
-                tell_foreign(args.token_frequencies, counts, corpus.counts)
+                if self.is_world_process_zero():
+                    tell_foreign(args.token_frequencies, counts, corpus.counts)
             weights = token_weights(counts, args.frequency_weighting, args.frequency_smoothing)
         if weights.shape != (len(corpus.counts),):
             raise ValueError(

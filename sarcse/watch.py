@@ -20,7 +20,6 @@ logger = logging.get_logger(__name__)
 # cosine similarity above 0.9975. Before training, the encoders of the README's results are at -0.6 or below.
 COLLAPSED_UNIFORMITY = -0.01
 
-
 # Trainings of a sentence encoder that changed nothing ended at 1.007 and 1.011 times the health before them, trainings
 # that gained something at 1.03 or more (docs/training.md).
 CLEARLY_MORE = 1.02

@@ -13,18 +13,17 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from configuration_sarcse import SarcseConfig
-from modeling_sarcse import SarcseModel, SarcseModelOutput, evaluation_mode, rows_by_length
+from modeling_sarcse import SarcseModel, SarcseModelOutput, evaluation_mode
 from sarcse.embedding import encode, uniformity
+from sarcse.health import embed
 from sarcse.losses import info_nce
 from study.bias import in_batches, token_bias
 
 
 NEIGHBOURS = 10
-BATCH_SIZE = 64
 
 
 def halves(token_ids: list[int], special_token_ids: list[int]) -> tuple[list[int], list[int]] | None:
@@ -46,7 +45,7 @@ class Halves:
 
     Args:
         token_ids (`list[list[int]]`): S sentences that the model is not trained on.
-        config (`SarcseConfig`): The model's, for its special tokens and padding.
+        config (`SarcseConfig`): The model's, for its special tokens.
 
     Raises:
         ValueError: if fewer than two sentences are long enough to be halved.
@@ -57,30 +56,18 @@ class Halves:
         self.halves = list(zip(*(pair for pair in split if pair is not None)))
         if not self.halves or len(self.halves[0]) < 2:
             raise ValueError("fewer than two of the sentences have four tokens, enough for two halves")
-        self.pad_token_id = getattr(config.encoder_config, "pad_token_id", None) or 0
 
     @torch.no_grad()
     def __call__(self, model: SarcseModel) -> float:
         """The health of `model`, in evaluation mode; the model's mode is restored afterwards."""
         with evaluation_mode(model):
-            first, second = (F.normalize(self.embed(model, list(rows)), dim=1) for rows in self.halves)  # (S, d)
+            first, second = (F.normalize(embed(model, list(rows)), dim=1) for rows in self.halves)  # (S, d)
         similarities = first @ second.T  # (S, S)
         own = similarities.diagonal()
         # Ties get the last rank, and so does NaN: a model whose embeddings are all equal, or NaN, finds nothing.
         beaten = torch.cat([(similarities < own.unsqueeze(1)).sum(dim=1), (similarities < own).sum(dim=0)])  # (2S,)
         ranks = len(own) - beaten  # from 1
         return 100 * (1 / ranks).mean().item()
-
-    def embed(self, model: SarcseModel, rows: list[list[int]]) -> torch.Tensor:
-        """Embeddings of token ids, `(len(rows), d)`, float32 on the CPU."""
-        embeddings = torch.empty(len(rows), model.config.hidden_size, dtype=torch.float32)
-        for batch in rows_by_length(rows, BATCH_SIZE):
-            ids = [torch.tensor(rows[row]) for row in batch]
-            inputs = pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id)  # (BATCH_SIZE, L)
-            mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)  # (BATCH_SIZE, L)
-            output = model(inputs.to(model.device), mask.to(model.device))
-            embeddings[batch] = output.pooler_output.float().cpu()
-        return embeddings
 
 
 class Candidates:

@@ -140,6 +140,7 @@ def test_several_processes_evaluate_the_start_together_and_one_of_them_speaks(tm
         True,
         False,
     ]
+    assert [process.stderr.count("texts are cut at 32 tokens") for process in processes] == [1, 0]
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert [line["step"] for line in state["log_history"] if "eval_pairs_spearman" in line] == [0, 2]
 
