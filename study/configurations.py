@@ -108,6 +108,22 @@ TWICE_SETTINGS = [
 ]
 
 
+# The paper's ladder in the paper's form (docs/method.md): the TextCNN alone is the embedding, in two passes, with one
+# learning rate for all layers and without a budget. SimCSE is the rung below.
+TEXTCNN, TEXTCNN_RECONSTRUCTED, PAPER = "TextCNN", "TextCNN + reconstruction", "SARCSE as in the paper"
+PAPER_SETTINGS = [*itertools.product((0.05, 0.02), (1e-4, 3e-4, 1e-3))]  # temperature, learning rate
+
+
+def paper_rungs(encoder: str) -> dict[str, dict[str, Any]]:
+    """What is stated of each rung in the parts of the paper that we had."""
+    form = {"pooler": "textcnn", "channels": DIMENSIONS[encoder] // 8}
+    return {
+        TEXTCNN: {**form, "reconstruction_weight": 0.0},
+        TEXTCNN_RECONSTRUCTED: {**form, "frequency_weighting": "uniform"},
+        PAPER: {**form, "frequency_smoothing": 1e-4},
+    }
+
+
 # SimCSE's temperatures and learning rates beyond the first grid, whose best settings were at its edge.
 BEYOND = {
     ENCODER: [*itertools.product((0.002,), (1e-5, 3e-5, 1e-4)), (0.001, 3e-5)],
@@ -124,6 +140,7 @@ def final_choices(encoder: str) -> dict[str, list[dict[str, Any]]]:
     budget = {**common, **BUDGET, "learning_rate": 1e-4}
     contrast = {
         "SimCSE": (SIMCSE, [*itertools.product((0.05, 0.02, 0.005), (1e-5, 3e-5, 1e-4)), *BEYOND[encoder]]),
+        **{name: (rung, PAPER_SETTINGS) for name, rung in paper_rungs(encoder).items()},
         "mean pooling": (MEAN, itertools.product((0.05, 0.1, 0.2), (3e-5, 1e-4, 3e-4, 1e-3))),
     }
     reconstruction = {
@@ -161,6 +178,9 @@ SLOWLY = {"contrastive_temperature": 0.02, "frequency_smoothing": 1e-5, "autoenc
 CHOSEN: dict[str, dict[str, dict[str, float]]] = {
     ENCODER: {
         "SimCSE": {"contrastive_temperature": 0.002, "learning_rate": 3e-5},
+        TEXTCNN: {"contrastive_temperature": 0.05, "learning_rate": 3e-4},
+        TEXTCNN_RECONSTRUCTED: {"contrastive_temperature": 0.05, "learning_rate": 3e-4},
+        PAPER: {"contrastive_temperature": 0.05, "learning_rate": 3e-4},
         "mean pooling": {"contrastive_temperature": 0.1, "learning_rate": 1e-4},
         MEAN_RECONSTRUCTED: {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-5},
         "SARCSE": {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-4},
@@ -168,6 +188,9 @@ CHOSEN: dict[str, dict[str, dict[str, float]]] = {
     },
     SMALL_ENCODER: {
         "SimCSE": {"contrastive_temperature": 0.02, "learning_rate": 1e-3},
+        TEXTCNN: {"contrastive_temperature": 0.05, "learning_rate": 3e-4},
+        TEXTCNN_RECONSTRUCTED: {"contrastive_temperature": 0.05, "learning_rate": 3e-4},
+        PAPER: {"contrastive_temperature": 0.05, "learning_rate": 3e-4},
         "mean pooling": {"contrastive_temperature": 0.1, "learning_rate": 1e-4},
         MEAN_RECONSTRUCTED: {"contrastive_temperature": 0.02, "frequency_smoothing": 1e-4},
         "SARCSE": {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-4},
@@ -226,7 +249,9 @@ class Series:
 
 
 SERIES = {
-    "sizes": Series("batch size", (16, 32, 64, 128, 256, 512), (*WITH_BUDGET, SARCSE_TWICE), in_batches_of),
+    "sizes": Series(
+        "batch size", (16, 32, 64, 128, 256, 512), ("SimCSE", PAPER, *WITH_BUDGET, SARCSE_TWICE), in_batches_of
+    ),
     "lengths": Series("sentences", (*HEALTH_LENGTHS, 320_000), WITH_BUDGET, of_length),
 }
 PARTS = {

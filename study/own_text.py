@@ -54,7 +54,7 @@ from sarcse.sts import load_sts
 from sarcse.tokens import LONGEST, token_counts, tokenize
 from sarcse.trainer import SarcseTrainer
 from study.candidates import Halves
-from study.run import encoder_folder, sick_pairs
+from study.run import encoder_folder, mean_pooled, sick_pairs
 
 
 LINES = PROJECT / "study" / "results" / "own_text.jsonl"
@@ -297,7 +297,11 @@ def one_run(run: dict[str, Any], data: str) -> dict[str, Any]:
             ).train()
     trained = time.time() - started
     numbers["after"] = candidates(model.eval())
-    return {**scores(model, tokenizer, texts, labels, data), "candidates": numbers, "seconds": round(trained, 1)}
+    found = scores(model, tokenizer, texts, labels, data)
+    if model.sentence_encoder.has_layers:
+        with mean_pooled(model):
+            found["mean_pooled"] = scores(model, tokenizer, texts, labels, data)
+    return {**found, "candidates": numbers, "seconds": round(trained, 1)}
 
 
 def key_of(run: dict[str, Any]) -> str:

@@ -22,7 +22,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -35,10 +37,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, SHARED
-from modeling_sarcse import SarcseModel
+from modeling_sarcse import Mean, SarcseModel
 from sarcse.arguments import CORPUS
 from sarcse.checkpoints import last_good_checkpoint
-from sarcse.comparison import correlations
+from sarcse.comparison import Geometry, correlations
 from sarcse.embedding import encode, measure
 from sarcse.parsing import parse_arguments
 from sarcse.record import code_commit, hardware, versions
@@ -180,15 +182,31 @@ def measured(
     held_out: list[str],
 ) -> dict[str, Any]:
     """The trained model's scores, geometry and health."""
+    scores, geometry = scores_of(model, tokenizer, tasks)
+    found = {**scores, **asdict(geometry), "halves_found": health_of(model, tokenizer, held_out)}
+    if model.sentence_encoder.has_layers:
+        with mean_pooled(model):
+            found["mean_pooled"], _ = scores_of(model, tokenizer, tasks)
+    return found
+
+
+def scores_of(
+    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, tasks: dict[str, Dataset]
+) -> tuple[dict[str, Any], Geometry | None]:
     measurement = measure(partial(encode, model, tokenizer), tasks, model.config.pooler)
     gold = {task: np.array(pairs["score"][:]) for task, pairs in tasks.items()}
     spearman = {task: correlations(values, gold[task]).spearman for task, values in measurement.similarities.items()}
-    return {
-        "sts": {task: spearman[task] for task in TASKS},
-        "sick": spearman["SICK"],
-        **asdict(measurement.geometry),
-        "halves_found": health_of(model, tokenizer, held_out),
-    }
+    return {"sts": {task: spearman[task] for task in TASKS}, "sick": spearman["SICK"]}, measurement.geometry
+
+
+@contextmanager
+def mean_pooled(model: SarcseModel) -> Iterator[None]:
+    """The model without its TextCNN: the trained encoder under mean pooling."""
+    pooler, model.sentence_encoder = model.sentence_encoder, Mean(model.config)
+    try:
+        yield
+    finally:
+        model.sentence_encoder = pooler
 
 
 def health_of(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, held_out: list[str]) -> float:
