@@ -189,8 +189,8 @@ SIMCSE_LEARNING_RATE = 3e-5
 class SarcseArguments(ReleaseArguments):
     """The arguments that SARCSE adds to transformers' own; a separate class, so that `--help` shows them first."""
 
-    # No argument: SarcseTrainer lowers it for a sentence encoder.
-    default_budget = LEARNING_RATE_BUDGET
+    # No argument: SarcseTrainer sets it.
+    of_sentence_encoder = False
 
     max_seq_length: int = field(
         default=32,
@@ -219,9 +219,9 @@ class SarcseArguments(ReleaseArguments):
         default=None,
         metadata={
             "help": "Limit on the sum of the encoder's learning rates over all steps; beyond it, all rates are scaled "
-            "down. It is meant to keep a long training from ruining the encoder. 0: no limit. "
-            f"Default with a reconstruction: {LEARNING_RATE_BUDGET:g}, or {SENTENCE_ENCODER_BUDGET:g} for a sentence "
-            "encoder; else 0."
+            "down. It is meant to keep a training that nobody watches from ruining the encoder. 0: no limit. Default "
+            f"with a reconstruction: {LEARNING_RATE_BUDGET:g}; {SENTENCE_ENCODER_BUDGET:g} for a sentence encoder; 0 "
+            "for others if graded pairs pick the checkpoint. Without a reconstruction: 0."
         },
     )
     view_dropout: float | None = field(
@@ -305,7 +305,7 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
     )
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the sentences."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Sentences per step and device."})
-    learning_rate: float = field(  # type: ignore[assignment]  # a number from __post_init__ on
+    learning_rate: float = field(  # type: ignore[assignment]  # a number from SarcseTrainer on, which knows the budget
         default=None,
         metadata={
             "help": f"Peak learning rate of AdamW. Default: {LEARNING_RATE:g} with learning_rate_budget, which scales "
@@ -366,8 +366,6 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
             self.metric_for_best_model = metric_name(self.metric_for_best_model)
         if self.eval_steps is None:
             self.eval_steps = self.save_steps  # so that each checkpoint has a score
-        if self.learning_rate is None:
-            self.learning_rate = LEARNING_RATE if self.rate_budget > 0 else SIMCSE_LEARNING_RATE
         if self.data_seed is None:
             # Each process has its own random numbers, for dropout, but all must agree on the order of the sentences.
             self.data_seed = self.seed
@@ -410,6 +408,11 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
                 "or set --learning_rate_budget 0."
             )
 
+    def resolve_learning_rate(self) -> None:
+        """Set the default of `learning_rate`, once it is known whether there is a budget."""
+        if self.learning_rate is None:
+            self.learning_rate = LEARNING_RATE if self.rate_budget > 0 else SIMCSE_LEARNING_RATE
+
     @property
     def new_layers_learning_rate(self) -> float:
         """`autoencoder_learning_rate` or its default, resolved on use: a search may change `learning_rate`."""
@@ -421,9 +424,13 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
     @property
     def rate_budget(self) -> float:
         """`learning_rate_budget` or its default, resolved on use: a search may change `reconstruction_weight`."""
-        if self.learning_rate_budget is None:
-            return self.default_budget if self.reconstruction_weight > 0 else 0.0
-        return self.learning_rate_budget
+        if self.learning_rate_budget is not None:
+            return self.learning_rate_budget
+        if self.reconstruction_weight == 0:
+            return 0.0
+        if self.of_sentence_encoder:
+            return SENTENCE_ENCODER_BUDGET
+        return 0.0 if self.picked_by_pairs else LEARNING_RATE_BUDGET
 
     @property
     def weighs_tokens(self) -> bool:
@@ -435,6 +442,11 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         """Whether the health, rather than graded pairs, picks the model to keep."""
         return self.metric_for_best_model == HEALTH
 
+    @property
+    def picked_by_pairs(self) -> bool:
+        """Whether graded pairs pick the checkpoint to keep, so that a fall after the best one costs nothing."""
+        return self.load_best_model_at_end and self.metric_for_best_model not in (None, AUTO, HEALTH)
+
     def view_dropout_of(self, pooler: str) -> float | None:
         """The share of dimensions that a view drops if this pooler is trained in one pass; None for two passes."""
         if self.view_dropout is None:
@@ -443,10 +455,9 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """All arguments, with the new layers' learning rate and the budget resolved, as these affect the result."""
-        resolved = {
-            "autoencoder_learning_rate": self.new_layers_learning_rate,
-            "learning_rate_budget": self.rate_budget,
-        }
+        resolved = {"learning_rate_budget": self.rate_budget}
+        if self.learning_rate is not None:
+            resolved["autoencoder_learning_rate"] = self.new_layers_learning_rate
         return {**super().to_dict(), **resolved}
 
     @property

@@ -36,8 +36,6 @@ from sarcse.arguments import (
     CORPUS,
     ENGLISH,
     HEALTH,
-    LEARNING_RATE_BUDGET,
-    SENTENCE_ENCODER_BUDGET,
     TRAINABLE_POOLERS,
     ModelArguments,
     SarcseTrainingArguments,
@@ -209,6 +207,7 @@ class SarcseTrainer(ReleasingTrainer):
         revision = model_revision or self.unwrapped.source.get("revision", "main")
         self.base_model = describe_base_model(name, revision)
         self.sentence_encoder = self.kept_of_sentence_encoder(name, revision)
+        self.args.resolve_learning_rate()
         self.commit = self.seconds = None
         self.rehearsed = False
         self.given_weights = token_weights
@@ -236,9 +235,9 @@ class SarcseTrainer(ReleasingTrainer):
         if name and not is_sarcse(config_fields(name, revision)):
             encoder = sentence_encoder(name, revision)
         if encoder is None and not hasattr(self.unwrapped.config.encoder_config, SENTENCE_ENCODER_FIELD):
-            self.args.default_budget = LEARNING_RATE_BUDGET
+            self.args.of_sentence_encoder = False  # which a copy of other arguments may say
             return None
-        self.args.default_budget = SENTENCE_ENCODER_BUDGET
+        self.args.of_sentence_encoder = True
         kept = None if encoder is None else encoder.kept_in(self.unwrapped, self.processing_class)
         if self.is_world_process_zero():
             what = f"is a sentence encoder: {kept}" if kept else "was trained from a sentence encoder"
@@ -308,7 +307,7 @@ class SarcseTrainer(ReleasingTrainer):
     def prepare_to_train(self, corpus: Corpus) -> None:
         """Prepare the model for its first step, with the current arguments."""
         model, args = self.model, self.args
-        if self.args.default_budget == SENTENCE_ENCODER_BUDGET:
+        if self.args.of_sentence_encoder:
             setattr(self.unwrapped.config.encoder_config, SENTENCE_ENCODER_FIELD, True)
         check_trainable(model)
         check_precision(model)

@@ -33,17 +33,10 @@ def test_flags_without_a_recipe_start_from_the_defaults():
     model, data, training = parse_arguments(["--seed", "7"])
     assert model.model_name_or_path == "FacebookAI/roberta-base"
     assert data.train_file is None and training.max_seq_length == 32
-    assert (training.per_device_train_batch_size, training.learning_rate, training.num_train_epochs) == (64, 1e-4, 1)
+    assert (training.per_device_train_batch_size, training.num_train_epochs) == (64, 1)
     assert (training.contrastive_temperature, training.warmup_steps, training.weight_decay) == (0.05, 0, 0)
     assert str(training.lr_scheduler_type.value) == "linear"
     assert (training.eval_steps, training.metric_for_best_model) == (125, "auto")
-
-
-@pytest.mark.parametrize("flags", [["--reconstruction_weight", "0"], ["--learning_rate_budget", "0"]])
-def test_without_a_budget_the_learning_rate_is_simcse_own(flags):
-    """Nothing would scale the default down in a long training, which it would ruin."""
-    assert parse_arguments(flags)[2].learning_rate == 3e-5
-    assert parse_arguments([*flags, "--learning_rate", "2e-5"])[2].learning_rate == 2e-5
 
 
 def test_a_flag_overrides_the_recipe(tmp_path):

@@ -5,14 +5,15 @@ import logging
 import optuna
 import pytest
 import torch
-from transformers import get_scheduler
+from transformers import AutoTokenizer, get_scheduler
 
+from modeling_sarcse import SarcseModel
 from sarcse.arguments import LEARNING_RATE, LEARNING_RATE_BUDGET, SarcseTrainingArguments
 from sarcse.budget import planned_rates, scale_rates
 from sarcse.sts import load_pairs
 from sarcse.trainer import SarcseTrainer
 
-from .conftest import DEMO
+from .conftest import DEMO, SENTENCES
 from .test_trainer import TEXTS, fresh_model
 
 
@@ -120,6 +121,34 @@ def test_what_needs_no_budget_is_left_as_it_is(tmp_path, fields):
     rates = [line["learning_rate"] for line in trainer.state.log_history if "learning_rate" in line]
     rate = trainer.args.learning_rate
     assert rates == pytest.approx([rate, 0.75 * rate, 0.5 * rate, 0.25 * rate])
+
+
+@pytest.mark.parametrize(
+    ("fields", "budget", "rate"),
+    [
+        ({}, 0, 3e-5),
+        ({"metric_for_best_model": "stsb_spearman"}, 0, 3e-5),
+        ({"learning_rate_budget": 0.01}, 0.01, 1e-4),
+        ({"learning_rate": 2e-5}, 0, 2e-5),
+        # Nobody notices a fall where the last model is kept or health picks one.
+        ({"load_best_model_at_end": False}, LEARNING_RATE_BUDGET, 1e-4),
+        ({"eval_strategy": "no"}, LEARNING_RATE_BUDGET, 1e-4),
+        ({"metric_for_best_model": "health", "health_sentences": 50}, LEARNING_RATE_BUDGET, 1e-4),
+        # SimCSE's loss alone is as in its paper.
+        ({"eval_strategy": "no", "reconstruction_weight": 0}, 0, 3e-5),
+    ],
+    ids=str,
+)
+def test_where_graded_pairs_pick_the_checkpoint_there_is_no_budget(tmp_path, fields, budget, rate):
+    """Then a fall costs nothing: the best checkpoint is kept. A default learning rate fits its budget or its lack."""
+    args = {"report_to": "none", "use_cpu": True, "per_device_train_batch_size": 4, "health_sentences": 0, **fields}
+    args = SarcseTrainingArguments(str(tmp_path), **args)
+    pairs = load_pairs(str(DEMO / "sts.tsv"))
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "encoder")
+    data = {"train_dataset": SENTENCES * 40, "eval_dataset": pairs, "processing_class": tokenizer}
+    trainer = SarcseTrainer(SarcseModel.from_encoder_pretrained(str(DEMO / "encoder")), args, **data)
+    assert (trainer.args.rate_budget, trainer.args.learning_rate) == (budget, rate)
+    assert trainer.args.to_dict()["learning_rate_budget"] == budget
 
 
 def test_an_encoder_that_is_not_trained_cannot_be_ruined(tmp_path):
