@@ -225,6 +225,15 @@ NEW_LAYERS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+# Does the best checkpoint need the budget? SimCSE's learning rate for batches of 64, and three times it, without one.
+WATCHED_RATES = (3e-5, 9e-5)
+
+
+def watched(encoder: str, method: str, rate: float) -> dict[str, Any]:
+    choice = {**FINAL[encoder][method], "learning_rate_budget": 0.0, "learning_rate": rate}
+    return choice if method == MEAN_RECONSTRUCTED else {**choice, "autoencoder_learning_rate": for_new_layers(rate)}
+
+
 # Do small or large batches, or long trainings, lower the scores? Each run uses the whole budget.
 def in_batches_of(encoder: str, method: str, size: int) -> dict[str, Any]:
     """The learning rates are scaled with the square root of the size, as AdamW needs (arXiv 2205.10287)."""
@@ -264,6 +273,8 @@ PARTS = {
     "final_small": list(FINAL[SMALL_ENCODER].values()),
     "new_layers": list(NEW_LAYERS[ENCODER].values()),
     "new_layers_small": list(NEW_LAYERS[SMALL_ENCODER].values()),
+    "watched": [watched(ENCODER, *each) for each in itertools.product(WITH_BUDGET, WATCHED_RATES)],
+    "watched_small": [watched(SMALL_ENCODER, *each) for each in itertools.product(WITH_BUDGET, WATCHED_RATES)],
     **{
         f"{part}{suffix}": [series.choice(encoder, *each) for each in itertools.product(series.methods, series.values)]
         for part, series in SERIES.items()

@@ -28,7 +28,7 @@ from study.tables import TABLES
 
 
 DOCS = PROJECT / "docs"
-PAGES = [PROJECT / "README.md", *(DOCS / name for name in ("results.md", "tables.md"))]
+PAGES = [PROJECT / "README.md", *(DOCS / name for name in ("results.md", "tables.md", "training.md"))]
 
 
 # --- Figures ---------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from study.configurations import (
     SARCSE_TWICE,
     SERIES,
     UNTRAINED_MEAN,
+    WATCHED_RATES,
     WITH_BUDGET,
     WITHOUT_NEW_LAYERS,
     Series,
@@ -31,6 +32,7 @@ from study.configurations import (
     health_run,
     rates_with_budget,
     steps_of,
+    watched,
 )
 from study.reading import (
     HEALTH_NUMBER,
@@ -159,6 +161,41 @@ def new_layers_table(lines: list[dict[str, Any]]) -> str:
             of = final_runs(lines, choice, encoder)
             compared = "" if name == WITHOUT_NEW_LAYERS else difference_cell(difference(of, without, average))
             rows.append([encoder, name, str(len(of)), *(mean_and_deviation(of, score) for score in scores), compared])
+    return markdown_table(rows)
+
+
+def watched_table(lines: list[dict[str, Any]]) -> str:
+    """What the checkpoint has that STS-B dev picks, with the budget and without it."""
+    rows = [["encoder", "method", "budget", "learning rate", "seeds", "STS-B dev, best", "SICK, dev", "average"]]
+    for encoder, method in itertools.product(FINAL, WITH_BUDGET):
+        settings = [(BUDGET["learning_rate_budget"], "any of these", FINAL[encoder][method])]
+        settings += [("none", f"{rate:g}", watched(encoder, method, rate)) for rate in WATCHED_RATES]
+        for budget, rate, choice in settings:
+            of = final_runs(lines, choice, encoder)
+            if of:
+                cells = (mean_and_deviation(of, score) for score in (dev, sick, average))
+                rows.append([encoder, method, str(budget), rate, str(len(of)), *cells])
+    return markdown_table(rows)
+
+
+def without_textcnn_table(lines: list[dict[str, Any]]) -> str:
+    """What is left of the scores if the trained encoder is used under mean pooling, without the TextCNN."""
+    scores = (sick, average)
+    rows = [
+        [
+            "encoder",
+            "method",
+            "seeds",
+            *(f"{name}, {what}" for name in ("SICK, dev", "average") for what in ("with", "without")),
+        ]
+    ]
+    for encoder, rungs in FINAL.items():
+        for name, choice in rungs.items():
+            of = {seed: line for seed, line in final_runs(lines, choice, encoder).items() if "mean_pooled" in line}
+            if of:
+                pooled = {seed: line["mean_pooled"] for seed, line in of.items()}
+                cells = [mean_and_deviation(lines_of, score) for score in scores for lines_of in (of, pooled)]
+                rows.append([encoder, name, str(len(of)), *cells])
     return markdown_table(rows)
 
 
@@ -310,6 +347,8 @@ TABLES = {
     "tuning": tuning_table,
     "final": partial(final_table, scores=ALL_SCORES),
     "new layers": new_layers_table,
+    "watched": watched_table,
+    "without textcnn": without_textcnn_table,
     "final differences": partial(final_differences_table, scores=SCORES),
     "health": health_table,
     "budget": budget_table,
