@@ -53,7 +53,7 @@ class SarcseConfig(PretrainedConfig):
     Args:
         encoder_config (`PretrainedConfig` or `dict`, *optional*):
             Configuration of the pretrained text encoder, nested. Default: RoBERTa-base's shape.
-        pooler (`str`, defaults to `"autoencoder"`):
+        pooler (`str`, defaults to `"words"`):
             How the sentence embedding is made: a key of `POOLERS` (modeling_sarcse.py), checked by [`SarcseModel`].
         kernel_sizes (`list[int]`, defaults to `[3, 4, 5]`):
             Widths, in tokens, of the TextCNN's convolutions (as in the paper).
@@ -85,7 +85,7 @@ class SarcseConfig(PretrainedConfig):
     def __init__(
         self,
         encoder_config: PretrainedConfig | dict[str, Any] | None = None,
-        pooler: str = "autoencoder",
+        pooler: str = "words",
         kernel_sizes: list[int] | tuple[int, ...] = (3, 4, 5),
         channels: int | None = None,
         integration_kernel_size: int = 3,

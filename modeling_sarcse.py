@@ -62,7 +62,8 @@ class SarcseModelOutput(ModelOutput):
         reconstruction (`torch.FloatTensor` of shape `(R, T, d)`, *optional*):
             The decoder's contextual vectors. This field and the next three need `output_reconstruction=True`.
         reconstruction_target (`torch.FloatTensor` of shape `(R, T, d)`, *optional*):
-            The content tokens' contextual vectors packed to the left, detached from the graph.
+            The content tokens' contextual vectors packed to the left, detached from the graph; with the word vectors
+            added, if the pooler reads these.
         content_mask (`torch.BoolTensor` of shape `(R, T)`, *optional*):
             True for content tokens, False after the last one.
         content_input_ids (`torch.LongTensor` of shape `(R, T)`, *optional*):
@@ -185,6 +186,7 @@ class Pooler(nn.Module):
         description (`str`): What the embedding is, for cards and help texts.
         has_layers (`bool`): The pooler has weights of its own, which an encoder alone lacks.
         of_content (`bool`): The pooler needs the mask of the content tokens.
+        with_words (`bool`): Its input has the word vectors after the contextual ones, `(B, L, 2d)`.
         with_first_layer (`bool`): Its input is the mean of the first and the last layer's vectors, not the last alone.
         pooling_mode (`str`, *optional*): Its name in sentence-transformers, if a plain encoder can be pooled this way.
         decoder (`type`, *optional*): Maps embeddings `(B, d)` and a mask `(B, T)` to a reconstruction `(B, T, d)`.
@@ -195,6 +197,7 @@ class Pooler(nn.Module):
     description: str
     has_layers = False
     of_content = False
+    with_words = False
     with_first_layer = False
     pooling_mode: str | None = None
     decoder: type[nn.Module] | None = None
@@ -321,7 +324,40 @@ class SarcseEncoder(TextCNNEncoder):
         return token_mean(hidden_states, mask) + super().forward(hidden_states, mask, content)
 
 
+class WeightedWords(TextCNNEncoder):
+    """
+    The mean of the contextual vectors plus the mean of the word vectors (the encoder's first hidden states), in which
+    the integrated scales g of a TextCNN weigh each dimension j of each token t:
+
+        mean_t x_tj + sum_t exp(g_tj) w_tj / sum_t exp(g_tj)
+
+    A TextCNN on the contextual vectors x adds nothing to their mean: training draws the mean itself to what the
+    TextCNN could add. Word vectors, which TextCNNs have read from the start (Kim, arXiv 1408.5882), keep the single
+    words that contextual vectors blend (docs/results.md). The weights are equal at first.
+    """
+
+    description = f"{Mean.description} plus the mean of the word vectors, weighted by a TextCNN"
+    of_content = False
+    with_words = True
+    decoder = SarcseDecoder
+
+    @property
+    def last_layer(self) -> nn.Module:
+        return self.integration
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor, content: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        contextual, words = hidden_states.chunk(2, dim=-1)  # (B, L, 2d) -> two of (B, L, d)
+        words = words * mask.unsqueeze(-1)
+        scores = self.integration(self.textcnn(words, mask)).float()  # (B, L, d)
+        scores = scores.masked_fill(~mask.unsqueeze(-1), torch.finfo(scores.dtype).min)
+        weighted = (scores.softmax(dim=1) * words).sum(dim=1)  # (B, L, d) -> (B, d)
+        return token_mean(contextual, mask) + weighted.to(contextual.dtype)
+
+
 POOLERS: dict[str, type[Pooler]] = {
+    "words": WeightedWords,
     "autoencoder": SarcseEncoder,
     "textcnn": TextCNNEncoder,
     "cls": FirstToken,
@@ -461,10 +497,12 @@ class SarcseModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """
         Variance-preserving weights and zero biases for the new layers; the encoder initialises its own. The last layer
-        of each residual part is zero: of what is added to the mean and, in the decoder, to the embedding.
+        of each residual part is zero: of what is added to the mean or weighs it and, in the decoder, to the embedding.
         """
         zero_at_first = [
-            part.last_layer for part in self.children() if isinstance(part, SarcseEncoder | SarcseDecoder)
+            part.last_layer
+            for part in self.children()
+            if isinstance(part, SarcseEncoder | SarcseDecoder | WeightedWords)
         ]
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
             if module in zero_at_first:
@@ -533,11 +571,10 @@ class SarcseModel(PreTrainedModel):
             raise ValueError(f"`input_ids` are needed{beside}.")
         if attention_mask is None:
             attention_mask = torch.ones(next(iter(read.values())).shape[:2], dtype=torch.long, device=self.device)
-        if pooler.with_first_layer:
+        # `from_pretrained(..., output_hidden_states=True)` asks for them in every call.
+        layers = encoder_kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        if layers or pooler.with_words or pooler.with_first_layer:
             encoder_kwargs["output_hidden_states"] = True
-        # As asked for by `from_pretrained(..., output_hidden_states=True)`.
-        if self.config.output_hidden_states:
-            encoder_kwargs.setdefault("output_hidden_states", True)
         if self.config.output_attentions:
             encoder_kwargs.setdefault("output_attentions", True)
         encoded = self.encoder(**read, attention_mask=attention_mask, **encoder_kwargs)
@@ -545,6 +582,10 @@ class SarcseModel(PreTrainedModel):
         if pooler.with_first_layer:
             # Index 0 holds the input embeddings: the first layer is 1 (github.com/princeton-nlp/SimCSE/issues/133).
             vectors = (encoded.hidden_states[1] + vectors) / 2
+        target = vectors  # (B, L, d)
+        if pooler.with_words:
+            words = word_vectors(encoded.hidden_states[0], vectors)  # (B, L, d)
+            vectors, target = torch.cat([vectors, words], dim=-1), vectors + words  # (B, L, 2d), (B, L, d)
         masks = [mask]
         if content_matters and input_ids is not None:
             masks.append(content := self._content_mask(input_ids, attention_mask))  # (B, L)
@@ -558,14 +599,14 @@ class SarcseModel(PreTrainedModel):
         reconstruction = {}
         if decoder is not None and input_ids is not None:
             rows = slice(reconstructed_rows)
-            parts = encoded.last_hidden_state[rows], input_ids[rows], content[rows]
+            parts = target[rows], input_ids[rows], content[rows]
             reconstruction = self._reconstruct(decoder, embeddings[: len(parts[0])], *parts)
         if self.config.normalize:  # after the reconstruction, whose scale is that of the token vectors
             embeddings = F.normalize(embeddings, dim=1)
         return SarcseModelOutput(
             pooler_output=embeddings,
             last_hidden_state=encoded.last_hidden_state,
-            hidden_states=encoded.get("hidden_states"),
+            hidden_states=encoded.get("hidden_states") if layers else None,
             attentions=encoded.get("attentions"),
             **reconstruction,
         )
@@ -983,6 +1024,14 @@ def pack_left(sequence: torch.Tensor, content_mask: torch.Tensor) -> tuple[torch
 # far apart: those whose mean is long compared with the differences between sentences. With 1 the views are closer, and
 # teach less (docs/choices.md).
 TOWARDS_MEAN = 0.75
+
+
+def word_vectors(first: torch.Tensor, contextual: torch.Tensor) -> torch.Tensor:
+    """
+    The encoder's first hidden states, `(B, L, d)`, each as long as the token's contextual vector. In some encoders
+    (T5) they have another scale.
+    """
+    return F.normalize(first, dim=-1) * contextual.norm(dim=-1, keepdim=True)
 
 
 def sum_and_count(vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -171,6 +171,7 @@ ENGLISH, CORPUS = "english", "corpus"
 # The share of dimensions that a view of one pass drops, where that is the default. Half of it was no worse than two
 # passes in ten seeds on either encoder; under mean pooling the results are mixed (docs/choices.md).
 VIEW_DROPOUT = 0.1
+ONE_PASS = ("words", "autoencoder")
 # The limit on the sum of the learning rates of all steps: less than what ruined an encoder of the study (which ended
 # worse than before training), and enough for the best scores (docs/choices.md). SimCSE, which has no
 # reconstruction, follows its own paper.
@@ -181,6 +182,8 @@ SENTENCE_ENCODER_BUDGET = 0.0001
 # The learning rate with a budget, which scales it down in longer trainings. Any rate that uses up the budget makes the
 # same training; this one does from 60 steps, and its first steps are not too long in shorter ones.
 LEARNING_RATE = 1e-4
+# The learning rate of new layers with a reconstruction. No budget limits it: the budget protects pretrained weights.
+NEW_LAYERS_LEARNING_RATE = 1e-3
 # Without a budget: SimCSE's for batches of 64 (BERT-base, arXiv 2104.08821, appendix A).
 SIMCSE_LEARNING_RATE = 3e-5
 
@@ -229,7 +232,7 @@ class SarcseArguments(ReleaseArguments):
         metadata={
             "help": "Encode each sentence once, half the encoder's work, and make both views from its vectors: each "
             "view drops this share of their dimensions. 0: the encoder's own dropout makes the views, in two passes, "
-            f"as in SimCSE. Default: {VIEW_DROPOUT} for the autoencoder with a reconstruction, else 0."
+            f"as in SimCSE. Default: {VIEW_DROPOUT} for {' and '.join(ONE_PASS)} with a reconstruction, else 0."
         },
     )
     token_frequencies: str = field(
@@ -257,8 +260,8 @@ class SarcseArguments(ReleaseArguments):
     autoencoder_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Learning rate of the new layers. Default: three times learning_rate with a reconstruction "
-            "(docs/choices.md), else learning_rate."
+            "help": f"Learning rate of the new layers. Default: {NEW_LAYERS_LEARNING_RATE:g} with a reconstruction, "
+            "else learning_rate."
         },
     )
     gradient_cache_mini_batch_size: int | None = field(
@@ -415,11 +418,10 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
 
     @property
     def new_layers_learning_rate(self) -> float:
-        """`autoencoder_learning_rate` or its default, resolved on use: a search may change `learning_rate`."""
+        """`autoencoder_learning_rate` or its default, resolved on use: a search may change what it depends on."""
         if self.autoencoder_learning_rate is not None:
             return self.autoencoder_learning_rate
-        rate = self.learning_rate * (3 if self.reconstruction_weight > 0 else 1)
-        return float(f"{rate:.10g}")  # 3e-05, and not 3.0000000000000004e-05
+        return NEW_LAYERS_LEARNING_RATE if self.reconstruction_weight > 0 else self.learning_rate
 
     @property
     def rate_budget(self) -> float:
@@ -450,14 +452,15 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
     def view_dropout_of(self, pooler: str) -> float | None:
         """The share of dimensions that a view drops if this pooler is trained in one pass; None for two passes."""
         if self.view_dropout is None:
-            return VIEW_DROPOUT if pooler == "autoencoder" and self.reconstruction_weight > 0 else None
+            return VIEW_DROPOUT if pooler in ONE_PASS and self.reconstruction_weight > 0 else None
         return self.view_dropout or None
 
     def to_dict(self) -> dict[str, Any]:
         """All arguments, with the new layers' learning rate and the budget resolved, as these affect the result."""
-        resolved = {"learning_rate_budget": self.rate_budget}
-        if self.learning_rate is not None:
-            resolved["autoencoder_learning_rate"] = self.new_layers_learning_rate
+        resolved = {
+            "autoencoder_learning_rate": self.new_layers_learning_rate,
+            "learning_rate_budget": self.rate_budget,
+        }
         return {**super().to_dict(), **resolved}
 
     @property

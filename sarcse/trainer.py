@@ -554,7 +554,8 @@ class SarcseTrainer(ReleasingTrainer):
         """A training step with the same gradients, but the activations of at most `size` rows in memory."""
         model.train()
         rows = len(inputs["input_ids"]) if self.reconstruct else 0
-        cache = GradientCache(model, self.encoder_inputs(inputs), size, rows, self.view_dropout)
+        with_words = self.unwrapped.sentence_encoder.with_words
+        cache = GradientCache(model, self.encoder_inputs(inputs), size, rows, self.view_dropout, with_words)
         weights: list[torch.Tensor] = []
 
         def weigh(outputs: SarcseModelOutput) -> None:

@@ -347,6 +347,9 @@ def table(lines: list[dict[str, Any]]) -> str:
         pooler = [line["pooler"]] if "pooler" in line else []
         setting = ", ".join([line["weighting"], *pooler, *(f"{name} {value:g}" for name, value in other.items())])
         groups.setdefault((line["encoder"], setting), []).append(line)
+        if "mean_pooled" in line:  # what is left without the TextCNN
+            alone = {**line, **line["mean_pooled"]}
+            groups.setdefault((line["encoder"], f"{setting}: its encoder under mean pooling"), []).append(alone)
     for (encoder, setting), of in sorted(groups.items()):
         cells = []
         for corpus in corpora:
