@@ -4,7 +4,7 @@ The study: what makes SARCSE good, and do the paper's claims against SimCSE hold
     python -m study.run health --seeds 1           # the health check and the budget; also health_small, health_second
     python -m study.run tuning --seeds 3           # the candidates for the final ladder; also tuning_small
     python -m study.run final --seeds 10 --keep 3  # the final ladder; also final_small
-    python -m study.run new_layers --seeds 3       # ... with other rates of new layers; also new_layers_small
+    python -m study.run watched --seeds 3          # ... without the budget; also watched_small
     python -m study.run sizes --seeds 3            # ... with other batch sizes; also sizes_small
     python -m study.run lengths --seeds 3          # ... in shorter and longer trainings; also lengths_small
     python -m study.report                         # the tables and figures of the README and docs/
@@ -101,7 +101,7 @@ def flags_of(run: dict[str, Any], data: str, folder: str, bf16: bool) -> list[st
     # layers, and two passes.
     fields["autoencoder_learning_rate"] = fields["autoencoder_learning_rate"] or fields["learning_rate"]
     fields["view_dropout"] = fields["view_dropout"] or 0.0
-    fields["token_frequencies"] = CORPUS
+    fields.setdefault("token_frequencies", CORPUS)
     fields["health_sentences"] = 0  # the candidates have their own sentences, so that all are left for training
     fields |= {"model_name_or_path": encoder_folder(run["encoder"], data), "seed": run["seed"], "output_dir": folder}
     fields |= {"train_file": f"{data}/data/wiki500k.txt.xz", "max_seq_length": MAX_SEQ_LENGTH}

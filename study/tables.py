@@ -12,6 +12,7 @@ from scipy import stats
 
 from sarcse.comparison import markdown_table
 from study.configurations import (
+    ADDED,
     BUDGET,
     CHOSEN,
     DIMENSIONS,
@@ -20,13 +21,16 @@ from study.configurations import (
     HEALTH_LENGTHS,
     HEALTH_RATES,
     MEAN_RECONSTRUCTED,
-    NEW_LAYERS,
+    PAPER,
     SARCSE_TWICE,
     SERIES,
+    TEXTCNN,
+    TEXTCNN_RECONSTRUCTED,
+    UNTRAINED_FIRST,
     UNTRAINED_MEAN,
+    WATCHED,
     WATCHED_RATES,
     WITH_BUDGET,
-    WITHOUT_NEW_LAYERS,
     Series,
     final_choices,
     health_run,
@@ -76,10 +80,11 @@ ALL_SCORES = {**SCORES, **{name: itemgetter(name) for name in ("alignment", "uni
 SHORT_SCORES = {name: SCORES[name] for name in ("STS-B dev", "SICK, dev", "without STS-B", "average")}
 # The differences that are asked for most.
 ASKED_FOR = [
-    *(("SARCSE", other) for other in ("SimCSE", "mean pooling")),
-    (MEAN_RECONSTRUCTED, "SARCSE"),
-    *((SARCSE_TWICE, other) for other in ("mean pooling", MEAN_RECONSTRUCTED)),
+    *(("SARCSE", other) for other in ("SimCSE", "mean pooling", MEAN_RECONSTRUCTED, ADDED, PAPER)),
+    (SARCSE_TWICE, "SARCSE"),
+    *((one, other) for one, other in itertools.pairwise((PAPER, TEXTCNN_RECONSTRUCTED, TEXTCNN, "SimCSE"))),
 ]
+TO_UNTRAINED = [(name, UNTRAINED_MEAN) for name in FINAL[ENCODER] if name not in (UNTRAINED_MEAN, UNTRAINED_FIRST)]
 
 GAIN = "minus the choice's, same seeds"
 
@@ -132,14 +137,14 @@ def averages_table(lines: list[dict[str, Any]]) -> str:
 
 
 def final_differences_table(
-    lines: list[dict[str, Any]], scores: dict[str, Score], compared: Iterable[tuple[str, str]] | None = None
+    lines: list[dict[str, Any]], scores: dict[str, Score], compared: Iterable[tuple[str, str]]
 ) -> str:
-    """Paired differences of the final ladder, by default all; its untrained encoder is the same for all seeds."""
+    """Paired differences of the final ladder; its untrained encoder is the same for all seeds."""
     rows = [["encoder", "difference", "pairs", *scores]]
     for encoder, rungs in FINAL.items():
         found = {name: final_runs(lines, choice, encoder) for name, choice in rungs.items()}
         untrained = found[UNTRAINED_MEAN].get(1)
-        for name, other in compared or itertools.combinations(reversed(found), 2):
+        for name, other in compared:
             one, two = found[name], found[other]
             if other == UNTRAINED_MEAN and untrained:
                 two = dict.fromkeys(one, untrained)
@@ -150,24 +155,10 @@ def final_differences_table(
     return markdown_table(rows)
 
 
-def new_layers_table(lines: list[dict[str, Any]]) -> str:
-    """SARCSE with other learning rates of its new layers, and the paired difference to the same without these."""
-    scores = (dev, sick, development, average)
-    heads = ["seeds", "STS-B dev", "SICK, dev", "their mean", "average", "average, difference"]
-    rows = [["encoder", "learning rate of the new layers", *heads]]
-    for encoder, choices in NEW_LAYERS.items():
-        without = final_runs(lines, choices[WITHOUT_NEW_LAYERS], encoder)
-        for name, choice in choices.items():
-            of = final_runs(lines, choice, encoder)
-            compared = "" if name == WITHOUT_NEW_LAYERS else difference_cell(difference(of, without, average))
-            rows.append([encoder, name, str(len(of)), *(mean_and_deviation(of, score) for score in scores), compared])
-    return markdown_table(rows)
-
-
 def watched_table(lines: list[dict[str, Any]]) -> str:
     """What the checkpoint has that STS-B dev picks, with the budget and without it."""
     rows = [["encoder", "method", "budget", "learning rate", "seeds", "STS-B dev, best", "SICK, dev", "average"]]
-    for encoder, method in itertools.product(FINAL, WITH_BUDGET):
+    for encoder, method in itertools.product(FINAL, WATCHED):
         settings = [(BUDGET["learning_rate_budget"], "any of these", FINAL[encoder][method])]
         settings += [("none", f"{rate:g}", watched(encoder, method, rate)) for rate in WATCHED_RATES]
         for budget, rate, choice in settings:
@@ -346,10 +337,9 @@ TABLES = {
     **{name: partial(series_table, series=series) for name, series in SERIES.items()},
     "tuning": tuning_table,
     "final": partial(final_table, scores=ALL_SCORES),
-    "new layers": new_layers_table,
     "watched": watched_table,
     "without textcnn": without_textcnn_table,
-    "final differences": partial(final_differences_table, scores=SCORES),
+    "final differences": partial(final_differences_table, scores=SCORES, compared=[*ASKED_FOR, *TO_UNTRAINED]),
     "health": health_table,
     "budget": budget_table,
     "warnings": warning_table,

@@ -54,13 +54,13 @@ def rates_of_all_steps(scheduler) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_plan_is_what_the_steps_get_and_all_of_them_are_scaled(name):
+def test_the_plan_is_what_the_steps_get_and_the_encoder_s_are_scaled(name):
     asked = rates_of_all_steps(scheduled(name)[0])
     scheduler, encoder, layer = scheduled(name)
-    assert planned_rates(scheduler, STEPS, [encoder]) == pytest.approx(asked[:, 0].sum().item())
-    assert planned_rates(scheduler, STEPS, [layer]) == pytest.approx(asked[:, 1].sum().item())
-    scale_rates(scheduler, 0.25)
-    torch.testing.assert_close(rates_of_all_steps(scheduler), asked / 4)
+    assert planned_rates(scheduler, STEPS, {encoder}) == pytest.approx(asked[:, 0].sum().item())
+    assert planned_rates(scheduler, STEPS, {layer}) == pytest.approx(asked[:, 1].sum().item())
+    scale_rates(scheduler, 0.25, {encoder})
+    torch.testing.assert_close(rates_of_all_steps(scheduler), asked * torch.tensor([0.25, 1]))
 
 
 def trainer_of(folder, **fields):
@@ -92,7 +92,7 @@ def test_the_default_is_told_once_with_its_numbers(tmp_path, caplog):
     told = [record.getMessage() for record in caplog.records if "add up to" in record.getMessage()]
     assert len(told) == 1
     # Linear from 0.01 to 0 in 4 steps: 0.01, 0.0075, 0.005 and 0.0025.
-    assert told[0].startswith("The learning rates of all 4 steps would add up to 0.025, ")
+    assert told[0].startswith("The encoder's learning rates of all 4 steps would add up to 0.025, ")
     assert f"multiplied by {LEARNING_RATE_BUDGET / 0.025:.3g}, to add up to" in told[0]
 
 
@@ -155,7 +155,7 @@ def test_an_encoder_that_is_not_trained_cannot_be_ruined(tmp_path):
     trainer = trainer_of(tmp_path)
     trainer.model.encoder.requires_grad_(False)
     trainer.create_optimizer_and_scheduler(num_training_steps=4)
-    assert max(rates_of(trainer)) == trainer.args.new_layers_learning_rate
+    assert {*rates_of(trainer)} == {0.01, trainer.args.new_layers_learning_rate}
 
 
 def test_an_optimizer_of_ones_own_gets_a_schedule_within_the_budget(tmp_path):

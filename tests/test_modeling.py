@@ -144,11 +144,12 @@ def test_a_convolution_of_the_mean_window_is_the_mean_of_the_convolution(width):
     torch.testing.assert_close(of_window[3], convolution.bias.detach())  # no position at all: only the bias
 
 
-@pytest.mark.parametrize("pooler", ["autoencoder", "textcnn"])
+@pytest.mark.parametrize("pooler", ["words", "autoencoder", "textcnn"])
 def test_sentence_encoder_equals_its_formula_written_out(tokenizer, pooler):
     """
-    H_k = gelu(conv_k(X)) and mean(conv(concat H_k)), over the content tokens of one sentence at a time. In the paper's
-    form this is h; by default, h is the sum of this and the mean of all tokens.
+    H_k = gelu(conv_k(X)) and conv(concat H_k), one sentence at a time. In the paper's form X are the content tokens'
+    contextual vectors, and h is the mean over the positions; "autoencoder" adds the mean of all tokens. By default X are
+    word vectors, and the softmax over the positions weighs them in their mean, which is added to that of all tokens.
     """
     torch.manual_seed(0)
     model = whole_model(str(ENCODER), pooler=pooler, channels=3, kernel_sizes=[2, 3])
@@ -156,9 +157,10 @@ def test_sentence_encoder_equals_its_formula_written_out(tokenizer, pooler):
         torch.nn.init.normal_(parameter, std=0.1)  # not the zeros of a fresh model
     batch = tokenizer(SENTENCES[:1], return_tensors="pt")
     with torch.no_grad():
-        output = model(**batch)
-        vectors = output.last_hidden_state[0].double()
-        tokens = vectors[1:-1]  # <s> and </s> dropped
+        output = model(**batch, output_hidden_states=True)
+        vectors, first = output.last_hidden_state[0].double(), output.hidden_states[0][0].double()
+        words = torch.stack([w * x.pow(2).sum().sqrt() / w.pow(2).sum().sqrt() for w, x in zip(first, vectors)])
+        tokens = words if pooler == "words" else vectors[1:-1]  # <s> and </s> dropped
 
         def convolve(sequence, convolution):
             weight, bias = convolution.weight.double(), convolution.bias.double()  # (out, in, k), (out,)
@@ -175,19 +177,40 @@ def test_sentence_encoder_equals_its_formula_written_out(tokenizer, pooler):
         encoder = model.sentence_encoder
         scales = torch.cat([F.gelu(convolve(tokens, conv)) for conv in encoder.textcnn.convolutions], dim=1)
         integrated = convolve(scales, encoder.integration)
-        expected = integrated.mean(dim=0) + (vectors.mean(dim=0) if pooler == "autoencoder" else 0)
+        weights = integrated.exp() / integrated.exp().sum(dim=0)
+        expected = (weights * words).sum(dim=0) if pooler == "words" else integrated.mean(dim=0)
+        expected += vectors.mean(dim=0) if pooler != "textcnn" else 0
     torch.testing.assert_close(output.pooler_output[0].double(), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"channels": 5, "activation": "relu"}], ids=str)
-def test_fresh_autoencoder_is_mean_pooling(tokenizer, options):
-    """Its TextCNN still gets gradients: training starts from mean pooling, not from random convolutions."""
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), **options)
+@pytest.mark.parametrize("pooler", ["words", "autoencoder"])
+def test_fresh_layers_leave_the_means(tokenizer, pooler, options):
+    """
+    Training starts from mean pooling, by default of contextual and of word vectors, not from random convolutions. The
+    TextCNN still gets gradients.
+    """
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler, **options)
     mean = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean")
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
-    torch.testing.assert_close(model(**batch).pooler_output, mean(**batch).pooler_output)
+    output = mean(**batch, output_hidden_states=True)
+    expected = output.pooler_output
+    if pooler == "words":
+        first, last = output.hidden_states[0], output.last_hidden_state
+        words = first / first.norm(dim=2, keepdim=True) * last.norm(dim=2, keepdim=True)
+        number = batch["attention_mask"].sum(dim=1, keepdim=True)
+        expected = expected + (words * batch["attention_mask"].unsqueeze(2)).sum(dim=1) / number
+    torch.testing.assert_close(model(**batch).pooler_output, expected)
     model(**batch).pooler_output.pow(2).sum().backward()
     assert model.sentence_encoder.integration.weight.grad.count_nonzero() > 0
+
+
+def test_hidden_states_come_only_if_asked_for(tokenizer):
+    """Though the default pooler reads the first ones."""
+    model = SarcseModel.from_encoder_pretrained(str(ENCODER))
+    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    assert model(**batch).hidden_states is None
+    assert len(model(**batch, output_hidden_states=True).hidden_states) == 3
 
 
 def test_fresh_layers_of_the_papers_form_have_ordinary_weights(tokenizer):
@@ -212,14 +235,22 @@ def test_fresh_decoder_gives_the_embedding_at_every_position(tokenizer, options)
         torch.testing.assert_close(reconstruction, output.pooler_output[0], atol=1e-5, rtol=1e-5)
 
 
-def test_reconstruction_covers_the_first_content_tokens(tokenizer):
-    model = whole_model(str(ENCODER), channels=4, decoder_length=5)
+@pytest.mark.parametrize("pooler", ["words", "textcnn"])
+def test_reconstruction_covers_the_first_content_tokens(tokenizer, pooler):
+    """The targets are contextual vectors; where the pooler reads word vectors, too, both are added up."""
+    model = whole_model(str(ENCODER), pooler=pooler, channels=4, decoder_length=5)
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     output = model(**batch, output_reconstruction=True)
     assert output.reconstruction.shape == output.reconstruction_target.shape == (4, 5, 128)
     content = [tokenizer(sentence, add_special_tokens=False).input_ids[:5] for sentence in SENTENCES]
     assert [ids[mask].tolist() for ids, mask in zip(output.content_input_ids, output.content_mask)] == content
-    torch.testing.assert_close(output.reconstruction_target[0], output.last_hidden_state[0, 1:6])
+    target, first = (
+        output.last_hidden_state[0, 1:6],
+        model(**batch, output_hidden_states=True).hidden_states[0][0, 1:6],
+    )
+    if pooler == "words":
+        target = target + first * target.norm(dim=1, keepdim=True) / first.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(output.reconstruction_target[0], target)
     assert not output.reconstruction_target.requires_grad
     assert output.reconstruction_errors()[2].count_nonzero() == len(content[2])
     first = model(**batch, output_reconstruction=True, reconstructed_rows=2)
@@ -486,7 +517,7 @@ def test_a_loaded_encoder_of_another_size_is_refused():
 
 
 def test_an_unknown_pooler_is_refused():
-    with pytest.raises(ValueError, match="`pooler` must be one of autoencoder, textcnn, .*got 'first'"):
+    with pytest.raises(ValueError, match="`pooler` must be one of words, autoencoder, textcnn, .*got 'first'"):
         SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="first")
 
 
@@ -505,7 +536,7 @@ def test_a_model_of_version_0_2_0_loads_as_it_was(pooler, tmp_path):
         "sentence_encoder.integration sentence_decoder.expansion sentence_decoder.textcnn.convolutions.0 "
         "sentence_decoder.textcnn.convolutions.1 sentence_decoder.output"
     )
-    layers = {"autoencoder": of_textcnn, "textcnn": of_textcnn, "cls": "projection"}
+    layers = {**dict.fromkeys(("words", "autoencoder", "textcnn"), of_textcnn), "cls": "projection"}
     names = {f"{layer}.{kind}" for layer in layers.get(pooler, "").split() for kind in ("weight", "bias")}
     assert {name for name in loaded.state_dict() if not name.startswith("encoder.")} == names
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
