@@ -349,11 +349,13 @@ class WeightedWords(TextCNNEncoder):
         self, hidden_states: torch.Tensor, mask: torch.Tensor, content: torch.Tensor | None = None
     ) -> torch.Tensor:
         contextual, words = hidden_states.chunk(2, dim=-1)  # (B, L, 2d) -> two of (B, L, d)
+        return token_mean(contextual, mask) + self.weighted_mean(words, mask)
+
+    def weighted_mean(self, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         words = words * mask.unsqueeze(-1)
         scores = self.integration(self.textcnn(words, mask)).float()  # (B, L, d)
         scores = scores.masked_fill(~mask.unsqueeze(-1), torch.finfo(scores.dtype).min)
-        weighted = (scores.softmax(dim=1) * words).sum(dim=1)  # (B, L, d) -> (B, d)
-        return token_mean(contextual, mask) + weighted.to(contextual.dtype)
+        return (scores.softmax(dim=1) * words).sum(dim=1).to(words.dtype)  # (B, L, d) -> (B, d)
 
 
 POOLERS: dict[str, type[Pooler]] = {

@@ -18,13 +18,15 @@ PITCH, CELL = 55, 16
 
 TITLE = "The method of SARCSE"
 DESCRIPTION = (
-    "A pretrained encoder turns the tokens of a sentence into vectors, in one pass. Two views are made of them, each "
-    "without some dimensions. The embedding of a view is the mean of all its token vectors plus the output of a "
-    "TextCNN on its content tokens: convolutions of width 3, 4 and 5, GELU, an integrating convolution, and the mean "
-    "over positions. InfoNCE compares the two embeddings of each sentence with those of other sentences. A decoder, "
-    "which is a transposed convolution and a TextCNN, reconstructs the content tokens' vectors from the first view's "
-    "embedding, which is added at each position. Squared errors are weighted; the weights fall with the token's "
-    "frequency. The loss is InfoNCE plus the weighted error."
+    "A pretrained encoder turns the tokens of a sentence into contextual vectors (its last layer) and word vectors "
+    "(its first hidden states), in one pass. Two views are made of them, each without some dimensions. The "
+    "embedding of a view is the mean of its contextual vectors plus a weighted mean of its word vectors. The "
+    "weights come from a TextCNN on the word vectors: convolutions of width 3, 4 and 5, GELU, an integrating "
+    "convolution, and a softmax over the positions in each dimension. InfoNCE compares the two embeddings of each "
+    "sentence with those of other sentences. A decoder, which is a transposed convolution and a TextCNN, "
+    "reconstructs the sum of each content token's two vectors from the first view's embedding, which is added at "
+    "each position. Squared errors are weighted; the weights fall with the token's frequency. The loss is InfoNCE "
+    "plus the weighted error."
 )
 
 
@@ -94,16 +96,17 @@ def drawing() -> str:
         parts += [shape(x - 25.5, 24, 51, 36, ("#ffffff", colors[1]), 8), text(x, 48, token, size=18)]
         parts += vector(x, 156, colors)
     parts += [arrow((left, 60), (left, 82)), *box(LEFT, 84, LEFT_WIDTH, 46, BLUE, "Encoder, one pass")]
-    parts += [arrow((left, 130), (left, 152)), text(LEFT, 254, "token vectors", anchor="start", pale=True)]
+    parts += [arrow((left, 130), (left, 152)), text(left - 14, 254, "contextual", anchor="end", pale=True)]
+    parts += [text(left + 14, 254, "and word vectors", anchor="start", pale=True)]
 
     # Two views, and their embeddings.
     parts += [arrow((left, 230), (left, 270))]
     parts += box(LEFT, 272, LEFT_WIDTH, 74, BLUE, "Two views", "each without some dimensions")
-    parts += [arrow((61, 346), (61, 374)), *box(LEFT, 376, 74, 160, GREEN, "Mean", "of all", "tokens")]
+    parts += [arrow((61, 346), (61, 374)), *box(LEFT, 376, 74, 160, GREEN, "Mean", "of last", "layer")]
     parts += [arrow((235, 346), (235, 374)), shape(110, 376, 246, 160, GREEN)]
-    parts += [text(235, 403, "TextCNN encoder", bold=True), *widths(136, 415, GREEN)]
-    lines = ("integrating convolution", "mean over positions", "content tokens only")
-    parts += [text(235, 468 + 27 * i, line, pale=i == 2) for i, line in enumerate(lines)]
+    parts += [text(235, 403, "TextCNN on words", bold=True), *widths(136, 415, GREEN)]
+    lines = ("integrating convolution", "softmax over positions", "weighted mean")
+    parts += [text(235, 468 + 27 * i, line) for i, line in enumerate(lines)]
     parts += [arrow((235, 536), (235, 556)), arrow((61, 536), (61, 574), (217, 574))]
     parts += [f'<circle cx="235" cy="574" r="16" fill="#ffffff" stroke="{GREEN[1]}" stroke-width="2"/>']
     parts += [text(235, 581, "+", bold=True), arrow((235, 590), (235, 610))]

@@ -43,7 +43,7 @@ from transformers import PreTrainedTokenizerBase
 from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, QUIET, SHARED
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel
-from sarcse.arguments import ENGLISH, SENTENCE_ENCODER_BUDGET, SarcseTrainingArguments
+from sarcse.arguments import ENGLISH, SENTENCE_ENCODER_BUDGET, TRAINABLE_POOLERS, SarcseTrainingArguments
 from sarcse.comparison import correlations, markdown_table
 from sarcse.corpus import general_counts
 from sarcse.embedding import encode, measure, uniformity
@@ -55,6 +55,7 @@ from sarcse.tokens import LONGEST, token_counts, tokenize
 from sarcse.trainer import SarcseTrainer
 from study.candidates import Halves
 from study.run import encoder_folder, mean_pooled, sick_pairs
+from study.tried import TRIED
 
 
 LINES = PROJECT / "study" / "results" / "own_text.jsonl"
@@ -396,7 +397,7 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
     parser.add_argument("--corpora", nargs="+", default=["stackoverflow", "banking77", "wikipedia"])
     parser.add_argument("--weightings", nargs="+", default=["none", *WEIGHTINGS])
-    parser.add_argument("--pooler")
+    parser.add_argument("--pooler", choices=[*TRAINABLE_POOLERS, *TRIED])
     parser.add_argument("--architecture", type=json.loads, help="Fields of SarcseConfig.")
     parser.add_argument("--fields", type=json.loads, help="Fields of SarcseTrainingArguments.")
     parser.add_argument("--seeds", type=int, default=1)

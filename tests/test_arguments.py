@@ -62,19 +62,19 @@ PUBLISHED = {
 @pytest.mark.parametrize("form", ["", "paper"])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipe_has_the_published_protocol_and_nothing_is_scaled(name, form):
-    """Whether in the paper's form or in this project's, which has three times the rate for its new layers."""
+    """Whether in the paper's form or in this project's, whose new layers have a rate of their own."""
     model, data, training = parse_arguments([str(PROJECT / "recipes" / form / f"{name}.yaml")])
     check_together(model, data, training)
     given = (model.model_name_or_path, training.per_device_train_batch_size, training.learning_rate)
     assert given == PUBLISHED[name] and training.rate_budget == 0
-    assert training.new_layers_learning_rate == pytest.approx(training.learning_rate * (1 if form else 3))
+    assert training.new_layers_learning_rate == (training.learning_rate if form else 1e-3)
     assert (training.num_train_epochs, training.max_seq_length, training.contrastive_temperature) == (1, 32, 0.05)
     assert (training.lr_scheduler_type, training.warmup_steps) == ("linear", 0)
     assert (training.metric_for_best_model, training.load_best_model_at_end) == ("stsb_spearman", True)
     assert training.eval_steps == training.save_steps == 125
-    pooler = model.pooler or "autoencoder"
+    pooler = model.pooler or "words"
     assert (pooler, training.view_dropout_of(pooler), training.token_frequencies) == (
-        ("textcnn", None, "corpus") if form else ("autoencoder", 0.1, "english")
+        ("textcnn", None, "corpus") if form else ("words", 0.1, "english")
     )
 
 

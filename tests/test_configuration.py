@@ -12,7 +12,7 @@ from .conftest import PROJECT
 def test_every_field_survives_saving_and_loading(tmp_path):
     """No field collides with a name that transformers treats specially (generation names vanish on load)."""
     fields = {
-        "pooler": "autoencoder",
+        "pooler": "words",
         "kernel_sizes": [2, 5],
         "channels": 7,
         "integration_kernel_size": 4,

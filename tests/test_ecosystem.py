@@ -39,7 +39,7 @@ def assert_same(given, expected) -> None:
     np.testing.assert_allclose(given, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
-@pytest.fixture(scope="module", params=["autoencoder", "mean"])  # with and without layers of our own
+@pytest.fixture(scope="module", params=["words", "mean"])  # with and without layers of our own
 def saved(request, tmp_path_factory, tokenizer) -> str:
     """The folder of a model of each kind of pooler."""
     return save(request.param, tmp_path_factory.mktemp("saved"), tokenizer)
@@ -152,7 +152,7 @@ def by_checkpoint(trainer, folder):
 SAVED = {"save_pretrained": by_save_pretrained, "save_model": by_save_model, "checkpoint": by_checkpoint}
 
 
-@pytest.fixture(scope="module", params=["autoencoder", "mean"])
+@pytest.fixture(scope="module", params=["words", "mean"])
 def fine_tuned(request, tmp_path_factory, tokenizer):
     """The embeddings before the training, and sentence-transformers' trainer after two steps on a few pairs."""
     model = embedder(save(request.param, tmp_path_factory.mktemp("before"), tokenizer))
@@ -234,7 +234,7 @@ def test_flash_attention_does_not_make_one_sentence_of_a_batch(saved, tokenizer,
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("pooler", ["autoencoder", "mean"])
+@pytest.mark.parametrize("pooler", ["words", "mean"])
 def test_gradient_checkpointing_of_a_loaded_folder_changes_no_gradient(tmp_path, tokenizer, pooler, reentrant):
     """In training mode without dropout, for the embeddings alone, which is what other libraries' losses use."""
     folder = save(pooler, tmp_path, tokenizer)

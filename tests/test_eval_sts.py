@@ -252,7 +252,7 @@ def test_one_command_compares_every_kind_of_model(saved_model, sentence_transfor
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     models = results["models"]
     assert {name: model["pooler"] for name, model in models.items()} == {
-        str(saved_model): "autoencoder",
+        str(saved_model): "words",
         str(sentence_transformer): "sentence-transformers",
         f"{ENCODER}, cls": "cls",
         f"{ENCODER}, mean": "mean",

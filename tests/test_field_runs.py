@@ -73,7 +73,7 @@ def resuming(finished_run, folder: Path, **fields) -> str:
     [
         ({"learning_rate": 0.002}, "learning_rate 0.0002 (now 0.002)"),
         ({"autoencoder_learning_rate": 0.002}, "autoencoder_learning_rate 0.0006 (now 0.002)"),
-        ({"pooler": "mean", "channels": None}, "pooler 'autoencoder' (now 'mean')"),
+        ({"pooler": "mean", "channels": None}, "pooler 'words' (now 'mean')"),
         ({"channels": 8}, "channels 4 (now 8)"),
         ({"reconstruction_weight": 0}, "reconstruction_weight 1.0 (now 0.0)"),
         ({"optim": "sgd"}, "optim 'adamw_torch_fused' (now 'sgd')"),
@@ -141,7 +141,7 @@ def test_what_does_not_change_the_result_may_change_when_a_run_is_resumed(finish
 def test_settings_of_a_run_are_in_its_checkpoints_and_a_checkpoint_without_them_is_not_whole(finished_run, tmp_path):
     run = shutil.copytree(finished_run[0], tmp_path / "run")
     settings = json.loads((run / "checkpoint-4" / "run_settings.json").read_text())
-    assert settings["learning_rate"] == 0.0002 and settings["pooler"] == "autoencoder"
+    assert settings["learning_rate"] == 0.0002 and settings["pooler"] == "words"
     (run / "checkpoint-4" / "run_settings.json").unlink()
     assert "run_settings.json is missing" in resuming(
         (run, None), tmp_path, resume_from_checkpoint=run / "checkpoint-4"

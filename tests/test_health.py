@@ -35,7 +35,7 @@ def general(tokenizer) -> np.ndarray:
     return np.arange(len(tokenizer))
 
 
-@pytest.mark.parametrize("pooler", ["autoencoder", "textcnn", "mean"])
+@pytest.mark.parametrize("pooler", ["words", "autoencoder", "textcnn", "mean"])
 def test_health_is_what_texts_have_in_common_with_their_neighbours(tokenizer, pooler):
     """Here embedded one by one, without padding, sorted, and with scikit-learn's TF-IDF."""
     model = fresh_model(pooler=pooler, channels=None if pooler == "mean" else 4).train()

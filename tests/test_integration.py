@@ -156,7 +156,7 @@ def test_a_pinned_model_takes_the_tokenizer_of_its_revision(saved, tmp_path, tok
     }
     np.testing.assert_allclose(given[first].encode(SENTENCES), embeddings, atol=1e-6)
     assert np.abs(given[second].encode(SENTENCES) - embeddings).max() > 1e-2
-    if given[first].config.pooler == "autoencoder":
+    if given[first].config.pooler == "words":
         arguments = SarcseTrainingArguments(str(tmp_path / "out"), report_to="none", per_device_train_batch_size=2)
         trainer = SarcseTrainer(given[first], arguments, train_dataset=SENTENCES)
         assert trainer.processing_class(SENTENCES)["input_ids"] == tokenizer(SENTENCES)["input_ids"]
@@ -206,7 +206,7 @@ def test_a_configuration_alone_brings_the_code_that_it_names(tmp_path):
     AutoConfig.from_pretrained(tmp_path / "one", trust_remote_code=True).save_pretrained(tmp_path / "two")
     config = AutoConfig.from_pretrained(tmp_path / "two", trust_remote_code=True)
     model = AutoModel.from_config(config, trust_remote_code=True)
-    assert model.config.pooler == "autoencoder" and model.num_parameters() > 0
+    assert model.config.pooler == "words" and model.num_parameters() > 0
 
 
 def test_the_base_model_is_known_to_who_writes_a_card():

@@ -148,8 +148,8 @@ def test_a_convolution_of_the_mean_window_is_the_mean_of_the_convolution(width):
 def test_sentence_encoder_equals_its_formula_written_out(tokenizer, pooler):
     """
     H_k = gelu(conv_k(X)) and conv(concat H_k), one sentence at a time. In the paper's form X are the content tokens'
-    contextual vectors, and h is the mean over the positions; "autoencoder" adds the mean of all tokens. By default X are
-    word vectors, and the softmax over the positions weighs them in their mean, which is added to that of all tokens.
+    contextual vectors, and h is the mean over the positions; "autoencoder" adds the mean of all tokens. By default X
+    are word vectors, and the softmax over the positions weighs them in a mean, which is added to that of all tokens.
     """
     torch.manual_seed(0)
     model = whole_model(str(ENCODER), pooler=pooler, channels=3, kernel_sizes=[2, 3])

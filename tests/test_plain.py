@@ -182,7 +182,7 @@ def test_what_has_no_plain_form_says_why(tokenizer):
 
 
 def test_a_training_knows_before_it_begins_that_there_is_no_plain_release(tmp_path):
-    assert "--plain: its embedding is the mean of the token vectors plus the integrated" in refusal(
+    assert "--plain: its embedding is the mean of the token vectors plus the mean of the word" in refusal(
         tmp_path, plain="true"
     )
 
@@ -277,7 +277,7 @@ def test_training_goes_on_from_what_sentence_transformers_truncates_with_one_lin
     trainer = build_trainer(*parse_arguments(flags(tmp_path / "next", model_name_or_path=folder, channels=None)))
     assert caplog.text.count("config_sentence_transformers.json has truncate_dim 16, which has no effect") == 1
     measured = measure_before(trainer.model, trainer.processing_class, trainer.tasks, "main")
-    assert [(row, found.pooler) for row, found in measured.items()] == [(f"before: {folder}", "autoencoder")]
+    assert [(row, found.pooler) for row, found in measured.items()] == [(f"before: {folder}", "words")]
 
 
 def test_training_goes_on_from_a_plain_release_with_its_pooler(plain, tmp_path):

@@ -397,7 +397,8 @@ def test_the_card_says_what_was_recorded(release_folder, finished_run):
             "{mean} plus {scales}. {trained}, with the two losses of SARCSE",
             "sarcse",
         ),
-        ("autoencoder", 0.0, "{mean} plus {scales}. {trained}, with InfoNCE", "sarcse"),
+        ("words", 1.0, "{mean} plus {words}. {trained}, with the two losses of SARCSE", "sarcse"),
+        ("words", 0.0, "{mean} plus {words}. {trained}, with InfoNCE", "sarcse"),
         ("textcnn", 1.0, "{scales}. {trained}, with the two losses of SARCSE", "sarcse"),
         ("mean", 1.0, "{mean}. {trained}, with the two losses of SARCSE", "sarcse"),
         ("mean", 0.0, "{mean}. {trained}, with InfoNCE", "simcse"),
@@ -406,6 +407,7 @@ def test_the_card_says_what_was_recorded(release_folder, finished_run):
 )
 def test_the_card_names_the_method_that_was_trained(facts, tmp_path, pooler, weight, sentence, tag):
     parts = {"mean": "the mean of the token vectors", "scales": "the integrated and averaged scales of a TextCNN"}
+    parts["words"] = "the mean of the word vectors, weighted by a TextCNN"
     sentence = "The embedding is " + sentence.format(**parts, trained="Trained without labels")
     facts.model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler)
     facts.record["hyperparameters"]["reconstruction_weight"] = weight
@@ -760,4 +762,4 @@ def test_the_card_says_nothing_of_a_training_that_nobody_recorded(facts, tmp_pat
     facts.record = {}
     write_card(tmp_path / "README.md", facts, "you/model", "v1", None, ["en"])
     text = " ".join(ModelCard.load(tmp_path / "README.md").content.split())
-    assert "The embedding is the mean of the token vectors plus the integrated" in text and "Trained" not in text
+    assert "The embedding is the mean of the token vectors plus the mean of the word" in text and "Trained" not in text

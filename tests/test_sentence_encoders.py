@@ -261,7 +261,7 @@ def test_what_cannot_be_kept_is_named_and_the_training_goes_on(tmp_path, caplog,
     trainer = trainer_on(encoder, tmp_path / "model")
     assert said in caplog.text and trainer.args.rate_budget == SENTENCE_ENCODER_BUDGET
     assert trainer.model.config.normalize == normalize and trainer.processing_class.model_max_length == LENGTH
-    assert trainer.model.config.pooler == ("mean" if KEPT in said else "autoencoder")
+    assert trainer.model.config.pooler == ("mean" if KEPT in said else "words")
 
 
 def test_lower_case_and_classes_of_its_own_are_named(tmp_path, caplog):
@@ -272,7 +272,7 @@ def test_lower_case_and_classes_of_its_own_are_named(tmp_path, caplog):
     assert f"{KEPT}; not kept: sentence_bert_config.json has do_lower_case;" in caplog.text
     text = (encoder / "modules.json").read_text()
     (encoder / "modules.json").write_text(text.replace("sentence_transformers.models.Transformer", "own.Transformer"))
-    assert trainer_on(encoder, tmp_path / "model").model.config.pooler == "autoencoder"
+    assert trainer_on(encoder, tmp_path / "model").model.config.pooler == "words"
     assert (
         "do_lower_case and modules.json lists own.Transformer, sentence_transformers.models.Pooling, " in caplog.text
     )
@@ -313,7 +313,7 @@ def test_in_python_the_budget_is_small_and_what_is_not_kept_is_named(tmp_path, c
 
 
 @pytest.mark.parametrize("cached", [None, 4])
-@pytest.mark.parametrize("pooler", ["autoencoder", "textcnn", "mean"])
+@pytest.mark.parametrize("pooler", ["words", "autoencoder", "textcnn", "mean"])
 def test_a_training_step_has_the_same_gradients_with_and_without_length_1(tmp_path, pooler, cached):
     """InfoNCE takes cosines, and the reconstruction starts from the embedding before it is scaled."""
     gradients = []

@@ -175,7 +175,7 @@ def test_the_page_runs_code_only_where_space_json_says_so(release_folder, releas
 # --- Fields of a configuration ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pooler", [None, "evil", 1, ["mean"], "autoencoder", "first_last_average"])
+@pytest.mark.parametrize("pooler", [None, "evil", 1, ["mean"], "words", "first_last_average"])
 def test_a_pooler_that_no_release_has_is_an_error(tmp_path, pooler):
     """Not the mean and not code: for the Space, for a score, and for a training."""
     folder = shutil.copytree(ENCODER, tmp_path / "plain")
@@ -194,7 +194,7 @@ def test_a_release_names_no_code_of_its_encoder(tmp_path):
         encoder / "tokenizer_config.json",
         lambda fields: fields.update(auto_map={"AutoTokenizer": ["evil/m--t.T", None]}),
     )
-    for pooler in ("mean", "autoencoder"):
+    for pooler in ("mean", "words"):
         model, tokenizer = load_model(str(encoder), pooler=pooler)
         write_model(model, tokenizer, tmp_path / pooler, plain=pooler == "mean", with_decoder=False)
         config = json.loads((tmp_path / pooler / "config.json").read_text(encoding="utf-8"))
