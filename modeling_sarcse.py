@@ -326,12 +326,12 @@ class SarcseEncoder(TextCNNEncoder):
 
 class WeightedWords(TextCNNEncoder):
     """
-    The mean of the contextual vectors plus the mean of the word vectors (the encoder's first hidden states), in which
+    The mean of the contextual vectors x plus the mean of the word vectors w (the encoder's word embeddings), in which
     the integrated scales g of a TextCNN weigh each dimension j of each token t:
 
         mean_t x_tj + sum_t exp(g_tj) w_tj / sum_t exp(g_tj)
 
-    A TextCNN on the contextual vectors x adds nothing to their mean: training draws the mean itself to what the
+    A TextCNN on the contextual vectors adds nothing to their mean: training draws the mean itself to what the
     TextCNN could add. Word vectors, which TextCNNs have read from the start (Kim, arXiv 1408.5882), keep the single
     words that contextual vectors blend (docs/results.md). The weights are equal at first.
     """
@@ -573,10 +573,11 @@ class SarcseModel(PreTrainedModel):
             raise ValueError(f"`input_ids` are needed{beside}.")
         if attention_mask is None:
             attention_mask = torch.ones(next(iter(read.values())).shape[:2], dtype=torch.long, device=self.device)
-        # `from_pretrained(..., output_hidden_states=True)` asks for them in every call.
-        layers = encoder_kwargs.get("output_hidden_states", self.config.output_hidden_states)
-        if layers or pooler.with_words or pooler.with_first_layer:
+        if pooler.with_first_layer:
             encoder_kwargs["output_hidden_states"] = True
+        # As asked for by `from_pretrained(..., output_hidden_states=True)`.
+        if self.config.output_hidden_states:
+            encoder_kwargs.setdefault("output_hidden_states", True)
         if self.config.output_attentions:
             encoder_kwargs.setdefault("output_attentions", True)
         encoded = self.encoder(**read, attention_mask=attention_mask, **encoder_kwargs)
@@ -584,10 +585,8 @@ class SarcseModel(PreTrainedModel):
         if pooler.with_first_layer:
             # Index 0 holds the input embeddings: the first layer is 1 (github.com/princeton-nlp/SimCSE/issues/133).
             vectors = (encoded.hidden_states[1] + vectors) / 2
-        target = vectors  # (B, L, d)
-        if pooler.with_words:
-            words = word_vectors(encoded.hidden_states[0], vectors)  # (B, L, d)
-            vectors, target = torch.cat([vectors, words], dim=-1), vectors + words  # (B, L, 2d), (B, L, d)
+        vectors = self.pooled_vectors(vectors, input_ids, inputs_embeds)  # (B, L, d) or (B, L, 2d)
+        target = vectors.unflatten(-1, (-1, self.config.hidden_size)).sum(dim=-2)  # (B, L, d), with the word vectors
         masks = [mask]
         if content_matters and input_ids is not None:
             masks.append(content := self._content_mask(input_ids, attention_mask))  # (B, L)
@@ -608,10 +607,24 @@ class SarcseModel(PreTrainedModel):
         return SarcseModelOutput(
             pooler_output=embeddings,
             last_hidden_state=encoded.last_hidden_state,
-            hidden_states=encoded.get("hidden_states") if layers else None,
+            hidden_states=encoded.get("hidden_states"),
             attentions=encoded.get("attentions"),
             **reconstruction,
         )
+
+    def pooled_vectors(
+        self, contextual: torch.Tensor, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        What the pooler reads, `(B, L, d)`: the contextual vectors, or with word vectors after them, `(B, L, 2d)`. A
+        word vector is the encoder's word embedding at the length of the contextual vector. An embedding with fewer
+        dimensions (ALBERT) is filled up with zeros.
+        """
+        if not self.sentence_encoder.with_words:
+            return contextual
+        words = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds  # (B, L, e)
+        words = F.pad(F.normalize(words, dim=-1), (0, contextual.shape[-1] - words.shape[-1]))  # (B, L, d)
+        return torch.cat([contextual, words * contextual.norm(dim=-1, keepdim=True)], dim=-1)
 
     def _reconstruct(
         self,
@@ -1026,14 +1039,6 @@ def pack_left(sequence: torch.Tensor, content_mask: torch.Tensor) -> tuple[torch
 # far apart: those whose mean is long compared with the differences between sentences. With 1 the views are closer, and
 # teach less (docs/choices.md).
 TOWARDS_MEAN = 0.75
-
-
-def word_vectors(first: torch.Tensor, contextual: torch.Tensor) -> torch.Tensor:
-    """
-    The encoder's first hidden states, `(B, L, d)`, each as long as the token's contextual vector. In some encoders
-    (T5) they have another scale.
-    """
-    return F.normalize(first, dim=-1) * contextual.norm(dim=-1, keepdim=True)
 
 
 def sum_and_count(vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

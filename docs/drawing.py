@@ -19,14 +19,13 @@ PITCH, CELL = 55, 16
 TITLE = "The method of SARCSE"
 DESCRIPTION = (
     "A pretrained encoder turns the tokens of a sentence into contextual vectors (its last layer) and word vectors "
-    "(its first hidden states), in one pass. Two views are made of them, each without some dimensions. The "
-    "embedding of a view is the mean of its contextual vectors plus a weighted mean of its word vectors. The "
-    "weights come from a TextCNN on the word vectors: convolutions of width 3, 4 and 5, GELU, an integrating "
-    "convolution, and a softmax over the positions in each dimension. InfoNCE compares the two embeddings of each "
-    "sentence with those of other sentences. A decoder, which is a transposed convolution and a TextCNN, "
-    "reconstructs the sum of each content token's two vectors from the first view's embedding, which is added at "
-    "each position. Squared errors are weighted; the weights fall with the token's frequency. The loss is InfoNCE "
-    "plus the weighted error."
+    "(its word embeddings), in one pass. Two views are made of them, each without some dimensions. The embedding of "
+    "a view is the mean of its contextual vectors plus a weighted mean of its word vectors. The weights come from a "
+    "TextCNN on the word vectors: convolutions of width 3, 4 and 5, GELU, an integrating convolution, and a softmax "
+    "over the positions in each dimension. InfoNCE compares the two embeddings of each sentence with those of other "
+    "sentences. A decoder, which is a transposed convolution and a TextCNN, reconstructs the sum of each content "
+    "token's two vectors from the first view's embedding, which is added at each position. Squared errors are "
+    "weighted; the weights fall with the token's frequency. The loss is InfoNCE plus the weighted error."
 )
 
 

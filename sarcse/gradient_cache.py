@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from modeling_sarcse import SarcseModelOutput, kept_dimensions, mean_of_batch, sum_and_count, word_vectors
+from modeling_sarcse import SarcseModelOutput, kept_dimensions, mean_of_batch, sum_and_count
 
 
 class GradientCache:
@@ -34,7 +34,7 @@ class GradientCache:
         size (`int`): Rows per mini-batch.
         reconstructed_rows (`int`): How many rows are reconstructed, counted from the first.
         view_dropout (`float`, *optional*): As in `SarcseModel.forward`.
-        with_words (`bool`): The views are of contextual and word vectors, as the model's pooler says.
+        pooled_vectors (`Callable`): `SarcseModel.pooled_vectors` of the model, of which the views are made.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class GradientCache:
         views: dict[str, torch.Tensor],
         size: int,
         reconstructed_rows: int,
-        view_dropout: float | None = None,
-        with_words: bool = False,
+        view_dropout: float | None,
+        pooled_vectors: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> None:
-        self.model, self.size, self.view_dropout, self.with_words = model, size, view_dropout, with_words
+        self.model, self.size, self.view_dropout, self.pooled_vectors = model, size, view_dropout, pooled_vectors
         self.views_of_a_row = 1 if view_dropout is None else 2
         parts = zip(*(tensor.split(size) for tensor in views.values()))
         self.mini_batches = [dict(zip(views, rows)) for rows in parts]
@@ -78,11 +78,8 @@ class GradientCache:
         sums = []
         for index, inputs in enumerate(self.mini_batches):
             with self.randomness(index):
-                outputs = self.model(**inputs, output_hidden_states=self.with_words)
-            vectors = outputs.last_hidden_state  # (size, L, d)
-            if self.with_words:
-                words = word_vectors(outputs.hidden_states[0], vectors)  # (size, L, d)
-                vectors = torch.cat([vectors, words], dim=-1)  # (size, L, 2d)
+                contextual = self.model(**inputs).last_hidden_state  # (size, L, d)
+            vectors = self.pooled_vectors(contextual, inputs["input_ids"])  # (size, L, d) or (size, L, 2d)
             sums.append(sum_and_count(vectors, inputs["attention_mask"]))  # (d + 1,)
             kept_dimensions(vectors, rate)  # the views will draw these numbers, so that no other mini-batch does
         return mean_of_batch(torch.stack(sums).sum(dim=0))

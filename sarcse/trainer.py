@@ -554,8 +554,8 @@ class SarcseTrainer(ReleasingTrainer):
         """A training step with the same gradients, but the activations of at most `size` rows in memory."""
         model.train()
         rows = len(inputs["input_ids"]) if self.reconstruct else 0
-        with_words = self.unwrapped.sentence_encoder.with_words
-        cache = GradientCache(model, self.encoder_inputs(inputs), size, rows, self.view_dropout, with_words)
+        views, read = self.encoder_inputs(inputs), self.unwrapped.pooled_vectors
+        cache = GradientCache(model, views, size, rows, self.view_dropout, read)
         weights: list[torch.Tensor] = []
 
         def weigh(outputs: SarcseModelOutput) -> None:

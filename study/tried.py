@@ -1,4 +1,4 @@
-"""Poolers that were tried before the default was chosen: `python -m study.own_text --pooler NAME` (docs/results.md)."""
+"""Poolers that were tried before the default was chosen. `python -m study.own_text --pooler NAME` trains them."""
 
 import torch
 

@@ -157,9 +157,11 @@ def test_sentence_encoder_equals_its_formula_written_out(tokenizer, pooler):
         torch.nn.init.normal_(parameter, std=0.1)  # not the zeros of a fresh model
     batch = tokenizer(SENTENCES[:1], return_tensors="pt")
     with torch.no_grad():
-        output = model(**batch, output_hidden_states=True)
-        vectors, first = output.last_hidden_state[0].double(), output.hidden_states[0][0].double()
-        words = torch.stack([w * x.pow(2).sum().sqrt() / w.pow(2).sum().sqrt() for w, x in zip(first, vectors)])
+        output = model(**batch)
+        vectors = output.last_hidden_state[0].double()
+        table = model.get_input_embeddings().weight.double()
+        words = [table[token] for token in batch["input_ids"][0]]
+        words = torch.stack([w * x.pow(2).sum().sqrt() / w.pow(2).sum().sqrt() for w, x in zip(words, vectors)])
         tokens = words if pooler == "words" else vectors[1:-1]  # <s> and </s> dropped
 
         def convolve(sequence, convolution):
@@ -193,24 +195,16 @@ def test_fresh_layers_leave_the_means(tokenizer, pooler, options):
     model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler, **options)
     mean = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean")
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
-    output = mean(**batch, output_hidden_states=True)
+    output = mean(**batch)
     expected = output.pooler_output
     if pooler == "words":
-        first, last = output.hidden_states[0], output.last_hidden_state
-        words = first / first.norm(dim=2, keepdim=True) * last.norm(dim=2, keepdim=True)
+        words = mean.get_input_embeddings().weight[batch["input_ids"]]
+        words = words / words.norm(dim=2, keepdim=True) * output.last_hidden_state.norm(dim=2, keepdim=True)
         number = batch["attention_mask"].sum(dim=1, keepdim=True)
         expected = expected + (words * batch["attention_mask"].unsqueeze(2)).sum(dim=1) / number
     torch.testing.assert_close(model(**batch).pooler_output, expected)
     model(**batch).pooler_output.pow(2).sum().backward()
     assert model.sentence_encoder.integration.weight.grad.count_nonzero() > 0
-
-
-def test_hidden_states_come_only_if_asked_for(tokenizer):
-    """Though the default pooler reads the first ones."""
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER))
-    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
-    assert model(**batch).hidden_states is None
-    assert len(model(**batch, output_hidden_states=True).hidden_states) == 3
 
 
 def test_fresh_layers_of_the_papers_form_have_ordinary_weights(tokenizer):
@@ -244,12 +238,9 @@ def test_reconstruction_covers_the_first_content_tokens(tokenizer, pooler):
     assert output.reconstruction.shape == output.reconstruction_target.shape == (4, 5, 128)
     content = [tokenizer(sentence, add_special_tokens=False).input_ids[:5] for sentence in SENTENCES]
     assert [ids[mask].tolist() for ids, mask in zip(output.content_input_ids, output.content_mask)] == content
-    target, first = (
-        output.last_hidden_state[0, 1:6],
-        model(**batch, output_hidden_states=True).hidden_states[0][0, 1:6],
-    )
+    target, words = output.last_hidden_state[0, 1:6], model.get_input_embeddings().weight[batch["input_ids"][0, 1:6]]
     if pooler == "words":
-        target = target + first * target.norm(dim=1, keepdim=True) / first.norm(dim=1, keepdim=True)
+        target = target + words * target.norm(dim=1, keepdim=True) / words.norm(dim=1, keepdim=True)
     torch.testing.assert_close(output.reconstruction_target[0], target)
     assert not output.reconstruction_target.requires_grad
     assert output.reconstruction_errors()[2].count_nonzero() == len(content[2])

@@ -295,7 +295,7 @@ def test_the_card_is_the_releases_without_a_pinned_revision(tmp_path, pairs, cap
 
 
 def test_callbacks_stop_early_by_the_pairs(tmp_path, pairs):
-    arguments = {**SMALL, "save_strategy": "steps", "max_steps": 4}
+    arguments = {**SMALL, "save_strategy": "steps", "max_steps": 4, "autoencoder_learning_rate": 0.0}
     arguments = SarcseTrainingArguments(str(tmp_path), eval_steps=1, save_steps=1, learning_rate=0.0, **arguments)
     trainer = SarcseTrainer(
         fresh_model(), arguments, train_dataset=TEXTS, eval_dataset=pairs, callbacks=[EarlyStoppingCallback(1)]
@@ -760,7 +760,7 @@ def test_adapters_are_trained_and_merged(tmp_path, pairs, tokenizer):
     lora = LoraConfig(target_modules=["query", "value"], modules_to_save=["sentence_encoder", "sentence_decoder"])
     model = get_peft_model(fresh_model(), lora)
     arguments = {**SMALL, "save_strategy": "steps", "learning_rate": 1e-2, "eval_steps": 1, "save_steps": 1}
-    arguments = SarcseTrainingArguments(str(tmp_path / "run"), **arguments)
+    arguments = SarcseTrainingArguments(str(tmp_path / "run"), **arguments, autoencoder_learning_rate=3e-2)
     trainer = SarcseTrainer(model, arguments, train_dataset=TEXTS, eval_dataset=pairs)
     trainer.train()
     key = "eval_stsb_spearman"
