@@ -70,8 +70,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--beside",
         metavar="MODEL",
-        help="Second model in the Space: a release, or an encoder (with mean pooling). Default: the encoder that the "
-        "training started from, if it is on the Hub.",
+        help="Second model in the Space: a release, a model of sentence-transformers, or an encoder (with mean "
+        "pooling). Default: the encoder that the training started from, if it is on the Hub.",
     )
     parser.add_argument(
         "--trust_remote_code",

@@ -4,6 +4,7 @@ A Space of a release: a page that demonstrates the model and shows its card, on 
 The page is `app.py`, copied unchanged. `space.json` beside it names the models; the README.md has the Hub's metadata.
 """
 
+import json
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from huggingface_hub import HfApi, ModelCard, SpaceCard, SpaceCardData
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PretrainedConfig
+from transformers.utils import ADAPTER_CONFIG_NAME as ADAPTER
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
@@ -26,7 +28,6 @@ from model_card.folder import RELEASE_CODE
 from model_card.hub import RELEASE_MARK, SPACE_MARK, explain, files_of, push_space
 from model_card.options import SpaceOptions
 from sarcse.comparison import markdown_text
-from sarcse.figures import COLORS
 from sarcse.loading import kind_of_model, loadable, plain_poolers, released_pooler
 from sarcse.record import write_json
 
@@ -34,8 +35,8 @@ from sarcse.record import write_json
 # The versions that the page is tested with, and that the Hub runs.
 GRADIO_VERSION, PYTHON_VERSION = "6.31.0", "3.11"
 
-# The same ranges as in requirements.txt and, for Gradio, pyproject.toml.
-REQUIREMENTS = ("gradio>=6.31,<7", "torch>=2.6,<2.14", "transformers>=5.5,<6")
+# The same ranges as in requirements.txt and, for Gradio and sentence-transformers, pyproject.toml.
+REQUIREMENTS = ("gradio>=6.31,<7", "sentence-transformers>=6,<7", "torch>=2.6,<2.14", "transformers>=5.5,<6")
 
 APP = Path(__file__).with_name("app.py")
 TEMPLATE = Path(__file__).with_name("space.md")
@@ -55,7 +56,9 @@ class Shown:
     Args:
         name (`str`): Its id on the Hub, or its folder relative to the Space.
         revision (`str`, *optional*): Commit on the Hub; None for a folder.
-        pooling (`str`, *optional*): "mean" or "cls"; None if the model's own code makes the embedding and may run.
+        pooling (`str`, *optional*): "mean" or "cls"; None if the model's own code or its modules of
+            sentence-transformers make the embedding.
+        code (`bool`): The model's own code makes the embedding, and may run.
         source (`str`): Hub id or folder to load it from on this machine.
         files (`list[str]`): The files in its folder or repository.
         private (`bool`): Its repository on the Hub is private.
@@ -64,6 +67,7 @@ class Shown:
     name: str
     revision: str | None
     pooling: str | None
+    code: bool
     source: str
     files: list[str] = field(default_factory=list)
     private: bool = False
@@ -73,7 +77,7 @@ class Shown:
             "name": self.name,
             "revision": self.revision,
             "pooling": self.pooling,
-            "code": self.pooling is None,
+            "code": self.code,
         }
 
 
@@ -143,8 +147,8 @@ def find(name_or_path: str, revision: str, folder: Path, trust_remote_code: bool
     A model, with its name relative to `folder`, where the Space will be.
 
     Raises:
-        ValueError: it is neither a folder here nor on a reachable Hub, it holds no model, its embeddings need
-            sentence-transformers, or it needs code that is not trusted.
+        ValueError: it is neither a folder here nor on a reachable Hub, it holds no model, or it needs code that is not
+            trusted.
     """
     path, commit, private = Path(name_or_path), None, False
     if path.is_dir():
@@ -154,10 +158,8 @@ def find(name_or_path: str, revision: str, folder: Path, trust_remote_code: bool
         commit, files, private = look_up(name, revision)
     kind = kind_of_model(name_or_path, commit or "main")
     if kind == "sentence-transformers":
-        raise ValueError(
-            f"{name_or_path}: its embeddings need sentence-transformers, which a Space does not have. Give an encoder "
-            "or a release of this project."
-        )
+        check_modules(name_or_path, commit)
+        return Shown(name, commit, None, False, name_or_path, files, private)
     if CONFIG_NAME not in files:
         raise ValueError(f"{name_or_path}: no model in it (no {CONFIG_NAME}).")
     with loadable(name_or_path):
@@ -167,7 +169,21 @@ def find(name_or_path: str, revision: str, folder: Path, trust_remote_code: bool
     pooling = "mean" if kind == "encoder" else plain_poolers()[pooler] if pooler is not None else None
     if pooling is None and not trust_remote_code:
         check_code(name_or_path, commit, config)
-    return Shown(name, commit, pooling, name_or_path, files, private)
+    return Shown(name, commit, pooling, pooling is None, name_or_path, files, private)
+
+
+def check_modules(name_or_path: str, commit: str | None) -> None:
+    """
+    Raises:
+        ValueError: a model of sentence-transformers has modules of its own.
+    """
+    modules = json.loads(Path(cached_file(name_or_path, "modules.json", revision=commit)).read_text(encoding="utf-8"))
+    own = [module["type"] for module in modules if not module["type"].startswith("sentence_transformers.")]
+    if own:
+        raise ValueError(
+            f"{name_or_path}: modules.json names code of its own ({', '.join(own)}), which a Space does not run. Give "
+            "a model whose modules are all of sentence-transformers, an encoder, or a release of this project."
+        )
 
 
 def check_code(name_or_path: str, commit: str | None, config: dict[str, Any]) -> None:
@@ -182,6 +198,8 @@ def check_code(name_or_path: str, commit: str | None, config: dict[str, Any]) ->
             foreign.append(file)
     if config.get("auto_map") != AUTO_MAP:
         foreign = [f"auto_map {config.get('auto_map')} of {CONFIG_NAME}"]
+    if cached_file(name_or_path, ADAPTER, revision=commit, _raise_exceptions_for_missing_entries=False):
+        foreign.append(f"of the model that {ADAPTER} names")
     if foreign:
         where = f"{name_or_path} at commit {commit}" if commit else name_or_path
         raise ValueError(
@@ -226,7 +244,7 @@ def second_model(options: SpaceOptions, card: ModelCard, folder: Path) -> Shown 
         validate_repo_id(name)
     except HFValidationError:  # a path, for example
         return None
-    return Shown(name, commit, pooling="mean", source=name)
+    return Shown(name, commit, pooling="mean", code=False, source=name)
 
 
 # --- The folder ------------------------------------------------------------------------------------------------------
@@ -280,7 +298,7 @@ def write_space(folder: Path, first: Shown, second: Shown | None, card: ModelCar
     name = Path(first.source).resolve().name if first.revision is None else first.name.split("/")[-1]
     link = f"{HfApi().endpoint}/{first.name}/tree/{first.revision}"
     what = f"[{markdown_text(first.name)}]({link})" if first.revision else "this model"
-    about = f"Sentence embeddings: compare and search sentences with {what}, and see which tokens matter."
+    about = f"Sentence embeddings: compare and search sentences with {what}."
     models = [shown for shown in (first, second) if shown is not None]
     settings = {
         "title": name,
@@ -288,7 +306,6 @@ def write_space(folder: Path, first: Shown, second: Shown | None, card: ModelCar
         "models": [shown.settings() for shown in models],
         "no_second_model": None if second else NO_SECOND_MODEL,
         "examples": [[item["source_sentence"], *item["sentences"]] for item in WIDGET],
-        "colors": COLORS,
     }
     data = SpaceCardData(
         title=name,
