@@ -241,8 +241,10 @@ MODELS, NO_SECOND_MODEL = load_models()
 EXAMPLES: list[list[str]] = SPACE["examples"]
 SENTENCES = [sentence for _, *others in EXAMPLES for sentence in others]
 THEME = gr.themes.Base(primary_hue="sky", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-THEME.set(button_primary_background_fill="*primary_700", button_primary_background_fill_dark="*primary_700")
+BUTTON = ("button_primary_background_fill" + end for end in ("", "_dark", "_hover", "_hover_dark"))
+THEME.set(color_accent="*primary_700", **dict.fromkeys(BUTTON, "*primary_700"))
 STYLE = """
+.dark { --color-accent: var(--primary-400) }
 .tokens .token-container:not(:has(.highlighted)) { flex-basis: 100%; font-weight: bold }
 .card :is(table, p:has(img)) { display: block; overflow-x: auto; border: 0 }
 .card :is(td, th) { overflow-wrap: normal; word-break: normal }
