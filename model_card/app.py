@@ -94,9 +94,9 @@ def lines(text: str) -> list[str]:
     return [" ".join(line.split()) for line in valid.splitlines() if line.strip()]
 
 
-def note(*texts: str) -> gr.Textbox:
+def note(text: str) -> gr.Textbox:
     """A text box shows names of files as they are, not as Markdown or HTML."""
-    return gr.Textbox("\n".join(texts), label="Note", visible=bool(texts), interactive=False)
+    return gr.Textbox(text, label="Note", visible=bool(text), interactive=False)
 
 
 def cut(what: str, text: str, label: str, model: SentenceTransformer) -> list[str]:
@@ -117,7 +117,7 @@ def compare(text: str) -> list[Any]:
     for model in MODELS:
         for row, sentence in enumerate(sentences, 1):
             notes += cut(f"Sentence {row}", sentence, *model)
-    return [note(*notes), *(part for model in MODELS for part in panel(*model, sentences))]
+    return [note("\n".join(notes)), *(part for model in MODELS for part in panel(*model, sentences))]
 
 
 def panel(label: str, model: SentenceTransformer, sentences: list[str]) -> list[Any]:
@@ -214,7 +214,7 @@ def search(query: str, pasted: str, path: str | None, column: str | None, progre
     (best,) = util.semantic_search(model.encode([wanted], convert_to_tensor=True), embedded(tuple(sentences)))
     rows = [[f"{hit['score']:.3f}", sentences[hit["corpus_id"]]] for hit in best]
     heading = f"The nearest {len(rows)} of {len(sentences):,} sentences, by cosine similarity"
-    return [note(*notes), gr.Dataframe(rows, label=heading, visible=True, **NEAREST, **TABLE)]
+    return [note("\n".join(notes)), gr.Dataframe(rows, label=heading, visible=True, **NEAREST, **TABLE)]
 
 
 # --- The page --------------------------------------------------------------------------------------------------------
@@ -257,12 +257,12 @@ with gr.Blocks(title=SPACE["title"], analytics_enabled=False) as demo:
     with gr.Tab("Compare"):
         text = gr.Textbox("\n".join(EXAMPLES[0]), label="Sentences, one per line (Shift+Enter to compare)", lines=4)
         button = gr.Button("Compare", variant="primary")
-        compared = [note()]
+        compared: list[Any] = [note("")]
         with gr.Row():
             for model in MODELS:
                 with gr.Column(min_width=400):
                     compared += panel(*model, EXAMPLES[0])
-        note(*filter(None, [NO_SECOND_MODEL]))
+        note(NO_SECOND_MODEL or "")
     with gr.Tab("Search"):
         pasted = gr.Textbox(
             "\n".join(SENTENCES), label=f"Sentences to search, one per line, up to {SEARCHED:,}", lines=4, max_lines=8
