@@ -267,7 +267,7 @@ with gr.Blocks(title=SPACE["title"], analytics_enabled=False) as demo:
         pasted = gr.Textbox(
             "\n".join(SENTENCES), label=f"Sentences to search, one per line, up to {SEARCHED:,}", lines=4, max_lines=8
         )
-        file = gr.File(label="More from a file: text with one sentence per line, or CSV", height=150)
+        file = gr.File(label="More: a text or CSV file", height=150)
         column = gr.Dropdown(label="Column to search in", visible=False, allow_custom_value=True)
         query = gr.Textbox(EXAMPLES[0][0], label="Query")
         find = gr.Button("Search", variant="primary")
