@@ -24,7 +24,7 @@ CUSTOM_PIPELINES = {
 # silently pool the token vectors itself. Inputs stay padded: with flash attention it would otherwise concatenate the
 # sentences of a batch, and a pooler here would see a single one.
 SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
-    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "modeling_sarcse.SarcseTransformer"}],
+    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}],
     "sentence_bert_config.json": {
         "transformer_task": "feature-extraction",
         "modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}},

@@ -843,32 +843,6 @@ class SarcsePipeline(FeatureExtractionPipeline):
         return super().preprocess(inputs, **{**self.cut, **tokenize_kwargs})
 
 
-def __getattr__(name: str) -> Any:
-    """
-    Define `SarcseTransformer` when sentence-transformers first asks for it, by its name in modules.json. Defined at
-    the top level, the class would need that library even where it is not installed.
-    """
-    if name != "SarcseTransformer":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    base: Any = importlib.import_module("sentence_transformers.base.modules").Transformer
-
-    global SarcseTransformer  # where pickle finds the class, for the processes of a pool
-
-    class SarcseTransformer(base):
-        """sentence-transformers' module, which returns one output of a model; this one adds the token vectors."""
-
-        def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-            given = {**features, **kwargs}
-            inputs = {key: given[key] for key in self.tokenizer.model_input_names if key in given}
-            output = self.model(**inputs, return_dict=True)
-            vectors = output.last_hidden_state  # (B, L, d); in a release's ONNX file the embedding, L times
-            features["sentence_embedding"] = output.pooler_output if self.backend == "torch" else vectors[:, 0]
-            features["token_embeddings"] = vectors
-            return features
-
-    return SarcseTransformer  # type: ignore[name-defined]  # mypy does not see the class as a global
-
-
 def _whole_characters(
     token_ids: list[int], errors: list[float], tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[str, float]]:

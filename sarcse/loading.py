@@ -406,6 +406,9 @@ def types_of(modules: list[dict[str, Any]]) -> list[str]:
 # With and without Normalize.
 PLAIN_TYPES = types_of(PLAIN_MODULES), types_of(PLAIN_MODULES[:2])
 
+# Of a model with code, the second in models of an earlier version.
+CODE_TYPES = types_of(SENTENCE_TRANSFORMERS_FILES["modules.json"]), ["SarcseTransformer"]
+
 
 def changes_of_text(saved: dict[str, Any], transformer: dict[str, Any]) -> dict[str, bool]:
     """What sentence-transformers may do to texts and embeddings beside its modules, and whether it does."""
@@ -432,7 +435,7 @@ def changed_in_sentence_transformers(name_or_path: str, revision: str = "main") 
     if not modules:
         return None
     types = types_of(modules)
-    expected = PLAIN_TYPES if pooler is not None else (types_of(SENTENCE_TRANSFORMERS_FILES["modules.json"]),)
+    expected = CODE_TYPES if pooler is None else PLAIN_TYPES
     length = transformer.get("max_seq_length")
     found = {
         f"modules.json lists {', '.join(types)}": types not in expected,
