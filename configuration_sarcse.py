@@ -36,9 +36,6 @@ SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
 # Where AutoConfig and AutoModel find the code, in the folder of config.json.
 AUTO_MAP = {"AutoConfig": "configuration_sarcse.SarcseConfig", "AutoModel": "modeling_sarcse.SarcseModel"}
 
-# The field of the encoder's configuration with the pooler of a plain release, which is an encoder to all other tools.
-POOLER_FIELD = "sarcse_pooler"
-
 # Fields of the encoder's configuration that tools also look for at the top level of config.json.
 OF_ENCODER = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
 
@@ -72,7 +69,7 @@ class SarcseConfig(PretrainedConfig):
             Ids that are not content. The paper drops `<s>` and `</s>` from the sequence; here the TextCNN and the
             reconstruction skip them, and the mean that the TextCNN's output is added to includes them. They are
             stored here because not every encoder configuration has them (BERT's has neither `[CLS]` nor `[SEP]`);
-            [`SarcseModel.from_encoder_pretrained`] fills them in from the tokenizer.
+            `sarcse.load_model` fills them in from the tokenizer.
         normalize (`bool`, defaults to `False`): Embeddings have length 1.
 
     Raises:
@@ -135,12 +132,11 @@ class SarcseConfig(PretrainedConfig):
         Raises:
             ValueError: if it is an encoder's configuration, or a field has an impossible value.
         """
-        found, pooler = config_dict.get("model_type", cls.model_type), config_dict.get(POOLER_FIELD)
+        found = config_dict.get("model_type", cls.model_type)
         if found != cls.model_type:
-            arguments = "..." if pooler is None else f"..., pooler={pooler!r}"
             raise ValueError(
-                f"This is an encoder (model_type={found!r}), not a SARCSE model. For fresh layers on it: "
-                f"`SarcseModel.from_encoder_pretrained({arguments})`."
+                f"This is an encoder (model_type={found!r}), not a SARCSE model. `sarcse.load_model` puts fresh "
+                "layers on it, and gives a release without code its own pooler."
             )
         return super().from_dict(config_dict, **kwargs)
 

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 from transformers import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
     MODEL_MAPPING,
-    AutoConfig,
     AutoModel,
     AutoModelForTextEncoding,
     AutoTokenizer,
@@ -33,7 +32,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.activations import ACT2FN
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 
@@ -185,21 +183,17 @@ class Pooler(nn.Module):
         description (`str`): What the embedding is, for cards and help texts.
         has_layers (`bool`): The pooler has weights of its own, which an encoder alone lacks.
         of_content (`bool`): The pooler needs the mask of the content tokens.
-        with_first_layer (`bool`): Its input is the mean of the first and the last layer's vectors, not the last alone.
         pooling_mode (`str`, *optional*): Its name in sentence-transformers, if a plain encoder can be pooled this way.
         decoder (`type`, *optional*): Maps embeddings `(B, d)` and a mask `(B, T)` to a reconstruction `(B, T, d)`.
         projection (`type`, *optional*): A layer after the embedding, `(B, d)` -> `(B, d)`, during training only.
-        trainable (`bool`): False for a pooler that is only a baseline in evaluations.
     """
 
     description: str
     has_layers = False
     of_content = False
-    with_first_layer = False
     pooling_mode: str | None = None
     decoder: type[nn.Module] | None = None
     projection: type[nn.Module] | None = None
-    trainable = True
 
     def __init__(self, config: SarcseConfig) -> None:
         super().__init__()
@@ -261,16 +255,6 @@ class Mean(Pooler):
         return token_mean(hidden_states, mask)
 
 
-class FirstLastMean(Mean):
-    """Mean pooling over the first and the last layer: the "first-last avg." of SimCSE's tables."""
-
-    description = "the mean of the first and the last layer's token vectors"
-    with_first_layer = True
-    pooling_mode = None
-    decoder = None
-    trainable = False
-
-
 class TextCNNEncoder(Pooler):
     """
     The paper's encoder: the mean of what a TextCNN and an integrating convolution make of the content tokens' vectors.
@@ -326,7 +310,6 @@ POOLERS: dict[str, type[Pooler]] = {
     "textcnn": TextCNNEncoder,
     "cls": FirstToken,
     "mean": Mean,
-    "first_last_average": FirstLastMean,
 }
 
 
@@ -369,7 +352,7 @@ class SarcseModel(PreTrainedModel):
         self.source: dict[str, str] = {}
         self.given_tokenizer: PreTrainedTokenizerBase | None = None
         if encoder is None:
-            auto_class, options = _encoder_class(config.encoder_config)
+            auto_class, options = encoder_class(config.encoder_config)
             self.encoder = auto_class.from_config(config.encoder_config, **options)
         else:
             self.encoder = encoder
@@ -395,67 +378,6 @@ class SarcseModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
         model.source = {name: kwargs[name] for name in ("revision", "subfolder", "cache_dir") if kwargs.get(name)}
         return loaded
-
-    @classmethod
-    def from_encoder_pretrained(
-        cls,
-        name_or_path: str,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        revision: str = "main",
-        dtype: torch.dtype = torch.float32,
-        attn_implementation: str | None = None,
-        **sarcse_fields: Any,
-    ) -> "SarcseModel":
-        """
-        Put fresh SARCSE layers on a pretrained encoder. A saved SARCSE model, trained or not, is loaded with
-        `from_pretrained` instead.
-
-        Args:
-            name_or_path (`str`): Hub id or folder of a text encoder that `AutoModel` loads, or of T5 and the like.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*):
-                Defines the special tokens, and is the model's from then on. Default: the encoder's own tokenizer.
-            revision (`str`): Branch, tag or commit of the encoder on the Hub.
-            dtype (`torch.dtype`): Type of the weights, whatever type the checkpoint is stored in.
-            attn_implementation (`str`, *optional*):
-                As in `AutoModel.from_pretrained`. Default: SDPA where the encoder supports it.
-            sarcse_fields: Fields of [`SarcseConfig`].
-
-        Returns:
-            `SarcseModel`, in evaluation mode.
-
-        Raises:
-            ValueError: if this is not a text encoder, its own code has not been registered, or a configuration field
-                does not exist or has an impossible value.
-        """
-        # The configuration would keep any other keyword, a token for the Hub included.
-        unknown = sarcse_fields.keys() - inspect.signature(SarcseConfig).parameters.keys()
-        if unknown:
-            raise ValueError(f"from_encoder_pretrained has no argument {', '.join(sorted(unknown))}.")
-        fields, _ = SarcseConfig.get_config_dict(name_or_path, revision=revision)
-        if fields.get("model_type") == SarcseConfig.model_type:
-            raise ValueError(f"{name_or_path} is a SARCSE model already: load it with `from_pretrained`.")
-        encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        given_tokenizer = tokenizer
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-        # The unknown token stays content: it stands for a word of the sentence.
-        special_token_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-        config = SarcseConfig(
-            encoder_config=encoder_config,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            **{"special_token_ids": sorted(special_token_ids), **sarcse_fields},
-        )
-        encoder = _load_encoder(
-            name_or_path, encoder_config, revision=revision, dtype=dtype, attn_implementation=attn_implementation
-        )
-        model = cls(config, encoder=encoder)
-        model.config._name_or_path = model.name_or_path = name_or_path  # what cards call the base model
-        model.source, model.given_tokenizer = {"revision": revision}, given_tokenizer
-        _check_encoder(name_or_path, model.eval(), tokenizer)
-        return model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -533,8 +455,6 @@ class SarcseModel(PreTrainedModel):
             raise ValueError(f"`input_ids` are needed{beside}.")
         if attention_mask is None:
             attention_mask = torch.ones(next(iter(read.values())).shape[:2], dtype=torch.long, device=self.device)
-        if pooler.with_first_layer:
-            encoder_kwargs["output_hidden_states"] = True
         # As asked for by `from_pretrained(..., output_hidden_states=True)`.
         if self.config.output_hidden_states:
             encoder_kwargs.setdefault("output_hidden_states", True)
@@ -542,9 +462,6 @@ class SarcseModel(PreTrainedModel):
             encoder_kwargs.setdefault("output_attentions", True)
         encoded = self.encoder(**read, attention_mask=attention_mask, **encoder_kwargs)
         vectors, mask = encoded.last_hidden_state, attention_mask.bool()  # (B, L, d), (B, L)
-        if pooler.with_first_layer:
-            # Index 0 holds the input embeddings: the first layer is 1 (github.com/princeton-nlp/SimCSE/issues/133).
-            vectors = (encoded.hidden_states[1] + vectors) / 2
         masks = [mask]
         if content_matters and input_ids is not None:
             masks.append(content := self._content_mask(input_ids, attention_mask))  # (B, L)
@@ -617,8 +534,7 @@ class SarcseModel(PreTrainedModel):
 
     def own_tokenizer(self) -> PreTrainedTokenizerBase:
         """
-        The tokenizer that `from_encoder_pretrained` was given, or else the one beside the model, of the revision that
-        the model was loaded from.
+        The tokenizer that was loaded with the model, or else the one beside it, of the model's revision.
 
         Raises:
             ValueError: if there is none.
@@ -857,36 +773,7 @@ def _whole_characters(
     return tokens
 
 
-def _load_encoder(name_or_path: str, encoder_config: Any, **options: Any) -> PreTrainedModel:
-    """
-    `from_pretrained`, without its report on the weights of a language model's head, which no encoder has. Weights
-    missing from the checkpoint are still reported.
-
-    Raises:
-        ValueError: if weights are missing and the folder has code of its own: transformers' class of that name is
-            another model.
-    """
-    auto_class, class_options = _encoder_class(encoder_config)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        encoder, loading_info = auto_class.from_pretrained(
-            name_or_path, output_loading_info=True, **options, **class_options
-        )
-    finally:
-        logging.set_verbosity(verbosity)
-    if loading_info["missing_keys"]:
-        missing = ", ".join(sorted(loading_info["missing_keys"]))
-        if hasattr(encoder_config, "auto_map") and encoder_config.model_type in CONFIG_MAPPING_NAMES:
-            raise ValueError(
-                f"{name_or_path} brings its own code as model_type={encoder_config.model_type!r}, which is another "
-                f"model in transformers: the checkpoint has no {missing}. SARCSE cannot wrap it."
-            )
-        logger.warning(f"{name_or_path} lacks some weights of the encoder, which are now random: {missing}.")
-    return encoder
-
-
-def _encoder_class(encoder_config: Any) -> tuple[Any, dict[str, bool]]:
+def encoder_class(encoder_config: Any) -> tuple[Any, dict[str, bool]]:
     """
     The auto class that builds an encoder, and the keyword that leaves out the encoder's own pooler, if it accepts one.
     Unused parameters would stop DistributedDataParallel, which waits for every gradient.
@@ -902,37 +789,6 @@ def _encoder_class(encoder_config: Any) -> tuple[Any, dict[str, bool]]:
         model_class = model_class[0]
     parameters = inspect.signature(model_class).parameters
     return auto_class, {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
-
-
-@torch.no_grad()
-def _check_encoder(name_or_path: str, model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """
-    Check that the encoder turns two sentences, one of them padded, into token vectors. Warn if the padding changes
-    the first sentence's vectors, as in encoders that mix all positions whatever the mask (FNet).
-
-    Raises:
-        ValueError: if it does not. transformers has no list of models that read text alone: this one may need images,
-            a decoder's input or boxes, or return another number of vectors.
-    """
-    batch = tokenizer(["A.", "A longer sentence."], padding=True, return_tensors="pt")
-    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    encoder = f"{name_or_path}, model_type={model.config.encoder_config.model_type!r},"
-    refusal = f"{encoder} is not a text encoder that SARCSE can wrap"
-    try:
-        vectors = model(**inputs).last_hidden_state
-    except Exception as error:  # each kind of model raises an exception of its own for a missing input
-        raise ValueError(f"{refusal} ({repr(error)[:200]}).") from error
-    expected = (*inputs["input_ids"].shape, model.config.hidden_size)
-    if vectors.shape != expected:
-        raise ValueError(f"{refusal}: its vectors for {expected[:2]} tokens have the shape {tuple(vectors.shape)}.")
-    alone = tokenizer(["A."], return_tensors="pt").to(model.device)
-    padded = vectors[:1][inputs["attention_mask"][:1].bool()]  # (B, L, d) -> (length, d)
-    unpadded = model(alone["input_ids"], alone["attention_mask"]).last_hidden_state[0]  # (length, d)
-    if (padded - unpadded).abs().max() > 0.05 * unpadded.abs().max():
-        logger.warning(
-            f"{encoder} gives a sentence other vectors in a batch with a longer one. Its embeddings depend on the "
-            "batch; encode sentences one at a time to compare them."
-        )
 
 
 def pack_left(sequence: torch.Tensor, content_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

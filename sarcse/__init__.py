@@ -26,6 +26,7 @@ HOMES = {
     "SarcseTrainingArguments": "sarcse.arguments",
     "encode": "sarcse.embedding",
     "info_nce": "sarcse.losses",
+    "load_model": "sarcse.loading",
     "weighted_reconstruction": "sarcse.losses",
 }
 __all__ = [*HOMES]  # noqa: PLE0604

@@ -40,6 +40,7 @@ from sarcse.comparison import (
     short_name,
 )
 from sarcse.loading import check_tokenizer, config_fields, is_sarcse, kind_of_model, load_model
+from sarcse.options import FIRST_LAST
 from sarcse.record import FILE_NAME as RECORD_NAME
 from sarcse.sentences import fingerprint
 from sarcse.tokens import unknown_share
@@ -79,10 +80,24 @@ def load_embedders(
         return
     for pooler in [None] if kind == "sarcse" else poolers:
         if pooler is not None:
-            options["pooler"] = pooler
+            options["pooler"] = "mean" if pooler == FIRST_LAST else pooler
         model, tokenizer = load_model(name_or_path, **options)
+        if pooler == FIRST_LAST:
+            average_first_and_last(model)
         row = name_or_path if pooler is None or len(poolers) == 1 else f"{name_or_path}, {pooler}"
-        yield row, model.config.pooler, partial(encode, model.to(device), tokenizer, batch_size=batch_size)
+        embed = partial(encode, model.to(device), tokenizer, batch_size=batch_size)
+        yield row, pooler or model.config.pooler, embed
+
+
+def average_first_and_last(model: SarcseModel) -> None:
+    """Make the encoder's vectors the mean of its first and last layer's: mean pooling then is `FIRST_LAST`."""
+
+    def average(encoder: torch.nn.Module, arguments: Any, output: Any) -> None:
+        # Index 0 holds the input embeddings: the first layer is 1 (github.com/princeton-nlp/SimCSE/issues/133).
+        output.last_hidden_state = (output.hidden_states[1] + output.last_hidden_state) / 2  # (B, L, d)
+
+    model.config.output_hidden_states = True
+    model.encoder.register_forward_hook(average)
 
 
 def load_sentence_transformer(name_or_path: str, device: torch.device, batch_size: int, **options: Any) -> Embed:

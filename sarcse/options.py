@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
+# A pooling of plain encoders that evaluations have as a baseline: SimCSE's "first-last avg.".
+FIRST_LAST = "first_last_average"
+
+
 # --- STS tasks -------------------------------------------------------------------------------------------------------
 
 

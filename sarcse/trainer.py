@@ -36,7 +36,6 @@ from sarcse.arguments import (
     CORPUS,
     ENGLISH,
     HEALTH,
-    TRAINABLE_POOLERS,
     ModelArguments,
     SarcseTrainingArguments,
     check_reconstruction,
@@ -186,8 +185,8 @@ class SarcseTrainer(ReleasingTrainer):
         self.eval_dataset = eval_dataset
         if self.model.config.model_type != SarcseConfig.model_type:
             raise ValueError(
-                f"SarcseTrainer trains a SarcseModel, not {type(self.model).__name__}. Fresh layers on an encoder: "
-                "`SarcseModel.from_encoder_pretrained`."
+                f"SarcseTrainer trains a SarcseModel, not {type(self.model).__name__}. `load_model` puts fresh layers "
+                "on an encoder."
             )
         if has_adapters(self.model) and not hasattr(self.model, "merge_and_unload"):
             raise ValueError("The adapters could not be merged into a release: add them with `peft.get_peft_model`.")
@@ -309,7 +308,6 @@ class SarcseTrainer(ReleasingTrainer):
         model, args = self.model, self.args
         if self.args.of_sentence_encoder:
             setattr(self.unwrapped.config.encoder_config, SENTENCE_ENCODER_FIELD, True)
-        check_trainable(model)
         check_precision(model)
         check_reconstruction(model.config.pooler, args.reconstruction_weight)
         if self.reconstruct:
@@ -713,18 +711,6 @@ def split_groups(optimizer: torch.optim.Optimizer, encoder: set[torch.nn.Paramet
         if new:
             group["params"] = [parameter for parameter in group["params"] if parameter in encoder]
             optimizer.add_param_group({**group, "params": new, "lr": learning_rate})
-
-
-def check_trainable(model: SarcseModel) -> None:
-    """
-    Check that the model's pooler can be trained.
-
-    Raises:
-        ValueError: if the pooler is only a baseline in evaluations.
-    """
-    if not model.sentence_encoder.trainable:
-        able = ", ".join(TRAINABLE_POOLERS)
-        raise ValueError(f"pooler={model.config.pooler!r} is for evaluations only; these can be trained: {able}.")
 
 
 def check_decoder_length(config: SarcseConfig, longest: int, tokenizer: PreTrainedTokenizerBase | None) -> None:

@@ -404,7 +404,7 @@ REGISTERED = """
 import sys
 from transformers import AutoConfig, AutoModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from sarcse import SarcseModel, SarcseTrainer, SarcseTrainingArguments
+from sarcse import SarcseModel, SarcseTrainer, SarcseTrainingArguments, load_model
 encoder, out = sys.argv[1:]
 config, model = (
     get_class_from_dynamic_module(name, encoder)
@@ -414,7 +414,7 @@ AutoConfig.register("custom_bert", config)
 AutoModel.register(config, model)
 arguments = SarcseTrainingArguments(out, max_steps=1, per_device_train_batch_size=8, report_to="none")
 trainer = SarcseTrainer(
-    SarcseModel.from_encoder_pretrained(encoder), arguments, train_dataset=[f"Sentence {n}." for n in range(8)]
+    load_model(encoder)[0], arguments, train_dataset=[f"Sentence {n}." for n in range(8)]
 )
 trainer.train()
 trainer.save_results()

@@ -17,6 +17,7 @@ from configuration_sarcse import OF_ENCODER, SarcseConfig
 from model_card.plain import write_plain_model
 from modeling_sarcse import POOLERS, SarcseModel
 from sarcse import SarcseTrainer, SarcseTrainingArguments
+from sarcse.loading import load_model
 
 from .conftest import ENCODER, SENTENCES, whole_model
 
@@ -164,10 +165,10 @@ def test_a_pinned_model_takes_the_tokenizer_of_its_revision(saved, tmp_path, tok
 
 def test_an_encoder_is_not_taken_for_a_sarcse_model(tmp_path, tokenizer):
     """transformers would build RoBERTa-base with random weights, and report them as missing."""
-    with pytest.raises(ValueError, match=r"an encoder \(model_type='roberta'\).*from_encoder_pretrained\(...\)"):
+    with pytest.raises(ValueError, match=r"an encoder \(model_type='roberta'\).*`sarcse.load_model` puts"):
         SarcseModel.from_pretrained(str(ENCODER))
     write_plain_model(whole_model(str(ENCODER), pooler="mean"), tokenizer, tmp_path, "5GB")
-    with pytest.raises(ValueError, match=r"from_encoder_pretrained\(..., pooler='mean'\)"):
+    with pytest.raises(ValueError, match="`sarcse.load_model` .* gives a release without code its own pooler"):
         SarcseModel.from_pretrained(tmp_path)
 
 
@@ -202,7 +203,7 @@ def test_config_json_has_the_encoders_sizes_where_tools_look_for_them(tmp_path):
 
 def test_a_configuration_alone_brings_the_code_that_it_names(tmp_path):
     """Saved by the project's class, or by the class from a folder of which only the configuration was loaded."""
-    SarcseModel.from_encoder_pretrained(str(ENCODER)).config.save_pretrained(tmp_path / "one")
+    load_model(str(ENCODER))[0].config.save_pretrained(tmp_path / "one")
     AutoConfig.from_pretrained(tmp_path / "one", trust_remote_code=True).save_pretrained(tmp_path / "two")
     config = AutoConfig.from_pretrained(tmp_path / "two", trust_remote_code=True)
     model = AutoModel.from_config(config, trust_remote_code=True)

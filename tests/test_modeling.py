@@ -22,12 +22,12 @@ from transformers import (
     RobertaConfig,
     pipeline,
 )
-from transformers.utils import logging
 
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import POOLERS, Mean, SameConv1d, SarcseModel, mean_window, pack_left
 from sarcse.embedding import encode
 from sarcse.health import HealthCheck
+from sarcse.loading import load_model
 
 from .conftest import ENCODER, PROJECT, SENTENCES, run_python, whole_model
 
@@ -182,8 +182,8 @@ def test_sentence_encoder_equals_its_formula_written_out(tokenizer, pooler):
 @pytest.mark.parametrize("options", [{}, {"channels": 5, "activation": "relu"}], ids=str)
 def test_fresh_autoencoder_is_mean_pooling(tokenizer, options):
     """Its TextCNN still gets gradients: training starts from mean pooling, not from random convolutions."""
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), **options)
-    mean = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean")
+    model = load_model(str(ENCODER), **options)[0]
+    mean = load_model(str(ENCODER), pooler="mean")[0]
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     torch.testing.assert_close(model(**batch).pooler_output, mean(**batch).pooler_output)
     model(**batch).pooler_output.pow(2).sum().backward()
@@ -192,7 +192,7 @@ def test_fresh_autoencoder_is_mean_pooling(tokenizer, options):
 
 def test_fresh_layers_of_the_papers_form_have_ordinary_weights(tokenizer):
     """So each of them has an effect, and a gradient in the first step."""
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="textcnn")
+    model = load_model(str(ENCODER), pooler="textcnn")[0]
     output = model(**tokenizer(SENTENCES, padding=True, return_tensors="pt"), output_reconstruction=True)
     output.reconstruction_errors().sum().backward()
     layers = {name: weight for name, weight in model.named_parameters() if name.startswith("sentence_")}
@@ -205,7 +205,7 @@ def test_fresh_layers_of_the_papers_form_have_ordinary_weights(tokenizer):
 @pytest.mark.parametrize("options", [{}, {"channels": 5, "activation": "relu"}], ids=str)
 def test_fresh_decoder_gives_the_embedding_at_every_position(tokenizer, options):
     """So each error is a distance from the embedding."""
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), **options)
+    model = load_model(str(ENCODER), **options)[0]
     with torch.no_grad():
         output = model(**tokenizer(SENTENCES[0], return_tensors="pt"), output_reconstruction=True)
     for reconstruction in output.reconstruction[output.content_mask]:
@@ -254,7 +254,7 @@ def test_decoder_equals_its_formula_written_out(tokenizer, pooler):
 
 
 def test_cls_pooler_has_the_tanh_layer_in_training_only(tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="cls")
+    model = load_model(str(ENCODER), pooler="cls")[0]
     for dropout in model.modules():
         if isinstance(dropout, torch.nn.Dropout):
             dropout.p = 0.0
@@ -266,7 +266,7 @@ def test_cls_pooler_has_the_tanh_layer_in_training_only(tokenizer):
 
 
 def test_mean_pooler_is_the_mean_over_all_attended_tokens(tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean")
+    model = load_model(str(ENCODER), pooler="mean")[0]
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     with torch.no_grad():
         output = model(**batch)
@@ -274,19 +274,8 @@ def test_mean_pooler_is_the_mean_over_all_attended_tokens(tokenizer):
         torch.testing.assert_close(output.pooler_output[row], output.last_hidden_state[row, :length].mean(dim=0))
 
 
-def test_first_last_average_is_the_mean_over_tokens_of_the_first_and_the_last_layer(tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="first_last_average")
-    layers = []
-    for layer in (model.encoder.encoder.layer[0], model.encoder.encoder.layer[-1]):
-        layer.register_forward_hook(lambda module, inputs, output: layers.append(output))
-    with torch.no_grad():
-        output = model(**tokenizer(SENTENCES[:1], return_tensors="pt"))
-    first, last = (layer[0] if isinstance(layer, tuple) else layer for layer in layers)
-    torch.testing.assert_close(output.pooler_output, (first + last).mean(dim=1) / 2)
-
-
 def test_under_mean_pooling_each_token_is_reconstructed_as_the_embedding(tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean").eval()
+    model = load_model(str(ENCODER), pooler="mean")[0].eval()
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     output = model(**batch, output_reconstruction=True, reconstructed_rows=1)
     vectors = output.last_hidden_state[0, : int(batch["attention_mask"][0].sum())]
@@ -440,30 +429,31 @@ def test_outputs_can_be_a_tuple(trained_like_model, tokenizer):
     assert torch.equal(last_hidden_state, output.hidden_states[-1])
 
 
-def test_a_sarcse_folder_is_not_wrapped_again(saved_model):
-    with pytest.raises(ValueError, match="is a SARCSE model already"):
-        SarcseModel.from_encoder_pretrained(str(saved_model))
+def test_a_sarcse_folder_is_not_wrapped_again(saved_model, trained_like_model, tokenizer):
+    model, _ = load_model(str(saved_model))
+    np.testing.assert_array_equal(model.encode(SENTENCES), trained_like_model.encode(SENTENCES, tokenizer))
 
 
 def test_missing_weights_are_reported_and_a_language_model_head_is_not(tmp_path, tokenizer, caplog, capsys):
-    logging.get_logger("modeling_sarcse").parent.propagate = True
     encoder = AutoModel.from_pretrained(ENCODER, add_pooling_layer=False)
     state = encoder.state_dict()
     del state["encoder.layer.1.output.dense.bias"]
     encoder.save_pretrained(tmp_path, state_dict=state)
+    tokenizer.save_pretrained(tmp_path)
     caplog.clear()
     capsys.readouterr()
-    SarcseModel.from_encoder_pretrained(str(tmp_path), tokenizer=tokenizer)
+    load_model(str(tmp_path))
     assert "lacks some weights of the encoder, which are now random: encoder.layer.1.output.dense.bias." in caplog.text
     caplog.clear()
-    SarcseModel.from_encoder_pretrained(str(ENCODER), tokenizer=tokenizer)  # saved with its masked-LM head
+    load_model(str(ENCODER))  # saved with its masked-LM head
     assert caplog.text == "" and "UNEXPECTED" not in capsys.readouterr().err
 
 
 def test_what_is_no_text_encoder_is_refused(tmp_path, tokenizer):
     BartConfig(d_model=8, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not a text encoder"):
-        SarcseModel.from_encoder_pretrained(str(tmp_path), tokenizer=tokenizer)
+        load_model(str(tmp_path))
 
 
 # --- A loaded encoder, and a model of 0.2.0 --------------------------------------------------------------------------
@@ -487,7 +477,7 @@ def test_a_loaded_encoder_of_another_size_is_refused():
 
 def test_an_unknown_pooler_is_refused():
     with pytest.raises(ValueError, match="`pooler` must be one of autoencoder, textcnn, .*got 'first'"):
-        SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="first")
+        load_model(str(ENCODER), pooler="first")[0]
 
 
 @pytest.mark.parametrize("pooler", POOLERS)
@@ -514,10 +504,11 @@ def test_a_model_of_version_0_2_0_loads_as_it_was(pooler, tmp_path):
 # --- Calls that would go wrong without a word ------------------------------------------------------------------------
 
 
-def test_keywords_that_are_no_fields_are_refused():
+def test_keywords_that_are_no_fields_are_refused(saved_model):
     """The configuration would keep them, and so publish a token."""
-    with pytest.raises(ValueError, match="from_encoder_pretrained has no argument poolr, token"):
-        SarcseModel.from_encoder_pretrained(str(ENCODER), token="hf_secret", poolr="mean")
+    for folder in (ENCODER, saved_model):
+        with pytest.raises(ValueError, match="load_model has no argument poolr, token"):
+            load_model(str(folder), token="hf_secret", poolr="mean")
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_tokenizer_json_alone_cuts_at_the_models_limit(release_folder, tokenizer
         own = AutoTokenizer.from_pretrained(ENCODER)
         own(["Why?", "A longer one."], padding=True, truncation=True, max_length=8, pad_to_multiple_of=8)
         assert own.backend_tokenizer.truncation["max_length"] == 8 and own.backend_tokenizer.padding is not None
-        model, plain = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean"), folder.name == "plain"
+        model, plain = load_model(str(ENCODER), pooler="mean")[0], folder.name == "plain"
         own.model_max_length = 128
         write_model(model, own, folder, plain, with_decoder=False)
         write_tokenizer(own, folder / "onnx")
@@ -407,7 +407,7 @@ def test_the_card_says_what_was_recorded(release_folder, finished_run):
 def test_the_card_names_the_method_that_was_trained(facts, tmp_path, pooler, weight, sentence, tag):
     parts = {"mean": "the mean of the token vectors", "scales": "the integrated and averaged scales of a TextCNN"}
     sentence = "The embedding is " + sentence.format(**parts, trained="Trained without labels")
-    facts.model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler)
+    facts.model = load_model(str(ENCODER), pooler=pooler)[0]
     facts.record["hyperparameters"]["reconstruction_weight"] = weight
     write_card(tmp_path / "README.md", facts, "you/model", "v1", None, ["en"])
     card = ModelCard.load(tmp_path / "README.md")

@@ -19,7 +19,6 @@ from transformers import AutoModel, AutoTokenizer, pipeline
 
 from model_card.folder import verify
 from model_card.release import ReleaseOptions, build
-from modeling_sarcse import SarcseModel
 from sarcse.arguments import LEARNING_RATE_BUDGET, SENTENCE_ENCODER_BUDGET, SarcseTrainingArguments
 from sarcse.loading import kind_of_model, load_model
 from sarcse.parsing import parse_arguments
@@ -298,7 +297,8 @@ def test_an_encoder_in_a_subfolder_is_refused_with_what_to_do(tmp_path):
 
 def test_in_python_the_budget_is_small_and_what_is_not_kept_is_named(tmp_path, caplog):
     encoder, args = save(tmp_path / "encoder"), SarcseTrainingArguments(str(tmp_path / "out"), **SMALL)
-    trainer = SarcseTrainer(SarcseModel.from_encoder_pretrained(str(encoder)), args, train_dataset=TEXTS)
+    model, _ = load_model(str(encoder), pooler="autoencoder", normalize=False)
+    trainer = SarcseTrainer(model, args, train_dataset=TEXTS)
     assert trainer.args.rate_budget == SENTENCE_ENCODER_BUDGET and args.rate_budget == LEARNING_RATE_BUDGET
     # Its tokenizer has the length, as sentence-transformers 6 saves it.
     assert (

@@ -30,6 +30,7 @@ from model_card.hub import files_of, push_space
 from model_card.space import GRADIO_VERSION, NO_SECOND_MODEL, REQUIREMENTS, SpaceOptions, find, second_model
 from modeling_sarcse import SarcseModel
 from sarcse.figures import COLORS, FIGURES
+from sarcse.loading import load_model
 
 from . import hub_rules
 from .conftest import ENCODER, PROJECT, SENTENCES, random_encoder, run_command, run_python, start_python
@@ -397,7 +398,7 @@ def test_an_encoder_is_pooled_as_it_should_be(app, space, pooling):
 
 def test_a_plain_release_is_pooled_as_it_says(app, space, tokenizer, tmp_path):
     """It has no code, and its folder names the pooler."""
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), tokenizer=tokenizer, pooler="cls")
+    model, _ = load_model(str(ENCODER), pooler="cls")
     expected = model.encode(SENTENCES, tokenizer, normalize=True)
     write_model(model, tokenizer, tmp_path / "plain", plain=True, with_decoder=False)
     shown = find(str(tmp_path / "plain"), "main", space)
