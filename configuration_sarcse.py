@@ -4,6 +4,7 @@
 import copy
 import json
 import shutil
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
 # Where AutoConfig and AutoModel find the code, in the folder of config.json.
 AUTO_MAP = {"AutoConfig": "configuration_sarcse.SarcseConfig", "AutoModel": "modeling_sarcse.SarcseModel"}
 
-# Fields of the encoder's configuration that tools also look for at the top level of config.json.
-OF_ENCODER = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
+# The encoder's sizes that servers read at the top level of config.json (tests/test_plain.py), and those that programs
+# also look for in the configuration.
+IN_FILE = ("hidden_size", "num_hidden_layers", "max_position_embeddings")
+OF_ENCODER = (*IN_FILE, "num_attention_heads", "vocab_size")
 
 
 class SarcseConfig(PretrainedConfig):
@@ -64,7 +67,7 @@ class SarcseConfig(PretrainedConfig):
         decoder_length (`int`, defaults to 32):
             Number of tokens that are reconstructed. Tokens past it are encoded but not reconstructed.
         with_decoder (`bool`, defaults to `True`):
-            False in releases, whose decoder is left out: only training and `token_importance` use it.
+            False in releases, whose decoder is left out: only training and token importance use it.
         special_token_ids (`list[int]`, defaults to `[]`):
             Ids that are not content. The paper drops `<s>` and `</s>` from the sequence; here the TextCNN and the
             reconstruction skip them, and the mean that the TextCNN's output is added to includes them. They are
@@ -119,9 +122,12 @@ class SarcseConfig(PretrainedConfig):
         self.normalize = normalize
         # The version of the running code, which is also the code that is saved beside the weights.
         self.sarcse_version = __version__
-        repeated = {name: kwargs.pop(name) for name in OF_ENCODER if name in kwargs}
+        given = {name: kwargs.pop(name) for name in OF_ENCODER if name in kwargs}
         if kwargs.pop("sarcse_version", None) is None:  # not what `to_dict` wrote
-            _check_encoder_fields(self.encoder_config, repeated)
+            for name, value in given.items():
+                if not hasattr(self, name) or value != attrgetter(name)(self):
+                    own = self.encoder_config.attribute_map.get(name, name)  # `dim` is DistilBERT's `hidden_size`
+                    raise ValueError(f"`{name}` is the encoder's: set it in `encoder_config`, as {own!r}: {value!r}.")
         super().__init__(**{"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES), **kwargs})
 
     @classmethod
@@ -140,20 +146,19 @@ class SarcseConfig(PretrainedConfig):
             )
         return super().from_dict(config_dict, **kwargs)
 
-    @property
-    def hidden_size(self) -> int:
-        """Size of a sentence embedding: the encoder's hidden size, under the name that other libraries look for."""
-        return self.encoder_config.hidden_size
+    def __getattr__(self, name: str) -> Any:
+        """The encoder's sizes, under the names that other libraries look for, whatever the encoder calls them."""
+        if name in OF_ENCODER:
+            return attrgetter(name)(self.encoder_config)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
         """The encoder's configuration, where transformers stores the vocabulary size after a resize."""
         return self.encoder_config
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON has them, with the encoder's fields in `OF_ENCODER` repeated at the top level."""
-        encoder = self.encoder_config.to_dict()
-        repeated = {name: encoder[own] for name, own in _encoder_names(self.encoder_config).items() if own in encoder}
-        return {**super().to_dict(), **repeated}
+        """All fields as JSON has them, with the encoder's sizes in `IN_FILE` repeated at the top level."""
+        return {**super().to_dict(), **{name: attrgetter(name)(self) for name in IN_FILE if hasattr(self, name)}}
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """
@@ -198,26 +203,6 @@ def _as_config(encoder_config: PretrainedConfig | dict[str, Any] | None) -> Pret
     # A copy: transformers resets the attention implementation of nested configurations, and a loaded encoder that
     # shared the object would switch to it.
     return copy.deepcopy(encoder_config)
-
-
-def _encoder_names(encoder_config: PretrainedConfig) -> dict[str, str]:
-    """The fields in `OF_ENCODER` and the encoder's own names for them: `dim` is DistilBERT's `hidden_size`."""
-    return {name: encoder_config.attribute_map.get(name, name) for name in OF_ENCODER}
-
-
-def _check_encoder_fields(encoder_config: PretrainedConfig, fields: dict[str, Any]) -> None:
-    """
-    Raises:
-        ValueError: if one of the fields, which are in `OF_ENCODER`, is not the encoder's: it would be ignored.
-    """
-    encoder, names = encoder_config.to_dict(), _encoder_names(encoder_config)
-    for name, value in fields.items():
-        own = names[name]
-        if value != encoder.get(own, value):
-            raise ValueError(
-                f"`{name}` is the encoder's, {encoder[own]!r} here, not {value!r}. Set it in `encoder_config`, for "
-                f"example {dict(model_type=encoder_config.model_type, **{own: value})!r}."
-            )
 
 
 def _check_count(name: str, value: int, minimum: int = 1) -> None:

@@ -11,14 +11,14 @@ import importlib
 import inspect
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn import functional as F
 from transformers import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
@@ -76,29 +76,18 @@ class SarcseModelOutput(ModelOutput):
     content_mask: torch.Tensor | None = None
     content_input_ids: torch.Tensor | None = None
 
-    def reconstructed(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        `reconstruction`, `reconstruction_target`, `content_mask` and `content_input_ids` as a tuple.
-
-        Raises:
-            ValueError: if the model was called without `output_reconstruction=True`.
-        """
-        parts = self.reconstruction, self.reconstruction_target, self.content_mask, self.content_input_ids
-        if any(part is None for part in parts):
-            raise ValueError("nothing was reconstructed: call the model with `output_reconstruction=True`.")
-        return parts  # type: ignore[return-value]  # none is None
-
     def reconstruction_errors(self) -> torch.Tensor:
         """
         Squared error of each content token's reconstruction, averaged over d, in float32: `(R, T)`, zero after the
         last content token.
 
         Raises:
-            ValueError: if nothing was reconstructed.
+            ValueError: if the model was called without `output_reconstruction=True`.
         """
-        reconstruction, target, mask, _ = self.reconstructed()
-        difference = reconstruction.float() - target.float()
-        return difference.pow(2).mean(dim=-1) * mask  # (R, T, d) -> (R, T)
+        if self.reconstruction is None or self.reconstruction_target is None or self.content_mask is None:
+            raise ValueError("nothing was reconstructed: call the model with `output_reconstruction=True`.")
+        difference = self.reconstruction.float() - self.reconstruction_target.float()
+        return difference.pow(2).mean(dim=-1) * self.content_mask  # (R, T, d) -> (R, T)
 
 
 class SameConv1d(nn.Conv1d):
@@ -365,11 +354,8 @@ class SarcseModel(PreTrainedModel):
         self.projection = pooler.projection(config) if pooler.projection else None
         self.post_init()
         if encoder is not None:
-            self._initialize_new_layers()
-
-    def _initialize_new_layers(self) -> None:
-        for layers in filter(None, (self.sentence_encoder, self.sentence_decoder, self.projection)):
-            layers.to(device=self.encoder.device, dtype=self.encoder.dtype)
+            for layers in filter(None, (self.sentence_encoder, self.sentence_decoder, self.projection)):
+                layers.to(device=encoder.device, dtype=encoder.dtype)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -412,8 +398,7 @@ class SarcseModel(PreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         output_reconstruction: bool = False,
         reconstructed_rows: int | None = None,
-        view_dropout: float | None = None,
-        view_mean: torch.Tensor | None = None,
+        views: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         **encoder_kwargs: Any,
     ) -> SarcseModelOutput:
         """
@@ -424,16 +409,12 @@ class SarcseModel(PreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 for tokens, 0 for padding. Default: ones.
             inputs_embeds (`torch.Tensor` of shape `(B, L, d)`, *optional*):
                 What the encoder reads instead of `input_ids`, which then only identify the special tokens.
-            output_reconstruction (`bool`): Also decode, for training and for token importance.
+            output_reconstruction (`bool`): Also decode, for training and for token importance (`sarcse`).
             reconstructed_rows (`int`, *optional*): Decode only this many rows, from the first. Default: all B.
-            view_dropout (`float`, *optional*):
-                Make two views of each row from its last vectors, so that in training the encoder sees every sentence
-                once: each view drops this share of the dimensions, see `two_views_of`. `pooler_output` is then
-                `(2B, d)`, the first views first. Only the first views are reconstructed, from a target without
-                dropout. Default: one view, the row itself.
-            view_mean (`torch.Tensor` of shape `(d,)`, *optional*):
-                The mean of the batch's vectors, if these rows are only a part of the batch. Default: the mean over the
-                rows of all processes.
+            views (`Callable`, *optional*):
+                Makes two views of each row from its vectors and their mask: `(B, L, d)` and `(B, L)` -> `(2B, L, d)`.
+                `pooler_output` is then `(2B, d)`, the first views first. Only the first views are reconstructed, from
+                the vectors before. Default: one view, the row itself.
             encoder_kwargs: Passed to the encoder, for example `token_type_ids` or `output_hidden_states`.
 
         Raises:
@@ -465,18 +446,25 @@ class SarcseModel(PreTrainedModel):
         masks = [mask]
         if content_matters and input_ids is not None:
             masks.append(content := self._content_mask(input_ids, attention_mask))  # (B, L)
-        if view_dropout is not None:
-            mean = mean_of_batch(sum_and_count(vectors, mask)) if view_mean is None else view_mean  # (d,)
-            vectors = two_views_of(vectors, view_dropout, mean)  # (2B, L, d)
+        if views is not None:
+            vectors = views(vectors, mask)  # (2B, L, d)
             masks = [each.repeat(2, 1) for each in masks]  # (2B, L)
         embeddings = pooler(vectors, *masks)  # (B, d), or (2B, d)
         if self.training and self.projection is not None:
             embeddings = self.projection(embeddings)  # (B, d)
         reconstruction = {}
         if decoder is not None and input_ids is not None:
-            rows = slice(reconstructed_rows)
-            parts = encoded.last_hidden_state[rows], input_ids[rows], content[rows]
-            reconstruction = self._reconstruct(decoder, embeddings[: len(parts[0])], *parts)
+            rows, length = slice(reconstructed_rows), self.config.decoder_length
+            target, content_mask = pack_left(
+                encoded.last_hidden_state[rows].detach(), content[rows]
+            )  # (R, L, d), (R, L)
+            ids, _ = pack_left(input_ids[rows], content[rows])  # (R, L)
+            reconstruction = {
+                "reconstruction": decoder(embeddings[: len(ids)], content_mask[:, :length]),  # (R, T, d)
+                "reconstruction_target": target[:, :length],  # (R, T, d)
+                "content_mask": content_mask[:, :length],  # (R, T)
+                "content_input_ids": ids[:, :length],  # (R, T)
+            }
         if self.config.normalize:  # after the reconstruction, whose scale is that of the token vectors
             embeddings = F.normalize(embeddings, dim=1)
         return SarcseModelOutput(
@@ -486,25 +474,6 @@ class SarcseModel(PreTrainedModel):
             attentions=encoded.get("attentions"),
             **reconstruction,
         )
-
-    def _reconstruct(
-        self,
-        decoder: nn.Module,
-        embeddings: torch.Tensor,
-        vectors: torch.Tensor,
-        input_ids: torch.Tensor,
-        content: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        """The reconstruction's output fields, from `(R, d)`, `(R, L, d)`, `(R, L)` and the mask `(R, L)`."""
-        target, mask = pack_left(vectors.detach(), content)  # (R, L, d), (R, L)
-        ids, _ = pack_left(input_ids, content)  # (R, L)
-        target, mask, ids = (packed[:, : self.config.decoder_length] for packed in (target, mask, ids))
-        return {
-            "reconstruction": decoder(embeddings, mask),  # (R, T, d)
-            "reconstruction_target": target,  # (R, T, d)
-            "content_mask": mask,  # (R, T)
-            "content_input_ids": ids,  # (R, T)
-        }
 
     def require_decoder(self) -> nn.Module:
         """
@@ -605,40 +574,6 @@ class SarcseModel(PreTrainedModel):
                 output = self(**batch.to(self.device), return_dict=True)
                 embeddings[rows] = output.pooler_output.float().cpu()  # (batch_size, d)
         return (F.normalize(embeddings, dim=1) if normalize else embeddings).numpy()
-
-    @torch.no_grad()
-    def token_importance(
-        self, sentences: list[str], tokenizer: PreTrainedTokenizerBase
-    ) -> list[list[tuple[str, float]]]:
-        """
-        Tokens and their reconstruction errors: the smaller the error, the more important the token is to the sentence
-        embedding (figure 1 of the paper).
-
-        Args:
-            sentences (`list[str]`): Encoded as one batch, and cut at the tokenizer's `model_max_length`.
-            tokenizer (`PreTrainedTokenizerBase`): The model's own.
-
-        Returns:
-            For each sentence its `(token text, error)` pairs in order, without special tokens and tokens past
-            `decoder_length`. Tokens that are bytes of one character are joined, with the mean of their errors. An
-            error is the mean squared difference over d, in squared units of the encoder's vectors.
-
-        Raises:
-            ValueError: if the pooler has no reconstruction, the model has no decoder, or `sentences` is one string.
-        """
-        self.require_decoder()
-        token_ids = token_ids_of(list_of_sentences(sentences), tokenizer, encoder_max_length(self, tokenizer))
-        if not any(token_ids):
-            return [[] for _ in token_ids]
-        batch = DataCollatorWithPadding(tokenizer)([{"input_ids": ids} for ids in token_ids])
-        with evaluation_mode(self):
-            output = self(**batch.to(self.device), output_reconstruction=True, return_dict=True)
-        special = [token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id]  # it is content
-        importance = []
-        for errors, ids, mask in zip(output.reconstruction_errors(), output.content_input_ids, output.content_mask):
-            content = mask & ~torch.isin(ids, torch.tensor(special, device=ids.device))
-            importance.append(_whole_characters(ids[content].tolist(), errors[content].tolist(), tokenizer))
-        return importance
 
 
 def is_made_up(tokenizer: PreTrainedTokenizerBase, encoder_config: Any) -> bool:
@@ -759,20 +694,6 @@ class SarcsePipeline(FeatureExtractionPipeline):
         return super().preprocess(inputs, **{**self.cut, **tokenize_kwargs})
 
 
-def _whole_characters(
-    token_ids: list[int], errors: list[float], tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[str, float]]:
-    """Text and error of each token. Tokens that are bytes of one character are joined, and their errors averaged."""
-    tokens, start = [], 0
-    for end in range(1, len(token_ids) + 1):
-        text = tokenizer.decode(token_ids[start:end])
-        # A replacement character means that some bytes of the character are still to come.
-        if end == len(token_ids) or not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            tokens.append((text, sum(errors[start:end]) / (end - start)))
-            start = end
-    return tokens
-
-
 def encoder_class(encoder_config: Any) -> tuple[Any, dict[str, bool]]:
     """
     The auto class that builds an encoder, and the keyword that leaves out the encoder's own pooler, if it accepts one.
@@ -807,43 +728,6 @@ def pack_left(sequence: torch.Tensor, content_mask: torch.Tensor) -> tuple[torch
     packed = packed.scatter(1, target, sequence)[:, :length]  # (B, L, ...)
     mask = torch.arange(length, device=target.device) < content_mask.sum(dim=1, keepdim=True)  # (B, L)
     return packed, mask
-
-
-# A dropped dimension is replaced by this share of the mean of all vectors. With 0 the views of some encoders are too
-# far apart: those whose mean is long compared with the differences between sentences. With 1 the views are closer, and
-# teach less (docs/choices.md).
-TOWARDS_MEAN = 0.75
-
-
-def sum_and_count(vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The sum of the vectors `(B, L, d)` where the mask is True, and after it their number: `(d + 1,)`, float32."""
-    counted = mask.unsqueeze(-1).to(vectors.dtype)  # (B, L, 1)
-    total = (vectors.detach() * counted).sum(dim=(0, 1), dtype=torch.float32)  # (d,); float16 would overflow
-    return torch.cat([total, counted.sum(dtype=torch.float32).unsqueeze(0)])  # (d + 1,)
-
-
-def mean_of_batch(total: torch.Tensor) -> torch.Tensor:
-    """The mean of a batch's vectors over all processes, `(d,)`, from this process' `sum_and_count`."""
-    if distributed.is_available() and distributed.is_initialized():
-        total = total.clone()
-        distributed.all_reduce(total)
-    return total[:-1] / total[-1]
-
-
-def kept_dimensions(vectors: torch.Tensor, rate: float) -> torch.Tensor:
-    """0 for the share `rate` of dimensions that a view drops, else 1 / (1 - rate): `(B, L, d)` -> `(2, B, 1, d)`."""
-    return F.dropout(vectors.new_ones(2, len(vectors), 1, vectors.shape[2]), rate)
-
-
-def two_views_of(vectors: torch.Tensor, rate: float, mean: torch.Tensor) -> torch.Tensor:
-    """
-    Two views of each sentence, `(B, L, d)` -> `(2B, L, d)`, the first views first. A view drops a share `rate` of the
-    dimensions, the same ones in all its vectors (spatial dropout, arXiv 1411.4280). Different ones in each vector
-    would nearly cancel out in the mean over the tokens. `mean`, `(d,)`, is that of the whole batch's vectors.
-    """
-    towards = TOWARDS_MEAN * mean.to(vectors.dtype)  # (d,)
-    views = (vectors - towards) * kept_dimensions(vectors, rate) + towards  # (2, B, L, d)
-    return views.flatten(0, 1)  # (2B, L, d)
 
 
 def mean_window(hidden_states: torch.Tensor, mask: torch.Tensor, width: int) -> torch.Tensor:

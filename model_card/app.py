@@ -129,8 +129,19 @@ class Model:
         an important token. Without: how far the embedding moves when the token is removed.
         """
         if self.has_decoder:
-            return self.network.token_importance(sentences, self.tokenizer)
+            return [self.errors(sentence) for sentence in sentences]
         return [self.movements(sentence) for sentence in sentences]
+
+    @torch.no_grad()
+    def errors(self, sentence: str) -> list[tuple[str, float]]:
+        """For each of the first tokens: its reconstruction error, in the mean over the bytes of a character."""
+        encoded = self.tokenizer(sentence, truncation=True)
+        output = self.network(**self.pad([{"input_ids": encoded["input_ids"]}]), output_reconstruction=True)
+        ids, errors = output.content_input_ids[0].tolist(), output.reconstruction_errors()[0].tolist()
+        special = {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}  # the only tokens of an empty text
+        content = [place for place, kept in enumerate(output.content_mask[0]) if kept and ids[place] not in special]
+        characters = self.characters(ids, content)
+        return [(text, sum(errors[place] for place in places) / len(places)) for text, places in characters]
 
     def movements(self, sentence: str) -> list[tuple[str, float]]:
         """For each of the first tokens: 1 - cosine between the embeddings with and without it."""

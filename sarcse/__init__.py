@@ -8,7 +8,7 @@ uses only its own group and the groups above it in this list.
 - Arguments: `arguments`, `parsing`.
 - Models: `loading`.
 - Embeddings and their scores: `comparison`, `figures`, `embedding`.
-- Losses: `losses`, `gradient_cache`.
+- Losses: `losses`, `views`, `gradient_cache`.
 - Training: `checkpoints`, `watch`, `health`, `budget`, `record`, `corpus`, `releasing`, `trainer`, `training`.
 - What the commands do: `scoring` (eval_sts.py), `running` (train.py).
 
@@ -27,6 +27,7 @@ HOMES = {
     "encode": "sarcse.embedding",
     "info_nce": "sarcse.losses",
     "load_model": "sarcse.loading",
+    "token_importance": "sarcse.embedding",
     "weighted_reconstruction": "sarcse.losses",
 }
 __all__ = [*HOMES]  # noqa: PLE0604

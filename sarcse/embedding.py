@@ -22,11 +22,11 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from configuration_sarcse import SarcseConfig
-from modeling_sarcse import SarcseModel, list_of_sentences
+from modeling_sarcse import SarcseModel, encoder_max_length, evaluation_mode, list_of_sentences, token_ids_of
 from sarcse import figures
 from sarcse.comparison import (
     RESULTS_NAME,
@@ -314,6 +314,59 @@ def uniformity(embeddings: torch.Tensor, block_size: int = 1024) -> float | None
     return none_if_nan(math.log(2 * total / (number * (number - 1)))) if number > 1 else None
 
 
+# --- Token importance ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def token_importance(
+    model: SarcseModel, sentences: list[str], tokenizer: PreTrainedTokenizerBase
+) -> list[list[tuple[str, float]]]:
+    """
+    Tokens and their reconstruction errors: the smaller the error, the more important the token is to the sentence
+    embedding (figure 1 of the paper).
+
+    Args:
+        model (`SarcseModel`): With a decoder, which releases leave out by default.
+        sentences (`list[str]`): Encoded as one batch, and cut at the tokenizer's `model_max_length`.
+        tokenizer (`PreTrainedTokenizerBase`): The model's own.
+
+    Returns:
+        For each sentence its `(token text, error)` pairs in order, without special tokens and tokens past
+        `decoder_length`. Tokens that are bytes of one character are joined, with the mean of their errors. An
+        error is the mean squared difference over d, in squared units of the encoder's vectors.
+
+    Raises:
+        ValueError: if the pooler has no reconstruction, the model has no decoder, or `sentences` is one string.
+    """
+    model.require_decoder()
+    token_ids = token_ids_of(list_of_sentences(sentences), tokenizer, encoder_max_length(model, tokenizer))
+    if not any(token_ids):
+        return [[] for _ in token_ids]
+    batch = DataCollatorWithPadding(tokenizer)([{"input_ids": ids} for ids in token_ids])
+    with evaluation_mode(model):
+        output = model(**batch.to(model.device), output_reconstruction=True, return_dict=True)
+    special = [token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id]  # it is content
+    importance = []
+    for errors, ids, mask in zip(output.reconstruction_errors(), output.content_input_ids, output.content_mask):
+        content = mask & ~torch.isin(ids, torch.tensor(special, device=ids.device))
+        importance.append(whole_characters(ids[content].tolist(), errors[content].tolist(), tokenizer))
+    return importance
+
+
+def whole_characters(
+    token_ids: list[int], errors: list[float], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[str, float]]:
+    """Text and error of each token. Tokens that are bytes of one character are joined, and their errors averaged."""
+    tokens, start = [], 0
+    for end in range(1, len(token_ids) + 1):
+        text = tokenizer.decode(token_ids[start:end])
+        # A replacement character means that some bytes of the character are still to come.
+        if end == len(token_ids) or not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            tokens.append((text, sum(errors[start:end]) / (end - start)))
+            start = end
+    return tokens
+
+
 # --- Figures ---------------------------------------------------------------------------------------------------------
 
 
@@ -377,7 +430,7 @@ def explain(
         model.to(device)
         explained[name] = []
         for pair in pairs:
-            first, second = model.token_importance(list(pair), tokenizer)
+            first, second = token_importance(model, list(pair), tokenizer)
             one, other = encode(model, tokenizer, list(pair))
             similarity = F.cosine_similarity(one, other, dim=0).item()
             explained[name].append((first, second, similarity))

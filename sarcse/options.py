@@ -119,7 +119,7 @@ class ReleaseArguments:
     with_decoder: bool = field(
         default=False,
         metadata={
-            "help": "Keep the decoder in a release with code. Only further training and token_importance use it."
+            "help": "Keep the decoder in a release with code. Only further training and token importance use it."
         },
     )
     onnx_int8: bool = field(

@@ -87,6 +87,7 @@ from sarcse.releasing import ReleasingTrainer, has_adapters
 from sarcse.sentences import SentenceStream, fingerprint
 from sarcse.sts import check_pairs, with_two_scores
 from sarcse.tokens import LengthGroupedSampler, token_lengths, token_weights
+from sarcse.views import dropping
 from sarcse.watch import (
     EvaluationAtStart,
     LossWatch,
@@ -503,7 +504,7 @@ class SarcseTrainer(ReleasingTrainer):
         """
         views = self.encoder_inputs(inputs)
         options = {"output_reconstruction": self.reconstruct, "reconstructed_rows": len(inputs["input_ids"])}
-        outputs = model(**views, **options, view_dropout=self.view_dropout)
+        outputs = model(**views, **options, views=dropping(self.view_dropout))
         loss = contrastive = self.contrastive_loss(outputs.pooler_output, inputs)
         reconstruction = None
         if self.reconstruct:

@@ -25,7 +25,7 @@ from transformers import (
 
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import POOLERS, Mean, SameConv1d, SarcseModel, mean_window, pack_left
-from sarcse.embedding import encode
+from sarcse.embedding import encode, token_importance
 from sarcse.health import HealthCheck
 from sarcse.loading import load_model
 
@@ -249,7 +249,7 @@ def test_decoder_equals_its_formula_written_out(tokenizer, pooler):
         expected += output.pooler_output if pooler == "autoencoder" else 0
     torch.testing.assert_close(output.reconstruction[:, :number], expected, atol=1e-5, rtol=1e-5)
     errors = (expected - output.last_hidden_state[:, 1 : number + 1]).pow(2).mean(dim=2)[0]  # without <s>
-    (tokens,) = model.token_importance([SENTENCES[2]], tokenizer)
+    (tokens,) = token_importance(model, [SENTENCES[2]], tokenizer)
     assert [error for _, error in tokens] == pytest.approx(errors.tolist(), rel=1e-4)
 
 
@@ -283,7 +283,7 @@ def test_under_mean_pooling_each_token_is_reconstructed_as_the_embedding(tokeniz
     errors = (vectors.mean(dim=0) - vectors[1:-1]).pow(2).mean(dim=1)  # without <s> and </s>
     torch.testing.assert_close(output.reconstruction_errors()[0, : len(errors)], errors)
     assert output.reconstruction_errors()[0, len(errors) :].eq(0).all() and len(output.content_mask) == 1
-    (tokens,) = model.token_importance(SENTENCES[:1], tokenizer)
+    (tokens,) = token_importance(model, SENTENCES[:1], tokenizer)
     assert [error for _, error in tokens] == pytest.approx(errors.tolist(), rel=1e-5)
 
 
@@ -304,7 +304,7 @@ def test_every_sentence_has_a_finite_embedding(trained_like_model, tokenizer, se
 def test_token_importance_gives_each_content_token_its_error(trained_like_model, tokenizer):
     trained_like_model.train()
     try:
-        importance = trained_like_model.token_importance(SENTENCES + [""], tokenizer)
+        importance = token_importance(trained_like_model, SENTENCES + [""], tokenizer)
         assert trained_like_model.training, "the mode is left as it was"
     finally:
         trained_like_model.eval()
@@ -316,7 +316,7 @@ def test_token_importance_gives_each_content_token_its_error(trained_like_model,
 
 
 def test_token_importance_joins_the_bytes_of_a_character(trained_like_model, tokenizer):
-    (tokens,) = trained_like_model.token_importance(["Ça va 🙂"], tokenizer)
+    (tokens,) = token_importance(trained_like_model, ["Ça va 🙂"], tokenizer)
     assert [text for text, _ in tokens] == ["Ç", "a", " v", "a", " ", "🙂"]
     batch = tokenizer("Ça va 🙂", return_tensors="pt")
     with torch.no_grad():
@@ -328,7 +328,7 @@ def test_token_importance_joins_the_bytes_of_a_character(trained_like_model, tok
 
 
 def test_token_importance_has_unknown_tokens_which_are_content(trained_like_model, tokenizer):
-    (tokens,) = trained_like_model.token_importance(["A <unk> runs."], tokenizer)
+    (tokens,) = token_importance(trained_like_model, ["A <unk> runs."], tokenizer)
     assert "".join(text for text, _ in tokens) == "A <unk> runs."
 
 
@@ -544,7 +544,7 @@ def test_long_texts_are_cut_at_the_encoders_limit(tokenizer, tmp_path):
     unlimited.save_pretrained(tmp_path)
     piped = pipeline("feature-extraction", model=str(tmp_path), trust_remote_code=True)(text)
     np.testing.assert_allclose(np.array(piped), expected, atol=1e-6)
-    assert len(model.token_importance([text], unlimited)[0]) == model.config.decoder_length
+    assert len(token_importance(model, [text], unlimited)[0]) == model.config.decoder_length
 
 
 @pytest.mark.parametrize(
@@ -576,12 +576,12 @@ def test_encoding_leaves_every_module_in_its_mode(tokenizer):
     model.encoder.eval()
     modes = [module.training for module in model.modules()]
     health = HealthCheck(tokenizer(SENTENCES * 4)["input_ids"], model.config, np.ones(len(tokenizer)))
-    for call in (model.encode, partial(model.token_importance, tokenizer=tokenizer), lambda _: health(model)):
+    for call in (model.encode, partial(token_importance, model, tokenizer=tokenizer), lambda _: health(model)):
         call(SENTENCES)
         assert [module.training for module in model.modules()] == modes
     with pytest.raises(ValueError, match="has no decoder"):
         model.sentence_decoder = None
-        model.token_importance(SENTENCES, tokenizer)
+        token_importance(model, SENTENCES, tokenizer)
     assert model.training
 
 

@@ -322,8 +322,9 @@ folder = sys.argv[1]
 model, report = AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
 assert not any(report.values()), report
 assert not [name for name, _ in model.named_parameters() if "decoder" in name]
+batch = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)(["Why?"], return_tensors="pt")
 try:
-    model.token_importance(["Why?"], AutoTokenizer.from_pretrained(folder, trust_remote_code=True))
+    model(**batch, output_reconstruction=True)
 except ValueError as error:
     print(error)
 """
@@ -715,7 +716,7 @@ def test_the_shipped_code_is_the_projects_and_only_computes(release_folder, name
     modules |= {"collections", "contextlib", "re", "threading"}
     tree = ast.parse(code)
     if name == "configuration_sarcse.py":
-        modules |= {"json", "pathlib", "shutil"}
+        modules |= {"json", "operator", "pathlib", "shutil"}
         (config,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
         (saving,) = (node for node in config.body if getattr(node, "name", None) == "save_pretrained")
         calls = {ast.unparse(node.func) for node in ast.walk(saving) if isinstance(node, ast.Call)}

@@ -29,6 +29,7 @@ from model_card.folder import write_model
 from model_card.hub import files_of, push_space
 from model_card.space import GRADIO_VERSION, NO_SECOND_MODEL, REQUIREMENTS, SpaceOptions, find, second_model
 from modeling_sarcse import SarcseModel
+from sarcse.embedding import token_importance
 from sarcse.figures import COLORS, FIGURES
 from sarcse.loading import load_model
 
@@ -518,7 +519,7 @@ def test_what_is_compared_has_the_numbers_of_the_models(open_page, release_folde
         rows = panel.locator(".sentences li").all()
         numbers.append([[float(t.get_attribute("data-number")) for t in row.locator(".token").all()] for row in rows])
     trained = SarcseModel.from_pretrained(finished_run[0])
-    errors = [[error for _, error in row] for row in trained.token_importance(SENTENCES, tokenizer)]
+    errors = [[error for _, error in row] for row in token_importance(trained, SENTENCES, tokenizer)]
     for found, expected in zip(numbers, ([movements(release_folder, s, tokenizer) for s in SENTENCES], errors)):
         for row, expected_row in zip(found, expected, strict=True):
             assert row == pytest.approx(expected_row, abs=6e-5)

@@ -20,14 +20,15 @@ from transformers import (
 )
 
 from configuration_sarcse import __version__
-from modeling_sarcse import SarcseModel, mean_of_batch, sum_and_count, two_views_of
+from modeling_sarcse import SarcseModel
 from sarcse.arguments import ModelArguments, SarcseTrainingArguments
 from sarcse.checkpoints import check_settings
-from sarcse.embedding import encode
+from sarcse.embedding import encode, token_importance
 from sarcse.loading import load_model, tokenizer_as_loaded
 from sarcse.parsing import parse_arguments
 from sarcse.trainer import SarcseTrainer
 from sarcse.training import build_model, build_trainer
+from sarcse.views import dropping, two_views_of
 
 from .conftest import (
     DEMO,
@@ -242,8 +243,7 @@ def test_one_pass_makes_both_views_of_the_encoders_vectors(tmp_path, pooler):
 
 def test_views_of_a_large_batch_do_not_overflow_in_float16():
     vectors = torch.full((64, 32, 8), 100.0, dtype=torch.float16)  # their sum exceeds 65,504, float16's maximum
-    mean = mean_of_batch(sum_and_count(vectors, torch.ones(64, 32, dtype=torch.bool)))
-    views = two_views_of(vectors, 0.25, mean)
+    views = two_views_of(vectors, torch.ones(64, 32, dtype=torch.bool), 0.25)
     torch.testing.assert_close(views.unique(), torch.tensor([75.0, 75 + 25 / 0.75]).half(), atol=0.1, rtol=0)
 
 
@@ -296,7 +296,7 @@ def test_a_recipe_of_the_paper_trains_a_model_that_is_released(tmp_path):
     assert rates == pytest.approx([3e-5, 3e-5 * 3 / 4, 3e-5 * 2 / 4, 3e-5 * 1 / 4])
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model", trust_remote_code=True)
     model = AutoModel.from_pretrained(tmp_path / "model", trust_remote_code=True)
-    assert model.config.pooler == "textcnn" and all(model.token_importance(SENTENCES, tokenizer))
+    assert model.config.pooler == "textcnn" and all(token_importance(model, SENTENCES, tokenizer))
     command = ["-m", "model_card", tmp_path / "model", "--release_dir", tmp_path / "release"]
     process = run_command(*command, cwd=PROJECT)
     assert process.returncode == 0 and "Built and verified" in process.stdout, process.stderr
@@ -414,12 +414,12 @@ def test_the_gradient_cache_gives_the_gradients_of_the_whole_graph_under_dropout
     def whole_graph():
         inputs = {name: tensor.repeat(1 if rate else 2, 1) for name, tensor in batch.items()}
         rows = [dict(zip(inputs, tensors)) for tensors in zip(*(t.split(size) for t in inputs.values()))]
-        options = {"output_reconstruction": trainer.reconstruct, "view_dropout": rate}
+        options = {"output_reconstruction": trainer.reconstruct, "views": dropping(rate)}
         if rate:  # the mean of all vectors, with the same dropout
             with torch.random.fork_rng(), torch.no_grad():
                 read = [trainer.model(**row, **options).last_hidden_state for row in rows]
             sums = [(vectors * row["attention_mask"].unsqueeze(2)).sum(dim=(0, 1)) for vectors, row in zip(read, rows)]
-            options["view_mean"] = torch.stack(sums).sum(dim=0) / batch["attention_mask"].sum()
+            options["views"] = dropping(rate, torch.stack(sums).sum(dim=0) / batch["attention_mask"].sum())
         outputs = [trainer.model(**row, **options) for row in rows]
         embeddings = [output.pooler_output for output in outputs]
         if rate:  # first all first views, then all second views
