@@ -16,11 +16,6 @@ from transformers.utils.hub import cached_file
 # The version of the package, of a release's two code files, and of every configuration that they save.
 __version__ = "0.2.0"
 
-# Lets `pipeline("feature-extraction")` cut sentences that are too long; transformers' own class would fail on them.
-CUSTOM_PIPELINES = {
-    "feature-extraction": {"impl": "modeling_sarcse.SarcsePipeline", "pt": ["AutoModel"], "type": "text"}
-}
-
 # With these two files sentence-transformers uses `pooler_output` as the sentence embedding; without them it would
 # silently pool the token vectors itself. Inputs stay padded: with flash attention it would otherwise concatenate the
 # sentences of a batch, and a pooler here would see a single one.
@@ -51,32 +46,26 @@ class SarcseConfig(PretrainedConfig):
     this project's choices.
 
     Args:
-        encoder_config (`PretrainedConfig` or `dict`, *optional*):
-            Configuration of the pretrained text encoder, nested. Default: RoBERTa-base's shape.
-        pooler (`str`, defaults to `"autoencoder"`):
-            How the sentence embedding is made: a key of `POOLERS` (modeling_sarcse.py), checked by [`SarcseModel`].
-        kernel_sizes (`list[int]`, defaults to `[3, 4, 5]`):
-            Widths, in tokens, of the TextCNN's convolutions (as in the paper).
-        channels (`int`, *optional*):
+        encoder_config (`PretrainedConfig` or `dict`): Of the text encoder, nested. Default: RoBERTa-base's shape.
+        pooler (`str`): How the sentence embedding is made: a key of `POOLERS`, which [`SarcseModel`] checks.
+        kernel_sizes (`list[int]`): Widths, in tokens, of the TextCNN's convolutions.
+        channels (`int`):
             Output channels of each of these convolutions. Default: an eighth of the encoder's hidden size, rounded up
             to a multiple of 8 for speed on GPUs: 96 for RoBERTa-base. More channels were no better.
-        integration_kernel_size (`int`, defaults to 3):
+        integration_kernel_size (`int`):
             Width, in tokens, of the convolution that integrates the scales into vectors of the encoder's hidden size.
-        activation (`str`, defaults to `"gelu"`):
-            Activation after every convolution of the TextCNNs, a key of transformers' `ACT2FN`.
-        decoder_length (`int`, defaults to 32):
-            Number of tokens that are reconstructed. Tokens past it are encoded but not reconstructed.
-        with_decoder (`bool`, defaults to `True`):
-            False in releases, whose decoder is left out: only training and token importance use it.
-        special_token_ids (`list[int]`, defaults to `[]`):
-            Ids that are not content. The paper drops `<s>` and `</s>` from the sequence; here the TextCNN and the
-            reconstruction skip them, and the mean that the TextCNN's output is added to includes them. They are
-            stored here because not every encoder configuration has them (BERT's has neither `[CLS]` nor `[SEP]`);
-            `sarcse.load_model` fills them in from the tokenizer.
-        normalize (`bool`, defaults to `False`): Embeddings have length 1.
+        activation (`str`): After every convolution of the TextCNNs, a key of transformers' `ACT2FN`.
+        decoder_length (`int`): Number of tokens that are reconstructed. Tokens past it are encoded only.
+        with_decoder (`bool`): False in releases, whose decoder is left out: only training and token importance use it.
+        special_token_ids (`list[int]`):
+            Ids that are not content, which `sarcse.load_model` takes from the tokenizer. The paper drops `<s>` and
+            `</s>` from the sequence; here the TextCNN and the reconstruction skip them, and the mean that the
+            TextCNN's output is added to includes them. Not every encoder's configuration has them (BERT's has neither
+            `[CLS]` nor `[SEP]`).
+        normalize (`bool`): Embeddings have length 1.
 
     Raises:
-        ValueError: if a field has an impossible value; the message names the field and the value.
+        ValueError: if a field has an impossible value, which the message names; or if these are an encoder's fields.
     """
 
     model_type = "sarcse"
@@ -96,7 +85,13 @@ class SarcseConfig(PretrainedConfig):
         normalize: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.encoder_config = _as_config(encoder_config)
+        found = kwargs.pop("model_type", self.model_type)
+        if found != self.model_type:  # transformers would build RoBERTa-base with random weights
+            raise ValueError(
+                f"This is an encoder (model_type={found!r}), not a SARCSE model. `sarcse.load_model` puts fresh "
+                "layers on it, and gives a release without code its own pooler."
+            )
+        self.encoder_config = _as_config({"model_type": "roberta"} if encoder_config is None else encoder_config)
         if not isinstance(kernel_sizes, list | tuple) or not kernel_sizes:
             raise ValueError(f"`kernel_sizes` must be a list of at least one size, got {kernel_sizes!r}.")
         for size in kernel_sizes:
@@ -128,23 +123,9 @@ class SarcseConfig(PretrainedConfig):
                 if not hasattr(self, name) or value != attrgetter(name)(self):
                     own = self.encoder_config.attribute_map.get(name, name)  # `dim` is DistilBERT's `hidden_size`
                     raise ValueError(f"`{name}` is the encoder's: set it in `encoder_config`, as {own!r}: {value!r}.")
-        super().__init__(**{"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES), **kwargs})
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """
-        As in transformers, which would replace a configuration of another type by RoBERTa-base's, with random weights.
-
-        Raises:
-            ValueError: if it is an encoder's configuration, or a field has an impossible value.
-        """
-        found = config_dict.get("model_type", cls.model_type)
-        if found != cls.model_type:
-            raise ValueError(
-                f"This is an encoder (model_type={found!r}), not a SARCSE model. `sarcse.load_model` puts fresh "
-                "layers on it, and gives a release without code its own pooler."
-            )
-        return super().from_dict(config_dict, **kwargs)
+        # Lets `pipeline("feature-extraction")` cut long sentences; transformers' own class would fail on them.
+        pipeline = {"impl": "modeling_sarcse.SarcsePipeline", "pt": ["AutoModel"], "type": "text"}
+        super().__init__(**{"custom_pipelines": {"feature-extraction": pipeline}, **kwargs})
 
     def __getattr__(self, name: str) -> Any:
         """The encoder's sizes, under the names that other libraries look for, whatever the encoder calls them."""
@@ -162,9 +143,8 @@ class SarcseConfig(PretrainedConfig):
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """
-        Save the configuration and everything that transformers and sentence-transformers need to load the model from
-        this folder: the two code files and `SENTENCE_TRANSFORMERS_FILES`. `SarcseModel.save_pretrained` and the
-        Trainer call this, too.
+        Save the configuration with the two code files and `SENTENCE_TRANSFORMERS_FILES`, which transformers and
+        sentence-transformers need to load the model. `SarcseModel.save_pretrained` and the Trainer call this, too.
         """
         folder = Path(save_directory)
         self.auto_map = dict(AUTO_MAP)
@@ -180,17 +160,12 @@ class SarcseConfig(PretrainedConfig):
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
 
-def _as_config(encoder_config: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig:
-    if encoder_config is None:
-        return AutoConfig.for_model("roberta")
+def _as_config(encoder_config: PretrainedConfig | dict[str, Any]) -> PretrainedConfig:
     if isinstance(encoder_config, dict):
-        if "model_type" not in encoder_config:
-            raise ValueError("`encoder_config` must name its `model_type`, for example 'roberta'.")
-        if encoder_config["model_type"] not in CONFIG_MAPPING:
+        if (found := encoder_config.get("model_type")) not in CONFIG_MAPPING:
             raise ValueError(
-                f"`encoder_config` has model_type={encoder_config['model_type']!r}, which this version of "
-                "transformers does not know. If the encoder brings its own code, register it with AutoConfig and "
-                "AutoModel first."
+                f"`encoder_config` has model_type={found!r}, which this version of transformers does not know. If the "
+                "encoder brings its own code, register it with AutoConfig and AutoModel first."
             )
         encoder_config = AutoConfig.for_model(**encoder_config)
     if not isinstance(encoder_config, PretrainedConfig):

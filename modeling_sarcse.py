@@ -10,9 +10,7 @@ import copy
 import importlib
 import inspect
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,30 +39,21 @@ except ImportError:  # ... and a script beside it as a top-level module; a plain
     SarcseConfig = importlib.import_module("configuration_sarcse").SarcseConfig
 
 
-logger = logging.get_logger(__name__)
-
-
 @dataclass
 class SarcseModelOutput(ModelOutput):
     """
-    Output of [`SarcseModel`]. The sentence embeddings come first, so that `outputs[0]`, which `pipeline` takes, is
-    these.
+    Output of [`SarcseModel`]. The sentence embeddings come first: `outputs[0]` is what `pipeline` takes.
 
     Args:
-        pooler_output (`torch.FloatTensor` of shape `(B, d)`):
-            The sentence embeddings, of length 1 only if `config.normalize`.
-        last_hidden_state (`torch.FloatTensor` of shape `(B, L, d)`):
+        pooler_output (`(B, d)`): The sentence embeddings, of length 1 only if `config.normalize`.
+        last_hidden_state (`(B, L, d)`):
             The encoder's contextual vectors, in the tokenizer's positions (the paper's X, with special tokens).
-        hidden_states, attentions (*optional*):
-            The encoder's, with `output_hidden_states=True` and `output_attentions=True`.
-        reconstruction (`torch.FloatTensor` of shape `(R, T, d)`, *optional*):
+        hidden_states, attentions: The encoder's, with `output_hidden_states=True` and `output_attentions=True`.
+        reconstruction (`(R, T, d)`):
             The decoder's contextual vectors. This field and the next three need `output_reconstruction=True`.
-        reconstruction_target (`torch.FloatTensor` of shape `(R, T, d)`, *optional*):
-            The content tokens' contextual vectors packed to the left, detached from the graph.
-        content_mask (`torch.BoolTensor` of shape `(R, T)`, *optional*):
-            True for content tokens, False after the last one.
-        content_input_ids (`torch.LongTensor` of shape `(R, T)`, *optional*):
-            The content tokens' ids; the training loss weights their errors by these.
+        reconstruction_target (`(R, T, d)`): The content tokens' vectors packed to the left, detached from the graph.
+        content_mask (`(R, T)`, boolean): True for content tokens, False after the last one.
+        content_input_ids (`(R, T)`): The content tokens' ids, by which the training loss weights their errors.
     """
 
     pooler_output: torch.Tensor | None = None
@@ -75,19 +64,6 @@ class SarcseModelOutput(ModelOutput):
     reconstruction_target: torch.Tensor | None = None
     content_mask: torch.Tensor | None = None
     content_input_ids: torch.Tensor | None = None
-
-    def reconstruction_errors(self) -> torch.Tensor:
-        """
-        Squared error of each content token's reconstruction, averaged over d, in float32: `(R, T)`, zero after the
-        last content token.
-
-        Raises:
-            ValueError: if the model was called without `output_reconstruction=True`.
-        """
-        if self.reconstruction is None or self.reconstruction_target is None or self.content_mask is None:
-            raise ValueError("nothing was reconstructed: call the model with `output_reconstruction=True`.")
-        difference = self.reconstruction.float() - self.reconstruction_target.float()
-        return difference.pow(2).mean(dim=-1) * self.content_mask  # (R, T, d) -> (R, T)
 
 
 class SameConv1d(nn.Conv1d):
@@ -162,8 +138,7 @@ class SarcseDecoder(TextCNNDecoder):
 
 class Pooler(nn.Module):
     """
-    Base class of the modules that make sentence embeddings, which `POOLERS` lists. Code that depends on the pooler
-    reads these attributes.
+    Base class of the modules that make sentence embeddings. Code that depends on the pooler reads these attributes.
 
     `forward` turns vectors `(B, L, d)` into embeddings `(B, d)`. It also takes two boolean masks `(B, L)`, of the
     attended tokens and of the content tokens; only a pooler with `of_content` needs the second.
@@ -205,9 +180,7 @@ class FirstToken(Pooler):
     pooling_mode = "cls"
     projection = TrainingProjection
 
-    def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor, content: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor, content: Any = None) -> torch.Tensor:
         first = mask.long().argmax(dim=1).view(-1, 1, 1)  # (B, L) -> (B, 1, 1)
         return hidden_states.gather(1, first.expand(-1, 1, hidden_states.shape[2])).squeeze(1)  # (B, L, d) -> (B, d)
 
@@ -238,9 +211,7 @@ class Mean(Pooler):
     pooling_mode: str | None = "mean"
     decoder: type[nn.Module] | None = Repetition
 
-    def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor, content: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor, content: Any = None) -> torch.Tensor:
         return token_mean(hidden_states, mask)
 
 
@@ -304,8 +275,7 @@ POOLERS: dict[str, type[Pooler]] = {
 
 class SarcseModel(PreTrainedModel):
     """
-    A sentence-embedding model: a pretrained text encoder and a pooler on top, either the TextCNN autoencoder or one of
-    the baselines in `POOLERS`.
+    A sentence-embedding model: a pretrained text encoder and a pooler on top, one of `POOLERS`.
 
     Args:
         config (`SarcseConfig`): Configuration of the whole model.
@@ -319,7 +289,6 @@ class SarcseModel(PreTrainedModel):
 
     config_class = SarcseConfig
     base_model_prefix = "sarcse"
-    main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     # Attention happens in the encoder, which checks for itself whether it supports the requested implementation.
     _supports_sdpa = True
@@ -337,8 +306,7 @@ class SarcseModel(PreTrainedModel):
             sizes = f"{encoder.config.hidden_size}, but the configuration says {config.hidden_size}"
             raise ValueError(f"`encoder` has vectors of size {sizes}.")
         super().__init__(config)
-        # Where `from_pretrained` was told to look: a revision, a subfolder or a cache.
-        self.source: dict[str, str] = {}
+        self.source: dict[str, str] = {}  # where `from_pretrained` was told to look: a revision, a subfolder, a cache
         self.given_tokenizer: PreTrainedTokenizerBase | None = None
         if encoder is None:
             auto_class, options = encoder_class(config.encoder_config)
@@ -409,33 +377,29 @@ class SarcseModel(PreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 for tokens, 0 for padding. Default: ones.
             inputs_embeds (`torch.Tensor` of shape `(B, L, d)`, *optional*):
                 What the encoder reads instead of `input_ids`, which then only identify the special tokens.
-            output_reconstruction (`bool`): Also decode, for training and for token importance (`sarcse`).
+            output_reconstruction (`bool`): Also decode, for training and for token importance.
             reconstructed_rows (`int`, *optional*): Decode only this many rows, from the first. Default: all B.
             views (`Callable`, *optional*):
                 Makes two views of each row from its vectors and their mask: `(B, L, d)` and `(B, L)` -> `(2B, L, d)`.
-                `pooler_output` is then `(2B, d)`, the first views first. Only the first views are reconstructed, from
-                the vectors before. Default: one view, the row itself.
+                `pooler_output` is then `(2B, d)`, the first views first, which alone are reconstructed.
             encoder_kwargs: Passed to the encoder, for example `token_type_ids` or `output_hidden_states`.
 
         Raises:
-            ValueError: if a reconstruction is requested from a model without a decoder, or `input_ids` are missing
-                where the special tokens must be known. Also if the encoder has no argument of a keyword's name.
+            ValueError: if there is no decoder to reconstruct with, no `input_ids` where the special tokens must be
+                known, or no argument of a keyword's name.
         """
         if unknown := encoder_kwargs.keys() - self.encoder_arguments:
             raise ValueError(f"neither this model nor its encoder has an argument {', '.join(sorted(unknown))}.")
         decoder = self.require_decoder() if output_reconstruction else None
         pooler = self.sentence_encoder
-        read: dict[str, torch.Tensor] = {}
-        if inputs_embeds is not None:
-            read["inputs_embeds"] = inputs_embeds
-        elif input_ids is not None:
-            read["input_ids"] = input_ids
+        read: dict[str, Any] = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
         content_matters = pooler.of_content or decoder is not None
-        if not read or input_ids is None and content_matters:
-            beside = " beside `inputs_embeds`, to identify the special tokens" if read else ""
+        if input_ids is None and (inputs_embeds is None or content_matters):
+            beside = "" if inputs_embeds is None else " beside `inputs_embeds`, to identify the special tokens"
             raise ValueError(f"`input_ids` are needed{beside}.")
         if attention_mask is None:
-            attention_mask = torch.ones(next(iter(read.values())).shape[:2], dtype=torch.long, device=self.device)
+            (given,) = read.values()
+            attention_mask = torch.ones(given.shape[:2], dtype=torch.long, device=self.device)
         # As asked for by `from_pretrained(..., output_hidden_states=True)`.
         if self.config.output_hidden_states:
             encoder_kwargs.setdefault("output_hidden_states", True)
@@ -454,15 +418,15 @@ class SarcseModel(PreTrainedModel):
             embeddings = self.projection(embeddings)  # (B, d)
         reconstruction = {}
         if decoder is not None and input_ids is not None:
-            rows, length = slice(reconstructed_rows), self.config.decoder_length
-            target, content_mask = pack_left(
-                encoded.last_hidden_state[rows].detach(), content[rows]
+            content, length = content[:reconstructed_rows], self.config.decoder_length  # (R, L)
+            target, packed = pack_left(
+                encoded.last_hidden_state[: len(content)].detach(), content
             )  # (R, L, d), (R, L)
-            ids, _ = pack_left(input_ids[rows], content[rows])  # (R, L)
+            ids, _ = pack_left(input_ids[: len(content)], content)  # (R, L)
             reconstruction = {
-                "reconstruction": decoder(embeddings[: len(ids)], content_mask[:, :length]),  # (R, T, d)
+                "reconstruction": decoder(embeddings[: len(content)], packed[:, :length]),  # (R, T, d)
                 "reconstruction_target": target[:, :length],  # (R, T, d)
-                "content_mask": content_mask[:, :length],  # (R, T)
+                "content_mask": packed[:, :length],  # (R, T)
                 "content_input_ids": ids[:, :length],  # (R, T)
             }
         if self.config.normalize:  # after the reconstruction, whose scale is that of the token vectors
@@ -476,22 +440,17 @@ class SarcseModel(PreTrainedModel):
         )
 
     def require_decoder(self) -> nn.Module:
-        """
-        The decoder, which training with a reconstruction and token importance need.
-
-        Raises:
-            ValueError: if the pooler has no decoder, or it was left out of a release.
-        """
+        """The decoder. A ValueError says why there is none: the pooler has none, or a release leaves it out."""
         if self.sentence_decoder is not None:
             return self.sentence_decoder
-        if self.sentence_encoder.decoder is not None:
-            raise ValueError(
-                f"{self.name_or_path or 'this model'} has no decoder, which a release leaves out, so nothing can be "
-                "reconstructed. Use the folder that the training wrote, or a release made --with_decoder. Training "
-                "with --reconstruction_weight 0 needs no decoder."
-            )
-        able = ", ".join(name for name, pooler in POOLERS.items() if pooler.decoder is not None)
-        raise ValueError(f"pooler={self.config.pooler!r} has no reconstruction: these have one: {able}.")
+        if self.sentence_encoder.decoder is None:
+            able = ", ".join(name for name, pooler in POOLERS.items() if pooler.decoder is not None)
+            raise ValueError(f"pooler={self.config.pooler!r} has no reconstruction: these have one: {able}.")
+        raise ValueError(
+            f"{self.name_or_path or 'this model'} has no decoder, which a release leaves out, so nothing can be "
+            "reconstructed. Use the folder that the training wrote, or a release made --with_decoder. Training with "
+            "--reconstruction_weight 0 needs no decoder."
+        )
 
     def _content_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """`(B, L)`, True for content tokens. An empty sentence keeps its special tokens, to have an embedding."""
@@ -502,26 +461,19 @@ class SarcseModel(PreTrainedModel):
         return content | attended & ~content.any(dim=1, keepdim=True)
 
     def own_tokenizer(self) -> PreTrainedTokenizerBase:
-        """
-        The tokenizer that was loaded with the model, or else the one beside it, of the model's revision.
-
-        Raises:
-            ValueError: if there is none.
-        """
+        """The tokenizer loaded with the model, or else the one beside it; a ValueError if there is none."""
         if self.given_tokenizer is not None:
             return self.given_tokenizer
-        # With the encoder's configuration; otherwise it would load the model's, and ask to run its code.
-        encoder_config, problem = self.config.encoder_config, None
+        place, problem = self.name_or_path or "this model, which was not loaded from anywhere,", "no files"
+        config = self.config.encoder_config  # with the model's own, it would ask to run the model's code
         try:
             if self.name_or_path:
-                tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=encoder_config, **self.source)
-                if not is_made_up(tokenizer, encoder_config):
+                tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=config, **self.source)
+                if not is_made_up(tokenizer, config):
                     return tokenizer
         except (OSError, ValueError) as error:
-            problem = error
-        place = self.name_or_path or "this model, which was not loaded from anywhere,"
-        reason = next(iter(str(problem or "no files").splitlines()), "")
-        raise ValueError(f"{place} has no tokenizer that can be loaded ({reason}): pass the model's own.") from problem
+            problem = str(error).partition("\n")[0]
+        raise ValueError(f"{place} has no tokenizer that can be loaded ({problem}): pass the model's own.")
 
     @torch.no_grad()
     def encode(
@@ -530,12 +482,10 @@ class SarcseModel(PreTrainedModel):
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int = 64,
         normalize: bool = False,
-        device: str | torch.device | None = None,
         show_progress_bar: bool | None = None,
     ) -> np.ndarray:
         """
-        Encode a list of sentences of any length, in evaluation mode; the model's mode is restored afterwards.
-        Sentences of similar length share a batch, so that there is hardly any padding.
+        Encode a list of sentences of any length as in evaluation mode, whatever the model's mode.
 
         Args:
             sentences (`list[str]`): Cut at the encoder's limit. Any iterable of strings will do.
@@ -543,7 +493,6 @@ class SarcseModel(PreTrainedModel):
                 Default: the one beside the model ([`own_tokenizer`]), loaded on every call.
             batch_size (`int`): Sentences encoded at once.
             normalize (`bool`): Scale the embeddings to length 1, so that their products are cosine similarities.
-            device (`str`, *optional*): Moves the model there first, and leaves it there. Default: where it is.
             show_progress_bar (`bool`, *optional*): Default: only in a terminal.
 
         Returns:
@@ -558,8 +507,6 @@ class SarcseModel(PreTrainedModel):
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         if tokenizer is None:
             tokenizer = self.own_tokenizer()
-        if device is not None:
-            self.to(device)
         token_ids = token_ids_of(texts, tokenizer, encoder_max_length(self, tokenizer))
         # An empty text has no tokens if the tokenizer adds none (GPT-2). Its embedding is zero.
         readable = [row for row, ids in enumerate(token_ids) if ids]
@@ -567,12 +514,12 @@ class SarcseModel(PreTrainedModel):
         pad = DataCollatorWithPadding(tokenizer)
         embeddings = torch.zeros(len(token_ids), self.config.hidden_size, dtype=torch.float32, device="cpu")
         disable = None if show_progress_bar is None else not show_progress_bar
-        with evaluation_mode(self):
-            for places in logging.tqdm(batches, desc="Encoding", leave=False, disable=disable):
-                rows = [readable[place] for place in places]
-                batch = pad([{"input_ids": token_ids[row]} for row in rows])
-                output = self(**batch.to(self.device), return_dict=True)
-                embeddings[rows] = output.pooler_output.float().cpu()  # (batch_size, d)
+        model = in_evaluation_mode(self)
+        for places in logging.tqdm(batches, desc="Encoding", leave=False, disable=disable):
+            rows = [readable[place] for place in places]
+            batch = pad([{"input_ids": token_ids[row]} for row in rows])
+            output = model(**batch.to(self.device), return_dict=True)
+            embeddings[rows] = output.pooler_output.float().cpu()  # (batch_size, d)
         return (F.normalize(embeddings, dim=1) if normalize else embeddings).numpy()
 
 
@@ -611,10 +558,9 @@ def encoder_max_length(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -
 
 def token_ids_of(texts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[list[int]]:
     """
-    The token ids of each text, cut at the limit and without padding.
-
-    A fast tokenizer stores where to cut and whether to pad, and every call sets both before it reads. Another thread's
-    call may come in between. Where the result shows that, a copy of the tokenizer reads the texts again.
+    The token ids of each text, cut at the limit and without padding. A fast tokenizer stores where to cut and whether
+    to pad, and every call sets both before it reads. Another thread's call may come in between. Where the result shows
+    that, a copy of the tokenizer reads the texts again.
     """
     if not texts:
         return []
@@ -629,11 +575,7 @@ def token_ids_of(texts: list[str], tokenizer: PreTrainedTokenizerBase, limit: in
 
 
 def list_of_sentences(sentences: Any) -> list[str]:
-    """
-    Raises:
-        ValueError: if these are not sentences: one string, whose characters would be taken for them, or a table, whose
-            column names would; or one of them is not text.
-    """
+    """The sentences. A ValueError says what is none: a string, a table (its column names would be), or no text."""
     if isinstance(sentences, str):
         raise ValueError("`sentences` must be a list of strings: pass a single one as [sentence].")
     if isinstance(sentences, dict) or hasattr(sentences, "columns") or hasattr(sentences, "column_names"):
@@ -645,38 +587,19 @@ def list_of_sentences(sentences: Any) -> list[str]:
     return texts
 
 
-# The models in `evaluation_mode`: how many calls are within it, and the mode that each module had before.
-EVALUATED: dict[nn.Module, tuple[int, dict[nn.Module, bool]]] = {}
-EVALUATED_LOCK = threading.Lock()
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
+def in_evaluation_mode(model: Any) -> Any:
     """
-    Evaluation mode, and afterwards the mode that each module had before: an encoder may be frozen in evaluation mode
-    below a model in training mode. If several threads are within, the last one to leave restores the modes.
+    The model, or where a module is in training mode a copy of all modules on the same weights: the model's own modes
+    stay as they are, for its training and for other threads.
     """
-    with EVALUATED_LOCK:
-        calls, modes = EVALUATED.get(model) or (0, {module: module.training for module in model.modules()})
-        EVALUATED[model] = calls + 1, modes
-        model.eval()
-    try:
-        yield
-    finally:
-        with EVALUATED_LOCK:
-            calls, modes = EVALUATED.pop(model)
-            if calls > 1:
-                EVALUATED[model] = calls - 1, modes
-            else:
-                for module, training in modes.items():
-                    module.training = training
+    if not any(module.training for module in model.modules()):
+        return model
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared).eval()
 
 
 def rows_by_length(token_ids: list[list[int]], batch_size: int) -> list[list[int]]:
-    """
-    The row numbers of each batch, the longest sentences first. So there is hardly any padding, and a batch that does
-    not fit into memory fails at once.
-    """
+    """The rows of each batch, the longest first: there is little padding, and what does not fit fails at once."""
     order = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
@@ -684,14 +607,10 @@ def rows_by_length(token_ids: list[list[int]], batch_size: int) -> list[list[int
 class SarcsePipeline(FeatureExtractionPipeline):
     """transformers' feature extraction, which returns the sentence embedding `(1, d)`; long sentences are cut."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def preprocess(self, inputs: str, **tokenize_kwargs: Any) -> Any:
         tokenizer: Any = self.tokenizer
         limit = encoder_max_length(self.model, tokenizer)
-        self.cut = {"truncation": limit is not None, "max_length": limit}
-
-    def preprocess(self, inputs: str, **tokenize_kwargs: Any) -> Any:
-        return super().preprocess(inputs, **{**self.cut, **tokenize_kwargs})
+        return super().preprocess(inputs, **{"truncation": limit is not None, "max_length": limit, **tokenize_kwargs})
 
 
 def encoder_class(encoder_config: Any) -> tuple[Any, dict[str, bool]]:
@@ -714,11 +633,8 @@ def encoder_class(encoder_config: Any) -> tuple[Any, dict[str, bool]]:
 
 def pack_left(sequence: torch.Tensor, content_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Move the content tokens' entries to the left, in order, and zero the rest. Convolutions then see the same
-    neighbours whatever the padding and its side.
-
-    Returns:
-        The packed sequence, `(B, L, ...)`, and the mask `(B, L)` of its content.
+    Move the content tokens' entries of `(B, L, ...)` to the left, in order, and zero the rest. Convolutions then see
+    the same neighbours whatever the padding and its side. Also returns the mask `(B, L)` of what was moved.
     """
     length = content_mask.shape[1]
     # The rest goes to one extra position, which is cut off. (ONNX's exporter has no stable sort.)

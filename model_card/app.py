@@ -137,7 +137,8 @@ class Model:
         """For each of the first tokens: its reconstruction error, in the mean over the bytes of a character."""
         encoded = self.tokenizer(sentence, truncation=True)
         output = self.network(**self.pad([{"input_ids": encoded["input_ids"]}]), output_reconstruction=True)
-        ids, errors = output.content_input_ids[0].tolist(), output.reconstruction_errors()[0].tolist()
+        difference = output.reconstruction[0] - output.reconstruction_target[0]  # (T, d)
+        ids, errors = output.content_input_ids[0].tolist(), difference.pow(2).mean(dim=1).tolist()
         special = {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}  # the only tokens of an empty text
         content = [place for place, kept in enumerate(output.content_mask[0]) if kept and ids[place] not in special]
         characters = self.characters(ids, content)

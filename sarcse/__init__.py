@@ -7,8 +7,8 @@ uses only its own group and the groups above it in this list.
 - Token ids: `tokens`.
 - Arguments: `arguments`, `parsing`.
 - Models: `loading`.
-- Embeddings and their scores: `comparison`, `figures`, `embedding`.
 - Losses: `losses`, `views`, `gradient_cache`.
+- Embeddings and their scores: `comparison`, `figures`, `embedding`.
 - Training: `checkpoints`, `watch`, `health`, `budget`, `record`, `corpus`, `releasing`, `trainer`, `training`.
 - What the commands do: `scoring` (eval_sts.py), `running` (train.py).
 

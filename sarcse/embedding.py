@@ -26,7 +26,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from configuration_sarcse import SarcseConfig
-from modeling_sarcse import SarcseModel, encoder_max_length, evaluation_mode, list_of_sentences, token_ids_of
+from modeling_sarcse import SarcseModel, encoder_max_length, in_evaluation_mode, list_of_sentences, token_ids_of
 from sarcse import figures
 from sarcse.comparison import (
     RESULTS_NAME,
@@ -40,6 +40,7 @@ from sarcse.comparison import (
     short_name,
 )
 from sarcse.loading import check_tokenizer, config_fields, is_sarcse, kind_of_model, load_model
+from sarcse.losses import reconstruction_errors
 from sarcse.options import FIRST_LAST
 from sarcse.record import FILE_NAME as RECORD_NAME
 from sarcse.sentences import fingerprint
@@ -343,11 +344,10 @@ def token_importance(
     if not any(token_ids):
         return [[] for _ in token_ids]
     batch = DataCollatorWithPadding(tokenizer)([{"input_ids": ids} for ids in token_ids])
-    with evaluation_mode(model):
-        output = model(**batch.to(model.device), output_reconstruction=True, return_dict=True)
+    output = in_evaluation_mode(model)(**batch.to(model.device), output_reconstruction=True, return_dict=True)
     special = [token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id]  # it is content
     importance = []
-    for errors, ids, mask in zip(output.reconstruction_errors(), output.content_input_ids, output.content_mask):
+    for errors, ids, mask in zip(reconstruction_errors(output), output.content_input_ids, output.content_mask):
         content = mask & ~torch.isin(ids, torch.tensor(special, device=ids.device))
         importance.append(whole_characters(ids[content].tolist(), errors[content].tolist(), tokenizer))
     return importance

@@ -77,6 +77,7 @@ from sarcse.loading import (
 from sarcse.losses import (
     content_weights,
     info_nce,
+    reconstruction_errors,
     sentence_keys,
     share_of_total,
     two_views,
@@ -755,7 +756,7 @@ def idle_parameters(model: SarcseModel, reconstruct: bool) -> list[str]:
     outputs = model.train()(input_ids, torch.ones_like(input_ids), output_reconstruction=reconstruct)
     value = outputs.pooler_output.sum()
     if reconstruct:
-        value = value + outputs.reconstruction_errors().sum()
+        value = value + reconstruction_errors(outputs).sum()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
     return [name for name, gradient in zip(trained, gradients) if gradient is None]

@@ -28,6 +28,7 @@ from modeling_sarcse import POOLERS, Mean, SameConv1d, SarcseModel, mean_window,
 from sarcse.embedding import encode, token_importance
 from sarcse.health import HealthCheck
 from sarcse.loading import load_model
+from sarcse.losses import reconstruction_errors
 
 from .conftest import ENCODER, PROJECT, SENTENCES, run_python, whole_model
 
@@ -194,7 +195,7 @@ def test_fresh_layers_of_the_papers_form_have_ordinary_weights(tokenizer):
     """So each of them has an effect, and a gradient in the first step."""
     model = load_model(str(ENCODER), pooler="textcnn")[0]
     output = model(**tokenizer(SENTENCES, padding=True, return_tensors="pt"), output_reconstruction=True)
-    output.reconstruction_errors().sum().backward()
+    reconstruction_errors(output).sum().backward()
     layers = {name: weight for name, weight in model.named_parameters() if name.startswith("sentence_")}
     assert len(layers) == 2 * (4 + 5)
     for name, weight in layers.items():
@@ -221,9 +222,9 @@ def test_reconstruction_covers_the_first_content_tokens(tokenizer):
     assert [ids[mask].tolist() for ids, mask in zip(output.content_input_ids, output.content_mask)] == content
     torch.testing.assert_close(output.reconstruction_target[0], output.last_hidden_state[0, 1:6])
     assert not output.reconstruction_target.requires_grad
-    assert output.reconstruction_errors()[2].count_nonzero() == len(content[2])
+    assert reconstruction_errors(output)[2].count_nonzero() == len(content[2])
     first = model(**batch, output_reconstruction=True, reconstructed_rows=2)
-    torch.testing.assert_close(first.reconstruction_errors(), output.reconstruction_errors()[:2])
+    torch.testing.assert_close(reconstruction_errors(first), reconstruction_errors(output)[:2])
     assert torch.equal(first.content_input_ids, output.content_input_ids[:2])
     assert torch.equal(first.pooler_output, output.pooler_output)
 
@@ -281,8 +282,8 @@ def test_under_mean_pooling_each_token_is_reconstructed_as_the_embedding(tokeniz
     vectors = output.last_hidden_state[0, : int(batch["attention_mask"][0].sum())]
     torch.testing.assert_close(output.pooler_output[0], vectors.mean(dim=0))
     errors = (vectors.mean(dim=0) - vectors[1:-1]).pow(2).mean(dim=1)  # without <s> and </s>
-    torch.testing.assert_close(output.reconstruction_errors()[0, : len(errors)], errors)
-    assert output.reconstruction_errors()[0, len(errors) :].eq(0).all() and len(output.content_mask) == 1
+    torch.testing.assert_close(reconstruction_errors(output)[0, : len(errors)], errors)
+    assert reconstruction_errors(output)[0, len(errors) :].eq(0).all() and len(output.content_mask) == 1
     (tokens,) = token_importance(model, SENTENCES[:1], tokenizer)
     assert [error for _, error in tokens] == pytest.approx(errors.tolist(), rel=1e-5)
 
@@ -320,7 +321,7 @@ def test_token_importance_joins_the_bytes_of_a_character(trained_like_model, tok
     assert [text for text, _ in tokens] == ["Ç", "a", " v", "a", " ", "🙂"]
     batch = tokenizer("Ça va 🙂", return_tensors="pt")
     with torch.no_grad():
-        errors = trained_like_model(**batch, output_reconstruction=True).reconstruction_errors()[0]
+        errors = reconstruction_errors(trained_like_model(**batch, output_reconstruction=True))[0]
     assert tokens[0][1] == pytest.approx(errors[:2].mean().item(), abs=1e-6)
     assert tokens[-1][1] == pytest.approx(
         errors[len(tokens) : int(batch.attention_mask.sum()) - 2].mean().item(), abs=1e-6
@@ -385,7 +386,7 @@ def test_half_precision_weights_give_nearly_the_same_embedding(saved_model, trai
     with torch.no_grad():
         output = half(**batch, output_reconstruction=True)
     assert output.pooler_output.dtype == dtype
-    assert output.reconstruction_errors().dtype == torch.float32
+    assert reconstruction_errors(output).dtype == torch.float32
     similarity = F.cosine_similarity(output.pooler_output.float(), embed(trained_like_model, tokenizer, SENTENCES))
     assert (similarity > 0.999).all()
 
@@ -399,7 +400,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tokenizer):
             assert all(layer.gradient_checkpointing for layer in model.encoder.encoder.layer)
         torch.manual_seed(1)  # the same dropout
         output = model(**tokenizer(SENTENCES, padding=True, return_tensors="pt"), output_reconstruction=True)
-        (output.pooler_output.sum() + output.reconstruction_errors().sum()).backward()
+        (output.pooler_output.sum() + reconstruction_errors(output).sum()).backward()
         return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
     plain, checkpointed = gradients(False), gradients(True)

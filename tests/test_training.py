@@ -25,6 +25,7 @@ from sarcse.arguments import ModelArguments, SarcseTrainingArguments
 from sarcse.checkpoints import check_settings
 from sarcse.embedding import encode, token_importance
 from sarcse.loading import load_model, tokenizer_as_loaded
+from sarcse.losses import reconstruction_errors
 from sarcse.parsing import parse_arguments
 from sarcse.trainer import SarcseTrainer
 from sarcse.training import build_model, build_trainer
@@ -431,7 +432,7 @@ def test_the_gradient_cache_gives_the_gradients_of_the_whole_graph_under_dropout
             reconstructed = len(batch["input_ids"])
             weights = torch.cat([trainer.token_weights[o.content_input_ids] * o.content_mask for o in outputs])
             weights = weights[:reconstructed]
-            errors = torch.cat([output.reconstruction_errors() for output in outputs])[:reconstructed]
+            errors = torch.cat([reconstruction_errors(output) for output in outputs])[:reconstructed]
             loss = loss + trainer.args.reconstruction_weight * (weights * errors).sum() / weights.sum()
         loss.backward()
         losses.append(loss.item())
