@@ -27,7 +27,7 @@ from configuration_sarcse import SarcseConfig
 from modeling_sarcse import POOLERS, Mean, SameConv1d, SarcseModel, mean_window, pack_left
 from sarcse.embedding import encode, token_importance
 from sarcse.health import HealthCheck
-from sarcse.loading import load_model
+from sarcse.loading import kind_of_model, load_model
 from sarcse.losses import reconstruction_errors
 
 from .conftest import ENCODER, PROJECT, SENTENCES, run_python, whole_model
@@ -489,6 +489,10 @@ def test_a_model_of_version_0_2_0_loads_as_it_was(pooler, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config.pop("normalize") is False
     (tmp_path / "config.json").write_text(json.dumps(config))
+    modules = (tmp_path / "modules.json").read_text()
+    own = "modeling_sarcse.SarcseTransformer"  # which is in the code beside such a model
+    (tmp_path / "modules.json").write_text(modules.replace("sentence_transformers.models.Transformer", own))
+    assert own in (tmp_path / "modules.json").read_text() and kind_of_model(str(tmp_path)) == "sarcse"
     loaded, info = SarcseModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and loaded.config.normalize is False
     of_textcnn = (
