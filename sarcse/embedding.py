@@ -75,6 +75,8 @@ def load_embedders(
         ValueError: if nothing at `name_or_path` can be loaded, or it is not a text encoder.
     """
     kind = kind_of_model(name_or_path, revision)
+    if config_fields(name_or_path, revision).get("pooler") == FIRST_LAST:  # a model of an earlier version: an encoder
+        kind, poolers = "encoder", [FIRST_LAST]
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if kind == "sentence-transformers":
         yield name_or_path, kind, load_sentence_transformer(name_or_path, device, batch_size, **options)

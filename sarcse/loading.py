@@ -29,6 +29,7 @@ from transformers.utils import cached_file, has_file, logging
 
 from configuration_sarcse import SENTENCE_TRANSFORMERS_FILES, SarcseConfig
 from modeling_sarcse import POOLERS, SarcseModel, encoder_class, encoder_max_length, is_made_up, position_padding
+from sarcse.options import FIRST_LAST
 
 
 logger = logging.get_logger(__name__)
@@ -102,7 +103,10 @@ def load_model(
         logger.warning(f"{name_or_path}: {changed}, which has no effect without sentence-transformers.")
     with loadable(name_or_path):
         if config.model_type == SarcseConfig.model_type:
-            arguments = {name: options.pop(name) for name in ("dtype", "attn_implementation") if name in options}
+            names = {"dtype", "attn_implementation"} & options.keys()
+            arguments = {name: options.pop(name) for name in names}
+            if config.pooler == FIRST_LAST and options.get("pooler") == "mean":  # for `load_embedders`
+                config.pooler, arguments["config"] = options["pooler"], config
             check_saved_fields(name_or_path, config, options)
             model = AutoModel.from_pretrained(name_or_path, revision=revision, **arguments)
         else:

@@ -124,6 +124,17 @@ def test_first_last_average_is_the_mean_over_tokens_of_the_first_and_the_last_la
         torch.testing.assert_close(embedding, expected, atol=1e-5, rtol=0)
 
 
+def test_a_model_saved_with_first_last_average_by_an_earlier_version_is_scored_with_it(tokenizer, tmp_path):
+    for part in (load_model(str(ENCODER), pooler="mean")[0], tokenizer):
+        part.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pooler": "first_last_average"}))
+    ((row, pooler, embed),) = load_embedders(str(tmp_path), ["cls", "mean"], "main", torch.device("cpu"), 8)
+    assert (row, pooler) == (str(tmp_path), "first_last_average")
+    ((_, _, of_encoder),) = load_embedders(str(ENCODER), [pooler], "main", torch.device("cpu"), 8)
+    torch.testing.assert_close(embed(SENTENCES), of_encoder(SENTENCES))
+
+
 @pytest.mark.realdata
 def test_bfloat16_scores_are_within_a_twentieth_point_of_float32(real_data):
     pairs = load_sts("STSB", str(real_data / "data" / "senteval"))

@@ -451,7 +451,7 @@ def test_missing_weights_are_reported_and_a_language_model_head_is_not(tmp_path,
 
 
 def test_what_is_no_text_encoder_is_refused(tmp_path, tokenizer):
-    BartConfig(d_model=8, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path)
+    BartConfig(vocab_size=len(tokenizer), d_model=8, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not a text encoder"):
         load_model(str(tmp_path))

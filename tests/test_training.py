@@ -338,13 +338,12 @@ def test_a_choice_that_does_not_exist_is_an_error_without_the_command_too(tmp_pa
 
 
 def test_a_baseline_of_evaluations_is_not_trained(tmp_path, saved_model):
-    """Nor was it ever: only calls of `save_pretrained` by hand could save a model with it."""
+    """A model that was saved with it can be scored (tests/test_eval_sts.py), but not trained."""
     folder = shutil.copytree(saved_model, tmp_path / "baseline")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "pooler": "first_last_average"}))
     options = {"model_name_or_path": folder, "channels": None, "reconstruction_weight": 0}
-    message = refusal(tmp_path, **options)
-    assert "`pooler` must be one of autoencoder, textcnn, cls, mean, got 'first_last_average'" in message
+    assert re.search("`pooler` must be one of .*, got 'first_last_average'", refusal(tmp_path, **options))
 
 
 def test_an_output_folder_that_cannot_be_used_ends_in_a_message(tmp_path, tokenizer):
