@@ -589,12 +589,12 @@ def list_of_sentences(sentences: Any) -> list[str]:
 
 def in_evaluation_mode(model: Any) -> Any:
     """
-    The model, or where a module is in training mode a copy of all modules on the same weights: the model's own modes
-    stay as they are, for its training and for other threads.
+    The model, or where a module is in training mode a copy of all modules on the same weights and tokenizer: the
+    model's own modes stay as they are, for its training and for other threads.
     """
     if not any(module.training for module in model.modules()):
         return model
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    shared = {id(part): part for part in (*model.parameters(), *model.buffers(), model.given_tokenizer)}
     return copy.deepcopy(model, shared).eval()
 
 
