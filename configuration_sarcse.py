@@ -131,7 +131,7 @@ class SarcseConfig(PretrainedConfig):
         """The encoder's sizes, under the names that other libraries look for, whatever the encoder calls them."""
         if name in OF_ENCODER:
             return attrgetter(name)(self.encoder_config)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        raise AttributeError(f"SarcseConfig has no attribute {name!r}")
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
         """The encoder's configuration, where transformers stores the vocabulary size after a resize."""
