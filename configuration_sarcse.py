@@ -4,6 +4,7 @@
 import copy
 import json
 import shutil
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,11 @@ from transformers.utils.hub import cached_file
 # The version of the package, of a release's two code files, and of every configuration that they save.
 __version__ = "0.2.0"
 
-# Lets `pipeline("feature-extraction")` cut sentences that are too long; transformers' own class would fail on them.
-CUSTOM_PIPELINES = {
-    "feature-extraction": {"impl": "modeling_sarcse.SarcsePipeline", "pt": ["AutoModel"], "type": "text"}
-}
-
 # With these two files sentence-transformers uses `pooler_output` as the sentence embedding; without them it would
 # silently pool the token vectors itself. Inputs stay padded: with flash attention it would otherwise concatenate the
 # sentences of a batch, and a pooler here would see a single one.
 SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
-    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "modeling_sarcse.SarcseTransformer"}],
+    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}],
     "sentence_bert_config.json": {
         "transformer_task": "feature-extraction",
         "modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}},
@@ -36,11 +32,10 @@ SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
 # Where AutoConfig and AutoModel find the code, in the folder of config.json.
 AUTO_MAP = {"AutoConfig": "configuration_sarcse.SarcseConfig", "AutoModel": "modeling_sarcse.SarcseModel"}
 
-# The field of the encoder's configuration with the pooler of a plain release, which is an encoder to all other tools.
-POOLER_FIELD = "sarcse_pooler"
-
-# Fields of the encoder's configuration that tools also look for at the top level of config.json.
-OF_ENCODER = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
+# The encoder's sizes that servers read at the top level of config.json (tests/test_plain.py), and those that programs
+# also look for in the configuration.
+IN_FILE = ("hidden_size", "num_hidden_layers", "max_position_embeddings")
+OF_ENCODER = (*IN_FILE, "num_attention_heads", "vocab_size")
 
 
 class SarcseConfig(PretrainedConfig):
@@ -51,32 +46,26 @@ class SarcseConfig(PretrainedConfig):
     this project's choices.
 
     Args:
-        encoder_config (`PretrainedConfig` or `dict`, *optional*):
-            Configuration of the pretrained text encoder, nested. Default: RoBERTa-base's shape.
-        pooler (`str`, defaults to `"words"`):
-            How the sentence embedding is made: a key of `POOLERS` (modeling_sarcse.py), checked by [`SarcseModel`].
-        kernel_sizes (`list[int]`, defaults to `[3, 4, 5]`):
-            Widths, in tokens, of the TextCNN's convolutions (as in the paper).
-        channels (`int`, *optional*):
+        encoder_config (`PretrainedConfig` or `dict`): Of the text encoder, nested. Default: RoBERTa-base's shape.
+        pooler (`str`): How the sentence embedding is made: a key of `POOLERS`, which [`SarcseModel`] checks.
+        kernel_sizes (`list[int]`): Widths, in tokens, of the TextCNN's convolutions.
+        channels (`int`):
             Output channels of each of these convolutions. Default: an eighth of the encoder's hidden size, rounded up
             to a multiple of 8 for speed on GPUs: 96 for RoBERTa-base. More channels were no better.
-        integration_kernel_size (`int`, defaults to 3):
+        integration_kernel_size (`int`):
             Width, in tokens, of the convolution that integrates the scales into vectors of the encoder's hidden size.
-        activation (`str`, defaults to `"gelu"`):
-            Activation after every convolution of the TextCNNs, a key of transformers' `ACT2FN`.
-        decoder_length (`int`, defaults to 32):
-            Number of tokens that are reconstructed. Tokens past it are encoded but not reconstructed.
-        with_decoder (`bool`, defaults to `True`):
-            False in releases, whose decoder is left out: only training and `token_importance` use it.
-        special_token_ids (`list[int]`, defaults to `[]`):
-            Ids that are not content. The paper drops `<s>` and `</s>` from the sequence; here the TextCNN and the
-            reconstruction skip them, and the mean that the TextCNN's output is added to includes them. They are
-            stored here because not every encoder configuration has them (BERT's has neither `[CLS]` nor `[SEP]`);
-            [`SarcseModel.from_encoder_pretrained`] fills them in from the tokenizer.
-        normalize (`bool`, defaults to `False`): Embeddings have length 1.
+        activation (`str`): After every convolution of the TextCNNs, a key of transformers' `ACT2FN`.
+        decoder_length (`int`): Number of tokens that are reconstructed. Tokens past it are encoded only.
+        with_decoder (`bool`): False in releases, whose decoder is left out: only training and token importance use it.
+        special_token_ids (`list[int]`):
+            Ids that are not content, which `sarcse.load_model` takes from the tokenizer. The paper drops `<s>` and
+            `</s>` from the sequence; here the TextCNN and the reconstruction skip them, and the mean that the
+            TextCNN's output is added to includes them. Not every encoder's configuration has them (BERT's has neither
+            `[CLS]` nor `[SEP]`).
+        normalize (`bool`): Embeddings have length 1.
 
     Raises:
-        ValueError: if a field has an impossible value; the message names the field and the value.
+        ValueError: if a field has an impossible value, which the message names; or if these are an encoder's fields.
     """
 
     model_type = "sarcse"
@@ -96,7 +85,13 @@ class SarcseConfig(PretrainedConfig):
         normalize: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.encoder_config = _as_config(encoder_config)
+        found = kwargs.pop("model_type", self.model_type)
+        if found != self.model_type:  # transformers would build RoBERTa-base with random weights
+            raise ValueError(
+                f"This is an encoder (model_type={found!r}), not a SARCSE model. `sarcse.load_model` puts fresh "
+                "layers on it, and gives a release without code its own pooler."
+            )
+        self.encoder_config = _as_config({"model_type": "roberta"} if encoder_config is None else encoder_config)
         if not isinstance(kernel_sizes, list | tuple) or not kernel_sizes:
             raise ValueError(f"`kernel_sizes` must be a list of at least one size, got {kernel_sizes!r}.")
         for size in kernel_sizes:
@@ -122,48 +117,34 @@ class SarcseConfig(PretrainedConfig):
         self.normalize = normalize
         # The version of the running code, which is also the code that is saved beside the weights.
         self.sarcse_version = __version__
-        repeated = {name: kwargs.pop(name) for name in OF_ENCODER if name in kwargs}
+        given = {name: kwargs.pop(name) for name in OF_ENCODER if name in kwargs}
         if kwargs.pop("sarcse_version", None) is None:  # not what `to_dict` wrote
-            _check_encoder_fields(self.encoder_config, repeated)
-        super().__init__(**{"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES), **kwargs})
+            for name, value in given.items():
+                if not hasattr(self, name) or value != attrgetter(name)(self):
+                    own = self.encoder_config.attribute_map.get(name, name)  # `dim` is DistilBERT's `hidden_size`
+                    raise ValueError(f"`{name}` is the encoder's: set it in `encoder_config`, as {own!r}: {value!r}.")
+        # Lets `pipeline("feature-extraction")` cut long sentences; transformers' own class would fail on them.
+        pipeline = {"impl": "modeling_sarcse.SarcsePipeline", "pt": ["AutoModel"], "type": "text"}
+        super().__init__(**{"custom_pipelines": {"feature-extraction": pipeline}, **kwargs})
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """
-        As in transformers, which would replace a configuration of another type by RoBERTa-base's, with random weights.
-
-        Raises:
-            ValueError: if it is an encoder's configuration, or a field has an impossible value.
-        """
-        found, pooler = config_dict.get("model_type", cls.model_type), config_dict.get(POOLER_FIELD)
-        if found != cls.model_type:
-            arguments = "..." if pooler is None else f"..., pooler={pooler!r}"
-            raise ValueError(
-                f"This is an encoder (model_type={found!r}), not a SARCSE model. For fresh layers on it: "
-                f"`SarcseModel.from_encoder_pretrained({arguments})`."
-            )
-        return super().from_dict(config_dict, **kwargs)
-
-    @property
-    def hidden_size(self) -> int:
-        """Size of a sentence embedding: the encoder's hidden size, under the name that other libraries look for."""
-        return self.encoder_config.hidden_size
+    def __getattr__(self, name: str) -> Any:
+        """The encoder's sizes, under the names that other libraries look for, whatever the encoder calls them."""
+        if name in OF_ENCODER:
+            return attrgetter(name)(self.encoder_config)
+        raise AttributeError(f"SarcseConfig has no attribute {name!r}")
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
         """The encoder's configuration, where transformers stores the vocabulary size after a resize."""
         return self.encoder_config
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON has them, with the encoder's fields in `OF_ENCODER` repeated at the top level."""
-        encoder = self.encoder_config.to_dict()
-        repeated = {name: encoder[own] for name, own in _encoder_names(self.encoder_config).items() if own in encoder}
-        return {**super().to_dict(), **repeated}
+        """All fields as JSON has them, with the encoder's sizes in `IN_FILE` repeated at the top level."""
+        return {**super().to_dict(), **{name: attrgetter(name)(self) for name in IN_FILE if hasattr(self, name)}}
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """
-        Save the configuration and everything that transformers and sentence-transformers need to load the model from
-        this folder: the two code files and `SENTENCE_TRANSFORMERS_FILES`. `SarcseModel.save_pretrained` and the
-        Trainer call this, too.
+        Save the configuration with the two code files and `SENTENCE_TRANSFORMERS_FILES`, which transformers and
+        sentence-transformers need to load the model. `SarcseModel.save_pretrained` and the Trainer call this, too.
         """
         folder = Path(save_directory)
         self.auto_map = dict(AUTO_MAP)
@@ -179,17 +160,12 @@ class SarcseConfig(PretrainedConfig):
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
 
-def _as_config(encoder_config: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig:
-    if encoder_config is None:
-        return AutoConfig.for_model("roberta")
+def _as_config(encoder_config: PretrainedConfig | dict[str, Any]) -> PretrainedConfig:
     if isinstance(encoder_config, dict):
-        if "model_type" not in encoder_config:
-            raise ValueError("`encoder_config` must name its `model_type`, for example 'roberta'.")
-        if encoder_config["model_type"] not in CONFIG_MAPPING:
+        if (found := encoder_config.get("model_type")) not in CONFIG_MAPPING:
             raise ValueError(
-                f"`encoder_config` has model_type={encoder_config['model_type']!r}, which this version of "
-                "transformers does not know. If the encoder brings its own code, register it with AutoConfig and "
-                "AutoModel first."
+                f"`encoder_config` has model_type={found!r}, which this version of transformers does not know. If the "
+                "encoder brings its own code, register it with AutoConfig and AutoModel first."
             )
         encoder_config = AutoConfig.for_model(**encoder_config)
     if not isinstance(encoder_config, PretrainedConfig):
@@ -202,26 +178,6 @@ def _as_config(encoder_config: PretrainedConfig | dict[str, Any] | None) -> Pret
     # A copy: transformers resets the attention implementation of nested configurations, and a loaded encoder that
     # shared the object would switch to it.
     return copy.deepcopy(encoder_config)
-
-
-def _encoder_names(encoder_config: PretrainedConfig) -> dict[str, str]:
-    """The fields in `OF_ENCODER` and the encoder's own names for them: `dim` is DistilBERT's `hidden_size`."""
-    return {name: encoder_config.attribute_map.get(name, name) for name in OF_ENCODER}
-
-
-def _check_encoder_fields(encoder_config: PretrainedConfig, fields: dict[str, Any]) -> None:
-    """
-    Raises:
-        ValueError: if one of the fields, which are in `OF_ENCODER`, is not the encoder's: it would be ignored.
-    """
-    encoder, names = encoder_config.to_dict(), _encoder_names(encoder_config)
-    for name, value in fields.items():
-        own = names[name]
-        if value != encoder.get(own, value):
-            raise ValueError(
-                f"`{name}` is the encoder's, {encoder[own]!r} here, not {value!r}. Set it in `encoder_config`, for "
-                f"example {dict(model_type=encoder_config.model_type, **{own: value})!r}."
-            )
 
 
 def _check_count(name: str, value: int, minimum: int = 1) -> None:

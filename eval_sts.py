@@ -12,7 +12,7 @@ and their cosine similarities give one Spearman correlation, times 100.
 import argparse
 import sys
 
-from sarcse.options import STS_TASKS, in_utf8, one_line_errors
+from sarcse.options import FIRST_LAST, STS_TASKS, in_utf8, one_line_errors
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -74,7 +74,7 @@ def check_effect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
 def pooler_without_layers(name: str) -> str:
     from modeling_sarcse import POOLERS  # which needs torch: only if --pooler is given
 
-    names = [name for name, pooler in POOLERS.items() if not pooler.has_layers]
+    names = [*(name for name, pooler in POOLERS.items() if not pooler.has_layers), FIRST_LAST]
     if name not in names:
         raise argparse.ArgumentTypeError(f"invalid choice: {name!r} (choose from {', '.join(names)})")
     return name

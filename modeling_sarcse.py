@@ -10,20 +10,17 @@ import copy
 import importlib
 import inspect
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn import functional as F
 from transformers import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
     MODEL_MAPPING,
-    AutoConfig,
     AutoModel,
     AutoModelForTextEncoding,
     AutoTokenizer,
@@ -33,7 +30,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.activations import ACT2FN
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 
@@ -43,31 +39,22 @@ except ImportError:  # ... and a script beside it as a top-level module; a plain
     SarcseConfig = importlib.import_module("configuration_sarcse").SarcseConfig
 
 
-logger = logging.get_logger(__name__)
-
-
 @dataclass
 class SarcseModelOutput(ModelOutput):
     """
-    Output of [`SarcseModel`]. The sentence embeddings come first, so that `outputs[0]`, which `pipeline` takes, is
-    these.
+    Output of [`SarcseModel`]. The sentence embeddings come first: `outputs[0]` is what `pipeline` takes.
 
     Args:
-        pooler_output (`torch.FloatTensor` of shape `(B, d)`):
-            The sentence embeddings, of length 1 only if `config.normalize`.
-        last_hidden_state (`torch.FloatTensor` of shape `(B, L, d)`):
+        pooler_output (`(B, d)`): The sentence embeddings, of length 1 only if `config.normalize`.
+        last_hidden_state (`(B, L, d)`):
             The encoder's contextual vectors, in the tokenizer's positions (the paper's X, with special tokens).
-        hidden_states, attentions (*optional*):
-            The encoder's, with `output_hidden_states=True` and `output_attentions=True`.
-        reconstruction (`torch.FloatTensor` of shape `(R, T, d)`, *optional*):
+        hidden_states, attentions: The encoder's, with `output_hidden_states=True` and `output_attentions=True`.
+        reconstruction (`(R, T, d)`):
             The decoder's contextual vectors. This field and the next three need `output_reconstruction=True`.
-        reconstruction_target (`torch.FloatTensor` of shape `(R, T, d)`, *optional*):
-            The content tokens' contextual vectors packed to the left, detached from the graph; with the word vectors
-            added, if the pooler reads these.
-        content_mask (`torch.BoolTensor` of shape `(R, T)`, *optional*):
-            True for content tokens, False after the last one.
-        content_input_ids (`torch.LongTensor` of shape `(R, T)`, *optional*):
-            The content tokens' ids; the training loss weights their errors by these.
+        reconstruction_target (`(R, T, d)`): The content tokens' vectors (plus word vectors, if the pooler reads these)
+            packed to the left, detached from the graph.
+        content_mask (`(R, T)`, boolean): True for content tokens, False after the last one.
+        content_input_ids (`(R, T)`): The content tokens' ids, by which the training loss weights their errors.
     """
 
     pooler_output: torch.Tensor | None = None
@@ -78,30 +65,6 @@ class SarcseModelOutput(ModelOutput):
     reconstruction_target: torch.Tensor | None = None
     content_mask: torch.Tensor | None = None
     content_input_ids: torch.Tensor | None = None
-
-    def reconstructed(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        `reconstruction`, `reconstruction_target`, `content_mask` and `content_input_ids` as a tuple.
-
-        Raises:
-            ValueError: if the model was called without `output_reconstruction=True`.
-        """
-        parts = self.reconstruction, self.reconstruction_target, self.content_mask, self.content_input_ids
-        if any(part is None for part in parts):
-            raise ValueError("nothing was reconstructed: call the model with `output_reconstruction=True`.")
-        return parts  # type: ignore[return-value]  # none is None
-
-    def reconstruction_errors(self) -> torch.Tensor:
-        """
-        Squared error of each content token's reconstruction, averaged over d, in float32: `(R, T)`, zero after the
-        last content token.
-
-        Raises:
-            ValueError: if nothing was reconstructed.
-        """
-        reconstruction, target, mask, _ = self.reconstructed()
-        difference = reconstruction.float() - target.float()
-        return difference.pow(2).mean(dim=-1) * mask  # (R, T, d) -> (R, T)
 
 
 class SameConv1d(nn.Conv1d):
@@ -176,8 +139,7 @@ class SarcseDecoder(TextCNNDecoder):
 
 class Pooler(nn.Module):
     """
-    Base class of the modules that make sentence embeddings, which `POOLERS` lists. Code that depends on the pooler
-    reads these attributes.
+    Base class of the modules that make sentence embeddings. Code that depends on the pooler reads these attributes.
 
     `forward` turns vectors `(B, L, d)` into embeddings `(B, d)`. It also takes two boolean masks `(B, L)`, of the
     attended tokens and of the content tokens; only a pooler with `of_content` needs the second.
@@ -187,22 +149,18 @@ class Pooler(nn.Module):
         has_layers (`bool`): The pooler has weights of its own, which an encoder alone lacks.
         of_content (`bool`): The pooler needs the mask of the content tokens.
         with_words (`bool`): Its input has the word vectors after the contextual ones, `(B, L, 2d)`.
-        with_first_layer (`bool`): Its input is the mean of the first and the last layer's vectors, not the last alone.
         pooling_mode (`str`, *optional*): Its name in sentence-transformers, if a plain encoder can be pooled this way.
         decoder (`type`, *optional*): Maps embeddings `(B, d)` and a mask `(B, T)` to a reconstruction `(B, T, d)`.
         projection (`type`, *optional*): A layer after the embedding, `(B, d)` -> `(B, d)`, during training only.
-        trainable (`bool`): False for a pooler that is only a baseline in evaluations.
     """
 
     description: str
     has_layers = False
     of_content = False
     with_words = False
-    with_first_layer = False
     pooling_mode: str | None = None
     decoder: type[nn.Module] | None = None
     projection: type[nn.Module] | None = None
-    trainable = True
 
     def __init__(self, config: SarcseConfig) -> None:
         super().__init__()
@@ -225,9 +183,7 @@ class FirstToken(Pooler):
     pooling_mode = "cls"
     projection = TrainingProjection
 
-    def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor, content: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor, content: Any = None) -> torch.Tensor:
         first = mask.long().argmax(dim=1).view(-1, 1, 1)  # (B, L) -> (B, 1, 1)
         return hidden_states.gather(1, first.expand(-1, 1, hidden_states.shape[2])).squeeze(1)  # (B, L, d) -> (B, d)
 
@@ -258,20 +214,8 @@ class Mean(Pooler):
     pooling_mode: str | None = "mean"
     decoder: type[nn.Module] | None = Repetition
 
-    def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor, content: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor, content: Any = None) -> torch.Tensor:
         return token_mean(hidden_states, mask)
-
-
-class FirstLastMean(Mean):
-    """Mean pooling over the first and the last layer: the "first-last avg." of SimCSE's tables."""
-
-    description = "the mean of the first and the last layer's token vectors"
-    with_first_layer = True
-    pooling_mode = None
-    decoder = None
-    trainable = False
 
 
 class TextCNNEncoder(Pooler):
@@ -364,14 +308,12 @@ POOLERS: dict[str, type[Pooler]] = {
     "textcnn": TextCNNEncoder,
     "cls": FirstToken,
     "mean": Mean,
-    "first_last_average": FirstLastMean,
 }
 
 
 class SarcseModel(PreTrainedModel):
     """
-    A sentence-embedding model: a pretrained text encoder and a pooler on top, either the TextCNN autoencoder or one of
-    the baselines in `POOLERS`.
+    A sentence-embedding model: a pretrained text encoder and a pooler on top, one of `POOLERS`.
 
     Args:
         config (`SarcseConfig`): Configuration of the whole model.
@@ -385,7 +327,6 @@ class SarcseModel(PreTrainedModel):
 
     config_class = SarcseConfig
     base_model_prefix = "sarcse"
-    main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     # Attention happens in the encoder, which checks for itself whether it supports the requested implementation.
     _supports_sdpa = True
@@ -403,11 +344,10 @@ class SarcseModel(PreTrainedModel):
             sizes = f"{encoder.config.hidden_size}, but the configuration says {config.hidden_size}"
             raise ValueError(f"`encoder` has vectors of size {sizes}.")
         super().__init__(config)
-        # Where `from_pretrained` was told to look: a revision, a subfolder or a cache.
-        self.source: dict[str, str] = {}
+        self.source: dict[str, str] = {}  # where `from_pretrained` was told to look: a revision, a subfolder, a cache
         self.given_tokenizer: PreTrainedTokenizerBase | None = None
         if encoder is None:
-            auto_class, options = _encoder_class(config.encoder_config)
+            auto_class, options = encoder_class(config.encoder_config)
             self.encoder = auto_class.from_config(config.encoder_config, **options)
         else:
             self.encoder = encoder
@@ -420,11 +360,8 @@ class SarcseModel(PreTrainedModel):
         self.projection = pooler.projection(config) if pooler.projection else None
         self.post_init()
         if encoder is not None:
-            self._initialize_new_layers()
-
-    def _initialize_new_layers(self) -> None:
-        for layers in filter(None, (self.sentence_encoder, self.sentence_decoder, self.projection)):
-            layers.to(device=self.encoder.device, dtype=self.encoder.dtype)
+            for layers in filter(None, (self.sentence_encoder, self.sentence_decoder, self.projection)):
+                layers.to(device=encoder.device, dtype=encoder.dtype)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -433,67 +370,6 @@ class SarcseModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
         model.source = {name: kwargs[name] for name in ("revision", "subfolder", "cache_dir") if kwargs.get(name)}
         return loaded
-
-    @classmethod
-    def from_encoder_pretrained(
-        cls,
-        name_or_path: str,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        revision: str = "main",
-        dtype: torch.dtype = torch.float32,
-        attn_implementation: str | None = None,
-        **sarcse_fields: Any,
-    ) -> "SarcseModel":
-        """
-        Put fresh SARCSE layers on a pretrained encoder. A saved SARCSE model, trained or not, is loaded with
-        `from_pretrained` instead.
-
-        Args:
-            name_or_path (`str`): Hub id or folder of a text encoder that `AutoModel` loads, or of T5 and the like.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*):
-                Defines the special tokens, and is the model's from then on. Default: the encoder's own tokenizer.
-            revision (`str`): Branch, tag or commit of the encoder on the Hub.
-            dtype (`torch.dtype`): Type of the weights, whatever type the checkpoint is stored in.
-            attn_implementation (`str`, *optional*):
-                As in `AutoModel.from_pretrained`. Default: SDPA where the encoder supports it.
-            sarcse_fields: Fields of [`SarcseConfig`].
-
-        Returns:
-            `SarcseModel`, in evaluation mode.
-
-        Raises:
-            ValueError: if this is not a text encoder, its own code has not been registered, or a configuration field
-                does not exist or has an impossible value.
-        """
-        # The configuration would keep any other keyword, a token for the Hub included.
-        unknown = sarcse_fields.keys() - inspect.signature(SarcseConfig).parameters.keys()
-        if unknown:
-            raise ValueError(f"from_encoder_pretrained has no argument {', '.join(sorted(unknown))}.")
-        fields, _ = SarcseConfig.get_config_dict(name_or_path, revision=revision)
-        if fields.get("model_type") == SarcseConfig.model_type:
-            raise ValueError(f"{name_or_path} is a SARCSE model already: load it with `from_pretrained`.")
-        encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        given_tokenizer = tokenizer
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-        # The unknown token stays content: it stands for a word of the sentence.
-        special_token_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-        config = SarcseConfig(
-            encoder_config=encoder_config,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            **{"special_token_ids": sorted(special_token_ids), **sarcse_fields},
-        )
-        encoder = _load_encoder(
-            name_or_path, encoder_config, revision=revision, dtype=dtype, attn_implementation=attn_implementation
-        )
-        model = cls(config, encoder=encoder)
-        model.config._name_or_path = model.name_or_path = name_or_path  # what cards call the base model
-        model.source, model.given_tokenizer = {"revision": revision}, given_tokenizer
-        _check_encoder(name_or_path, model.eval(), tokenizer)
-        return model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -530,8 +406,7 @@ class SarcseModel(PreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         output_reconstruction: bool = False,
         reconstructed_rows: int | None = None,
-        view_dropout: float | None = None,
-        view_mean: torch.Tensor | None = None,
+        views: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         **encoder_kwargs: Any,
     ) -> SarcseModelOutput:
         """
@@ -544,37 +419,27 @@ class SarcseModel(PreTrainedModel):
                 What the encoder reads instead of `input_ids`, which then only identify the special tokens.
             output_reconstruction (`bool`): Also decode, for training and for token importance.
             reconstructed_rows (`int`, *optional*): Decode only this many rows, from the first. Default: all B.
-            view_dropout (`float`, *optional*):
-                Make two views of each row from its last vectors, so that in training the encoder sees every sentence
-                once: each view drops this share of the dimensions, see `two_views_of`. `pooler_output` is then
-                `(2B, d)`, the first views first. Only the first views are reconstructed, from a target without
-                dropout. Default: one view, the row itself.
-            view_mean (`torch.Tensor` of shape `(d,)`, *optional*):
-                The mean of the batch's vectors, if these rows are only a part of the batch. Default: the mean over the
-                rows of all processes.
+            views (`Callable`, *optional*):
+                Makes two views of each row from its vectors and their mask: `(B, L, d)` and `(B, L)` -> `(2B, L, d)`.
+                `pooler_output` is then `(2B, d)`, the first views first, which alone are reconstructed.
             encoder_kwargs: Passed to the encoder, for example `token_type_ids` or `output_hidden_states`.
 
         Raises:
-            ValueError: if a reconstruction is requested from a model without a decoder, or `input_ids` are missing
-                where the special tokens must be known. Also if the encoder has no argument of a keyword's name.
+            ValueError: if there is no decoder to reconstruct with, no `input_ids` where the special tokens must be
+                known, or no argument of a keyword's name.
         """
         if unknown := encoder_kwargs.keys() - self.encoder_arguments:
             raise ValueError(f"neither this model nor its encoder has an argument {', '.join(sorted(unknown))}.")
         decoder = self.require_decoder() if output_reconstruction else None
         pooler = self.sentence_encoder
-        read: dict[str, torch.Tensor] = {}
-        if inputs_embeds is not None:
-            read["inputs_embeds"] = inputs_embeds
-        elif input_ids is not None:
-            read["input_ids"] = input_ids
+        read: dict[str, Any] = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
         content_matters = pooler.of_content or decoder is not None
-        if not read or input_ids is None and content_matters:
-            beside = " beside `inputs_embeds`, to identify the special tokens" if read else ""
+        if input_ids is None and (inputs_embeds is None or content_matters):
+            beside = "" if inputs_embeds is None else " beside `inputs_embeds`, to identify the special tokens"
             raise ValueError(f"`input_ids` are needed{beside}.")
         if attention_mask is None:
-            attention_mask = torch.ones(next(iter(read.values())).shape[:2], dtype=torch.long, device=self.device)
-        if pooler.with_first_layer:
-            encoder_kwargs["output_hidden_states"] = True
+            (given,) = read.values()
+            attention_mask = torch.ones(given.shape[:2], dtype=torch.long, device=self.device)
         # As asked for by `from_pretrained(..., output_hidden_states=True)`.
         if self.config.output_hidden_states:
             encoder_kwargs.setdefault("output_hidden_states", True)
@@ -582,26 +447,28 @@ class SarcseModel(PreTrainedModel):
             encoder_kwargs.setdefault("output_attentions", True)
         encoded = self.encoder(**read, attention_mask=attention_mask, **encoder_kwargs)
         vectors, mask = encoded.last_hidden_state, attention_mask.bool()  # (B, L, d), (B, L)
-        if pooler.with_first_layer:
-            # Index 0 holds the input embeddings: the first layer is 1 (github.com/princeton-nlp/SimCSE/issues/133).
-            vectors = (encoded.hidden_states[1] + vectors) / 2
         vectors = self.pooled_vectors(vectors, input_ids, inputs_embeds)  # (B, L, d) or (B, L, 2d)
         target = vectors.unflatten(-1, (-1, self.config.hidden_size)).sum(dim=-2)  # (B, L, d), with the word vectors
         masks = [mask]
         if content_matters and input_ids is not None:
             masks.append(content := self._content_mask(input_ids, attention_mask))  # (B, L)
-        if view_dropout is not None:
-            mean = mean_of_batch(sum_and_count(vectors, mask)) if view_mean is None else view_mean  # (d,)
-            vectors = two_views_of(vectors, view_dropout, mean)  # (2B, L, d)
+        if views is not None:
+            vectors = views(vectors, mask)  # (2B, L, d)
             masks = [each.repeat(2, 1) for each in masks]  # (2B, L)
         embeddings = pooler(vectors, *masks)  # (B, d), or (2B, d)
         if self.training and self.projection is not None:
             embeddings = self.projection(embeddings)  # (B, d)
         reconstruction = {}
         if decoder is not None and input_ids is not None:
-            rows = slice(reconstructed_rows)
-            parts = target[rows], input_ids[rows], content[rows]
-            reconstruction = self._reconstruct(decoder, embeddings[: len(parts[0])], *parts)
+            content, length = content[:reconstructed_rows], self.config.decoder_length  # (R, L)
+            target, packed = pack_left(target[: len(content)].detach(), content)  # (R, L, d), (R, L)
+            ids, _ = pack_left(input_ids[: len(content)], content)  # (R, L)
+            reconstruction = {
+                "reconstruction": decoder(embeddings[: len(content)], packed[:, :length]),  # (R, T, d)
+                "reconstruction_target": target[:, :length],  # (R, T, d)
+                "content_mask": packed[:, :length],  # (R, T)
+                "content_input_ids": ids[:, :length],  # (R, T)
+            }
         if self.config.normalize:  # after the reconstruction, whose scale is that of the token vectors
             embeddings = F.normalize(embeddings, dim=1)
         return SarcseModelOutput(
@@ -626,42 +493,18 @@ class SarcseModel(PreTrainedModel):
         words = F.pad(F.normalize(words, dim=-1), (0, contextual.shape[-1] - words.shape[-1]))  # (B, L, d)
         return torch.cat([contextual, words * contextual.norm(dim=-1, keepdim=True)], dim=-1)
 
-    def _reconstruct(
-        self,
-        decoder: nn.Module,
-        embeddings: torch.Tensor,
-        vectors: torch.Tensor,
-        input_ids: torch.Tensor,
-        content: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        """The reconstruction's output fields, from `(R, d)`, `(R, L, d)`, `(R, L)` and the mask `(R, L)`."""
-        target, mask = pack_left(vectors.detach(), content)  # (R, L, d), (R, L)
-        ids, _ = pack_left(input_ids, content)  # (R, L)
-        target, mask, ids = (packed[:, : self.config.decoder_length] for packed in (target, mask, ids))
-        return {
-            "reconstruction": decoder(embeddings, mask),  # (R, T, d)
-            "reconstruction_target": target,  # (R, T, d)
-            "content_mask": mask,  # (R, T)
-            "content_input_ids": ids,  # (R, T)
-        }
-
     def require_decoder(self) -> nn.Module:
-        """
-        The decoder, which training with a reconstruction and token importance need.
-
-        Raises:
-            ValueError: if the pooler has no decoder, or it was left out of a release.
-        """
+        """The decoder. A ValueError says why there is none: the pooler has none, or a release leaves it out."""
         if self.sentence_decoder is not None:
             return self.sentence_decoder
-        if self.sentence_encoder.decoder is not None:
-            raise ValueError(
-                f"{self.name_or_path or 'this model'} has no decoder, which a release leaves out, so nothing can be "
-                "reconstructed. Use the folder that the training wrote, or a release made --with_decoder. Training "
-                "with --reconstruction_weight 0 needs no decoder."
-            )
-        able = ", ".join(name for name, pooler in POOLERS.items() if pooler.decoder is not None)
-        raise ValueError(f"pooler={self.config.pooler!r} has no reconstruction: these have one: {able}.")
+        if self.sentence_encoder.decoder is None:
+            able = ", ".join(name for name, pooler in POOLERS.items() if pooler.decoder is not None)
+            raise ValueError(f"pooler={self.config.pooler!r} has no reconstruction: these have one: {able}.")
+        raise ValueError(
+            f"{self.name_or_path or 'this model'} has no decoder, which a release leaves out, so nothing can be "
+            "reconstructed. Use the folder that the training wrote, or a release made --with_decoder. Training with "
+            "--reconstruction_weight 0 needs no decoder."
+        )
 
     def _content_mask(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """`(B, L)`, True for content tokens. An empty sentence keeps its special tokens, to have an embedding."""
@@ -672,27 +515,19 @@ class SarcseModel(PreTrainedModel):
         return content | attended & ~content.any(dim=1, keepdim=True)
 
     def own_tokenizer(self) -> PreTrainedTokenizerBase:
-        """
-        The tokenizer that `from_encoder_pretrained` was given, or else the one beside the model, of the revision that
-        the model was loaded from.
-
-        Raises:
-            ValueError: if there is none.
-        """
+        """The tokenizer loaded with the model, or else the one beside it; a ValueError if there is none."""
         if self.given_tokenizer is not None:
             return self.given_tokenizer
-        # With the encoder's configuration; otherwise it would load the model's, and ask to run its code.
-        encoder_config, problem = self.config.encoder_config, None
+        place, problem = self.name_or_path or "this model, which was not loaded from anywhere,", "no files"
+        config = self.config.encoder_config  # with the model's own, it would ask to run the model's code
         try:
             if self.name_or_path:
-                tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=encoder_config, **self.source)
-                if not is_made_up(tokenizer, encoder_config):
+                tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=config, **self.source)
+                if not is_made_up(tokenizer, config):
                     return tokenizer
         except (OSError, ValueError) as error:
-            problem = error
-        place = self.name_or_path or "this model, which was not loaded from anywhere,"
-        reason = next(iter(str(problem or "no files").splitlines()), "")
-        raise ValueError(f"{place} has no tokenizer that can be loaded ({reason}): pass the model's own.") from problem
+            problem = str(error).partition("\n")[0]
+        raise ValueError(f"{place} has no tokenizer that can be loaded ({problem}): pass the model's own.")
 
     @torch.no_grad()
     def encode(
@@ -701,12 +536,10 @@ class SarcseModel(PreTrainedModel):
         tokenizer: PreTrainedTokenizerBase | None = None,
         batch_size: int = 64,
         normalize: bool = False,
-        device: str | torch.device | None = None,
         show_progress_bar: bool | None = None,
     ) -> np.ndarray:
         """
-        Encode a list of sentences of any length, in evaluation mode; the model's mode is restored afterwards.
-        Sentences of similar length share a batch, so that there is hardly any padding.
+        Encode a list of sentences of any length as in evaluation mode, whatever the model's mode.
 
         Args:
             sentences (`list[str]`): Cut at the encoder's limit. Any iterable of strings will do.
@@ -714,7 +547,6 @@ class SarcseModel(PreTrainedModel):
                 Default: the one beside the model ([`own_tokenizer`]), loaded on every call.
             batch_size (`int`): Sentences encoded at once.
             normalize (`bool`): Scale the embeddings to length 1, so that their products are cosine similarities.
-            device (`str`, *optional*): Moves the model there first, and leaves it there. Default: where it is.
             show_progress_bar (`bool`, *optional*): Default: only in a terminal.
 
         Returns:
@@ -729,8 +561,6 @@ class SarcseModel(PreTrainedModel):
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         if tokenizer is None:
             tokenizer = self.own_tokenizer()
-        if device is not None:
-            self.to(device)
         token_ids = token_ids_of(texts, tokenizer, encoder_max_length(self, tokenizer))
         # An empty text has no tokens if the tokenizer adds none (GPT-2). Its embedding is zero.
         readable = [row for row, ids in enumerate(token_ids) if ids]
@@ -738,47 +568,13 @@ class SarcseModel(PreTrainedModel):
         pad = DataCollatorWithPadding(tokenizer)
         embeddings = torch.zeros(len(token_ids), self.config.hidden_size, dtype=torch.float32, device="cpu")
         disable = None if show_progress_bar is None else not show_progress_bar
-        with evaluation_mode(self):
-            for places in logging.tqdm(batches, desc="Encoding", leave=False, disable=disable):
-                rows = [readable[place] for place in places]
-                batch = pad([{"input_ids": token_ids[row]} for row in rows])
-                output = self(**batch.to(self.device), return_dict=True)
-                embeddings[rows] = output.pooler_output.float().cpu()  # (batch_size, d)
+        model = in_evaluation_mode(self)
+        for places in logging.tqdm(batches, desc="Encoding", leave=False, disable=disable):
+            rows = [readable[place] for place in places]
+            batch = pad([{"input_ids": token_ids[row]} for row in rows])
+            output = model(**batch.to(self.device), return_dict=True)
+            embeddings[rows] = output.pooler_output.float().cpu()  # (batch_size, d)
         return (F.normalize(embeddings, dim=1) if normalize else embeddings).numpy()
-
-    @torch.no_grad()
-    def token_importance(
-        self, sentences: list[str], tokenizer: PreTrainedTokenizerBase
-    ) -> list[list[tuple[str, float]]]:
-        """
-        Tokens and their reconstruction errors: the smaller the error, the more important the token is to the sentence
-        embedding (figure 1 of the paper).
-
-        Args:
-            sentences (`list[str]`): Encoded as one batch, and cut at the tokenizer's `model_max_length`.
-            tokenizer (`PreTrainedTokenizerBase`): The model's own.
-
-        Returns:
-            For each sentence its `(token text, error)` pairs in order, without special tokens and tokens past
-            `decoder_length`. Tokens that are bytes of one character are joined, with the mean of their errors. An
-            error is the mean squared difference over d, in squared units of the encoder's vectors.
-
-        Raises:
-            ValueError: if the pooler has no reconstruction, the model has no decoder, or `sentences` is one string.
-        """
-        self.require_decoder()
-        token_ids = token_ids_of(list_of_sentences(sentences), tokenizer, encoder_max_length(self, tokenizer))
-        if not any(token_ids):
-            return [[] for _ in token_ids]
-        batch = DataCollatorWithPadding(tokenizer)([{"input_ids": ids} for ids in token_ids])
-        with evaluation_mode(self):
-            output = self(**batch.to(self.device), output_reconstruction=True, return_dict=True)
-        special = [token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id]  # it is content
-        importance = []
-        for errors, ids, mask in zip(output.reconstruction_errors(), output.content_input_ids, output.content_mask):
-            content = mask & ~torch.isin(ids, torch.tensor(special, device=ids.device))
-            importance.append(_whole_characters(ids[content].tolist(), errors[content].tolist(), tokenizer))
-        return importance
 
 
 def is_made_up(tokenizer: PreTrainedTokenizerBase, encoder_config: Any) -> bool:
@@ -816,10 +612,9 @@ def encoder_max_length(model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -
 
 def token_ids_of(texts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[list[int]]:
     """
-    The token ids of each text, cut at the limit and without padding.
-
-    A fast tokenizer stores where to cut and whether to pad, and every call sets both before it reads. Another thread's
-    call may come in between. Where the result shows that, a copy of the tokenizer reads the texts again.
+    The token ids of each text, cut at the limit and without padding. A fast tokenizer stores where to cut and whether
+    to pad, and every call sets both before it reads. Another thread's call may come in between. Where the result shows
+    that, a copy of the tokenizer reads the texts again.
     """
     if not texts:
         return []
@@ -834,11 +629,7 @@ def token_ids_of(texts: list[str], tokenizer: PreTrainedTokenizerBase, limit: in
 
 
 def list_of_sentences(sentences: Any) -> list[str]:
-    """
-    Raises:
-        ValueError: if these are not sentences: one string, whose characters would be taken for them, or a table, whose
-            column names would; or one of them is not text.
-    """
+    """The sentences. A ValueError says what is none: a string, a table (its column names would be), or no text."""
     if isinstance(sentences, str):
         raise ValueError("`sentences` must be a list of strings: pass a single one as [sentence].")
     if isinstance(sentences, dict) or hasattr(sentences, "columns") or hasattr(sentences, "column_names"):
@@ -850,38 +641,19 @@ def list_of_sentences(sentences: Any) -> list[str]:
     return texts
 
 
-# The models in `evaluation_mode`: how many calls are within it, and the mode that each module had before.
-EVALUATED: dict[nn.Module, tuple[int, dict[nn.Module, bool]]] = {}
-EVALUATED_LOCK = threading.Lock()
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
+def in_evaluation_mode(model: Any) -> Any:
     """
-    Evaluation mode, and afterwards the mode that each module had before: an encoder may be frozen in evaluation mode
-    below a model in training mode. If several threads are within, the last one to leave restores the modes.
+    The model, or where a module is in training mode a copy of all modules on the same weights and tokenizer: the
+    model's own modes stay as they are, for its training and for other threads.
     """
-    with EVALUATED_LOCK:
-        calls, modes = EVALUATED.get(model) or (0, {module: module.training for module in model.modules()})
-        EVALUATED[model] = calls + 1, modes
-        model.eval()
-    try:
-        yield
-    finally:
-        with EVALUATED_LOCK:
-            calls, modes = EVALUATED.pop(model)
-            if calls > 1:
-                EVALUATED[model] = calls - 1, modes
-            else:
-                for module, training in modes.items():
-                    module.training = training
+    if not any(module.training for module in model.modules()):
+        return model
+    shared = {id(part): part for part in (*model.parameters(), *model.buffers(), model.given_tokenizer)}
+    return copy.deepcopy(model, shared).eval()
 
 
 def rows_by_length(token_ids: list[list[int]], batch_size: int) -> list[list[int]]:
-    """
-    The row numbers of each batch, the longest sentences first. So there is hardly any padding, and a batch that does
-    not fit into memory fails at once.
-    """
+    """The rows of each batch, the longest first: there is little padding, and what does not fit fails at once."""
     order = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
@@ -889,86 +661,13 @@ def rows_by_length(token_ids: list[list[int]], batch_size: int) -> list[list[int
 class SarcsePipeline(FeatureExtractionPipeline):
     """transformers' feature extraction, which returns the sentence embedding `(1, d)`; long sentences are cut."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def preprocess(self, inputs: str, **tokenize_kwargs: Any) -> Any:
         tokenizer: Any = self.tokenizer
         limit = encoder_max_length(self.model, tokenizer)
-        self.cut = {"truncation": limit is not None, "max_length": limit}
-
-    def preprocess(self, inputs: str, **tokenize_kwargs: Any) -> Any:
-        return super().preprocess(inputs, **{**self.cut, **tokenize_kwargs})
+        return super().preprocess(inputs, **{"truncation": limit is not None, "max_length": limit, **tokenize_kwargs})
 
 
-def __getattr__(name: str) -> Any:
-    """
-    Define `SarcseTransformer` when sentence-transformers first asks for it, by its name in modules.json. Defined at
-    the top level, the class would need that library even where it is not installed.
-    """
-    if name != "SarcseTransformer":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    base: Any = importlib.import_module("sentence_transformers.base.modules").Transformer
-
-    global SarcseTransformer  # where pickle finds the class, for the processes of a pool
-
-    class SarcseTransformer(base):
-        """sentence-transformers' module, which returns one output of a model; this one adds the token vectors."""
-
-        def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-            given = {**features, **kwargs}
-            inputs = {key: given[key] for key in self.tokenizer.model_input_names if key in given}
-            output = self.model(**inputs, return_dict=True)
-            vectors = output.last_hidden_state  # (B, L, d); in a release's ONNX file the embedding, L times
-            features["sentence_embedding"] = output.pooler_output if self.backend == "torch" else vectors[:, 0]
-            features["token_embeddings"] = vectors
-            return features
-
-    return SarcseTransformer  # type: ignore[name-defined]  # mypy does not see the class as a global
-
-
-def _whole_characters(
-    token_ids: list[int], errors: list[float], tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[str, float]]:
-    """Text and error of each token. Tokens that are bytes of one character are joined, and their errors averaged."""
-    tokens, start = [], 0
-    for end in range(1, len(token_ids) + 1):
-        text = tokenizer.decode(token_ids[start:end])
-        # A replacement character means that some bytes of the character are still to come.
-        if end == len(token_ids) or not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            tokens.append((text, sum(errors[start:end]) / (end - start)))
-            start = end
-    return tokens
-
-
-def _load_encoder(name_or_path: str, encoder_config: Any, **options: Any) -> PreTrainedModel:
-    """
-    `from_pretrained`, without its report on the weights of a language model's head, which no encoder has. Weights
-    missing from the checkpoint are still reported.
-
-    Raises:
-        ValueError: if weights are missing and the folder has code of its own: transformers' class of that name is
-            another model.
-    """
-    auto_class, class_options = _encoder_class(encoder_config)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        encoder, loading_info = auto_class.from_pretrained(
-            name_or_path, output_loading_info=True, **options, **class_options
-        )
-    finally:
-        logging.set_verbosity(verbosity)
-    if loading_info["missing_keys"]:
-        missing = ", ".join(sorted(loading_info["missing_keys"]))
-        if hasattr(encoder_config, "auto_map") and encoder_config.model_type in CONFIG_MAPPING_NAMES:
-            raise ValueError(
-                f"{name_or_path} brings its own code as model_type={encoder_config.model_type!r}, which is another "
-                f"model in transformers: the checkpoint has no {missing}. SARCSE cannot wrap it."
-            )
-        logger.warning(f"{name_or_path} lacks some weights of the encoder, which are now random: {missing}.")
-    return encoder
-
-
-def _encoder_class(encoder_config: Any) -> tuple[Any, dict[str, bool]]:
+def encoder_class(encoder_config: Any) -> tuple[Any, dict[str, bool]]:
     """
     The auto class that builds an encoder, and the keyword that leaves out the encoder's own pooler, if it accepts one.
     Unused parameters would stop DistributedDataParallel, which waits for every gradient.
@@ -986,44 +685,10 @@ def _encoder_class(encoder_config: Any) -> tuple[Any, dict[str, bool]]:
     return auto_class, {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
 
 
-@torch.no_grad()
-def _check_encoder(name_or_path: str, model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """
-    Check that the encoder turns two sentences, one of them padded, into token vectors. Warn if the padding changes
-    the first sentence's vectors, as in encoders that mix all positions whatever the mask (FNet).
-
-    Raises:
-        ValueError: if it does not. transformers has no list of models that read text alone: this one may need images,
-            a decoder's input or boxes, or return another number of vectors.
-    """
-    batch = tokenizer(["A.", "A longer sentence."], padding=True, return_tensors="pt")
-    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    encoder = f"{name_or_path}, model_type={model.config.encoder_config.model_type!r},"
-    refusal = f"{encoder} is not a text encoder that SARCSE can wrap"
-    try:
-        vectors = model(**inputs).last_hidden_state
-    except Exception as error:  # each kind of model raises an exception of its own for a missing input
-        raise ValueError(f"{refusal} ({repr(error)[:200]}).") from error
-    expected = (*inputs["input_ids"].shape, model.config.hidden_size)
-    if vectors.shape != expected:
-        raise ValueError(f"{refusal}: its vectors for {expected[:2]} tokens have the shape {tuple(vectors.shape)}.")
-    alone = tokenizer(["A."], return_tensors="pt").to(model.device)
-    padded = vectors[:1][inputs["attention_mask"][:1].bool()]  # (B, L, d) -> (length, d)
-    unpadded = model(alone["input_ids"], alone["attention_mask"]).last_hidden_state[0]  # (length, d)
-    if (padded - unpadded).abs().max() > 0.05 * unpadded.abs().max():
-        logger.warning(
-            f"{encoder} gives a sentence other vectors in a batch with a longer one. Its embeddings depend on the "
-            "batch; encode sentences one at a time to compare them."
-        )
-
-
 def pack_left(sequence: torch.Tensor, content_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Move the content tokens' entries to the left, in order, and zero the rest. Convolutions then see the same
-    neighbours whatever the padding and its side.
-
-    Returns:
-        The packed sequence, `(B, L, ...)`, and the mask `(B, L)` of its content.
+    Move the content tokens' entries of `(B, L, ...)` to the left, in order, and zero the rest. Convolutions then see
+    the same neighbours whatever the padding and its side. Also returns the mask `(B, L)` of what was moved.
     """
     length = content_mask.shape[1]
     # The rest goes to one extra position, which is cut off. (ONNX's exporter has no stable sort.)
@@ -1033,43 +698,6 @@ def pack_left(sequence: torch.Tensor, content_mask: torch.Tensor) -> tuple[torch
     packed = packed.scatter(1, target, sequence)[:, :length]  # (B, L, ...)
     mask = torch.arange(length, device=target.device) < content_mask.sum(dim=1, keepdim=True)  # (B, L)
     return packed, mask
-
-
-# A dropped dimension is replaced by this share of the mean of all vectors. With 0 the views of some encoders are too
-# far apart: those whose mean is long compared with the differences between sentences. With 1 the views are closer, and
-# teach less (docs/choices.md).
-TOWARDS_MEAN = 0.75
-
-
-def sum_and_count(vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The sum of the vectors `(B, L, d)` where the mask is True, and after it their number: `(d + 1,)`, float32."""
-    counted = mask.unsqueeze(-1).to(vectors.dtype)  # (B, L, 1)
-    total = (vectors.detach() * counted).sum(dim=(0, 1), dtype=torch.float32)  # (d,); float16 would overflow
-    return torch.cat([total, counted.sum(dtype=torch.float32).unsqueeze(0)])  # (d + 1,)
-
-
-def mean_of_batch(total: torch.Tensor) -> torch.Tensor:
-    """The mean of a batch's vectors over all processes, `(d,)`, from this process' `sum_and_count`."""
-    if distributed.is_available() and distributed.is_initialized():
-        total = total.clone()
-        distributed.all_reduce(total)
-    return total[:-1] / total[-1]
-
-
-def kept_dimensions(vectors: torch.Tensor, rate: float) -> torch.Tensor:
-    """0 for the share `rate` of dimensions that a view drops, else 1 / (1 - rate): `(B, L, d)` -> `(2, B, 1, d)`."""
-    return F.dropout(vectors.new_ones(2, len(vectors), 1, vectors.shape[2]), rate)
-
-
-def two_views_of(vectors: torch.Tensor, rate: float, mean: torch.Tensor) -> torch.Tensor:
-    """
-    Two views of each sentence, `(B, L, d)` -> `(2B, L, d)`, the first views first. A view drops a share `rate` of the
-    dimensions, the same ones in all its vectors (spatial dropout, arXiv 1411.4280). Different ones in each vector
-    would nearly cancel out in the mean over the tokens. `mean`, `(d,)`, is that of the whole batch's vectors.
-    """
-    towards = TOWARDS_MEAN * mean.to(vectors.dtype)  # (d,)
-    views = (vectors - towards) * kept_dimensions(vectors, rate) + towards  # (2, B, L, d)
-    return views.flatten(0, 1)  # (2B, L, d)
 
 
 def mean_window(hidden_states: torch.Tensor, mask: torch.Tensor, width: int) -> torch.Tensor:

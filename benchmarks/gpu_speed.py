@@ -38,6 +38,7 @@ from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel
 from sarcse.gradient_cache import GradientCache
 from sarcse.losses import info_nce, share_of_total, two_views, weighted_reconstruction
+from sarcse.views import dropping
 
 
 VIEW_DROPOUT, TEMPERATURE = 0.05, 0.05  # neither affects the speed
@@ -67,7 +68,7 @@ def forward_flops(
         model = SarcseModel._from_config(config, attn_implementation="eager")
         ids = torch.ones(rows, length, dtype=torch.long)
         reconstruct = {"output_reconstruction": reconstructed_rows > 0, "reconstructed_rows": reconstructed_rows}
-        model(ids, **reconstruct, view_dropout=view_dropout)
+        model(ids, **reconstruct, views=dropping(view_dropout))
     return counter.get_total_flops()
 
 
@@ -97,7 +98,7 @@ def views_of(ids: torch.Tensor, view_dropout: float | None) -> dict[str, torch.T
 
 
 def whole_step(model: SarcseModel, token_weights: torch.Tensor, view_dropout: float | None, ids: torch.Tensor) -> None:
-    options = {"output_reconstruction": True, "reconstructed_rows": len(ids), "view_dropout": view_dropout}
+    options = {"output_reconstruction": True, "reconstructed_rows": len(ids), "views": dropping(view_dropout)}
     with autocast():
         outputs = model(**views_of(ids, view_dropout), **options)
         contrast = info_nce(*outputs.pooler_output.chunk(2), temperature=TEMPERATURE)

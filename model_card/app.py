@@ -133,7 +133,7 @@ def panel(label: str, model: SentenceTransformer, sentences: list[str]) -> list[
     shown = [gr.Dataframe(similarities, label=f"{label}: cosine similarities", **TABLE)]
     if getattr(model.transformers_model, "sentence_decoder", None) is None:
         return shown
-    importance = model.transformers_model.token_importance(sentences, model.tokenizer)
+    importance = [token_errors(model, sentence) for sentence in sentences]
     errors = [error for pairs in importance for _, error in pairs] or [0.0]
     most, spread = max(errors), max(errors) - min(errors) or 1.0
     tokens: list[tuple[str, float | None]] = []
@@ -146,6 +146,26 @@ def panel(label: str, model: SentenceTransformer, sentences: list[str]) -> list[
     shown.append(gr.HighlightedText(tokens, label=f"{label}: {about}", elem_classes="tokens"))
     headers = ["sentence", "token", "error"]
     return [*shown, gr.Dataframe(listed, headers=headers, label=f"{label}: errors", max_height=250, **TABLE)]
+
+
+@torch.no_grad()
+def token_errors(model: SentenceTransformer, sentence: str) -> list[tuple[str, float]]:
+    """Each token and its reconstruction error, in the mean over the bytes of a character."""
+    tokenizer = model.tokenizer
+    inputs = tokenizer(sentence, truncation=True, max_length=model.max_seq_length, return_tensors="pt")
+    output = model.transformers_model(**inputs.to(model.device), output_reconstruction=True)
+    difference = output.reconstruction[0] - output.reconstruction_target[0]  # (T, d)
+    ids, errors = output.content_input_ids[0].tolist(), difference.pow(2).mean(dim=1).tolist()
+    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}  # the only tokens of an empty text
+    places = [place for place, kept in enumerate(output.content_mask[0]) if kept and ids[place] not in special]
+    found, start = [], 0
+    for end in range(1, len(places) + 1):
+        text = tokenizer.decode([ids[place] for place in places[start:end]])
+        # A replacement character means that some bytes of the character are still to come.
+        if end == len(places) or not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            found.append((text, sum(errors[place] for place in places[start:end]) / (end - start)))
+            start = end
+    return found
 
 
 # --- Search ----------------------------------------------------------------------------------------------------------

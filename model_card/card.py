@@ -158,7 +158,7 @@ def model_facts(facts: Facts) -> dict[str, str]:
     return {
         "Encoder": config.encoder_config.model_type,
         **{f"`{name}`": str(getattr(config, name)) for name in names},
-        **({} if config.with_decoder else {"Decoder": "left out: only training and `token_importance` use it"}),
+        **({} if config.with_decoder else {"Decoder": "left out: only training and token importance use it"}),
     }
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from configuration_sarcse import POOLER_FIELD, __version__
+from configuration_sarcse import __version__
 from modeling_sarcse import SarcseModel
-from sarcse.loading import PLAIN_MODULES, POOLING_MODES, plain_poolers
+from sarcse.loading import PLAIN_MODULES, POOLER_FIELD, POOLING_MODES, plain_poolers
 from sarcse.record import write_json
 
 

@@ -7,8 +7,8 @@ uses only its own group and the groups above it in this list.
 - Token ids: `tokens`.
 - Arguments: `arguments`, `parsing`.
 - Models: `loading`.
+- Losses: `losses`, `views`, `gradient_cache`.
 - Embeddings and their scores: `comparison`, `figures`, `embedding`.
-- Losses: `losses`, `gradient_cache`.
 - Training: `checkpoints`, `watch`, `health`, `budget`, `record`, `corpus`, `releasing`, `trainer`, `training`.
 - What the commands do: `scoring` (eval_sts.py), `running` (train.py).
 
@@ -26,6 +26,8 @@ HOMES = {
     "SarcseTrainingArguments": "sarcse.arguments",
     "encode": "sarcse.embedding",
     "info_nce": "sarcse.losses",
+    "load_model": "sarcse.loading",
+    "token_importance": "sarcse.embedding",
     "weighted_reconstruction": "sarcse.losses",
 }
 __all__ = [*HOMES]  # noqa: PLE0604

@@ -21,9 +21,6 @@ def _architecture(name: str, help: str, choices: list[str] | None = None) -> Any
     return field(default=None, metadata={**metadata, "choices": choices} if choices else metadata)
 
 
-TRAINABLE_POOLERS = {name: pooler for name, pooler in POOLERS.items() if pooler.trainable}
-
-
 @dataclass
 class ModelArguments:
     """The encoder to start from, and the shape of the layers on top of it (fields of `SarcseConfig`)."""
@@ -41,9 +38,9 @@ class ModelArguments:
     pooler: str | None = _architecture(
         "pooler",
         "How the sentence embedding is made: "
-        + "; ".join(f"{name}, {pooler.description}" for name, pooler in TRAINABLE_POOLERS.items())
+        + "; ".join(f"{name}, {pooler.description}" for name, pooler in POOLERS.items())
         + ". A sentence encoder's own is kept.",
-        choices=list(TRAINABLE_POOLERS),
+        choices=list(POOLERS),
     )
     kernel_sizes: list[int] | None = _architecture("kernel_sizes", "Widths of the TextCNN's convolutions.")
     channels: int | None = field(

@@ -22,11 +22,11 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from configuration_sarcse import SarcseConfig
-from modeling_sarcse import SarcseModel, list_of_sentences
+from modeling_sarcse import SarcseModel, encoder_max_length, in_evaluation_mode, list_of_sentences, token_ids_of
 from sarcse import figures
 from sarcse.comparison import (
     RESULTS_NAME,
@@ -40,6 +40,8 @@ from sarcse.comparison import (
     short_name,
 )
 from sarcse.loading import check_tokenizer, config_fields, is_sarcse, kind_of_model, load_model
+from sarcse.losses import reconstruction_errors
+from sarcse.options import FIRST_LAST
 from sarcse.record import FILE_NAME as RECORD_NAME
 from sarcse.sentences import fingerprint
 from sarcse.tokens import unknown_share
@@ -73,16 +75,32 @@ def load_embedders(
         ValueError: if nothing at `name_or_path` can be loaded, or it is not a text encoder.
     """
     kind = kind_of_model(name_or_path, revision)
+    if config_fields(name_or_path, revision).get("pooler") == FIRST_LAST:  # a model of an earlier version: an encoder
+        kind, poolers = "encoder", [FIRST_LAST]
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if kind == "sentence-transformers":
         yield name_or_path, kind, load_sentence_transformer(name_or_path, device, batch_size, **options)
         return
     for pooler in [None] if kind == "sarcse" else poolers:
         if pooler is not None:
-            options["pooler"] = pooler
+            options["pooler"] = "mean" if pooler == FIRST_LAST else pooler
         model, tokenizer = load_model(name_or_path, **options)
+        if pooler == FIRST_LAST:
+            average_first_and_last(model)
         row = name_or_path if pooler is None or len(poolers) == 1 else f"{name_or_path}, {pooler}"
-        yield row, model.config.pooler, partial(encode, model.to(device), tokenizer, batch_size=batch_size)
+        embed = partial(encode, model.to(device), tokenizer, batch_size=batch_size)
+        yield row, pooler or model.config.pooler, embed
+
+
+def average_first_and_last(model: SarcseModel) -> None:
+    """Make the encoder's vectors the mean of its first and last layer's: mean pooling then is `FIRST_LAST`."""
+
+    def average(encoder: torch.nn.Module, arguments: Any, output: Any) -> None:
+        # Index 0 holds the input embeddings: the first layer is 1 (github.com/princeton-nlp/SimCSE/issues/133).
+        output.last_hidden_state = (output.hidden_states[1] + output.last_hidden_state) / 2  # (B, L, d)
+
+    model.config.output_hidden_states = True
+    model.encoder.register_forward_hook(average)
 
 
 def load_sentence_transformer(name_or_path: str, device: torch.device, batch_size: int, **options: Any) -> Embed:
@@ -299,6 +317,58 @@ def uniformity(embeddings: torch.Tensor, block_size: int = 1024) -> float | None
     return none_if_nan(math.log(2 * total / (number * (number - 1)))) if number > 1 else None
 
 
+# --- Token importance ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def token_importance(
+    model: SarcseModel, sentences: list[str], tokenizer: PreTrainedTokenizerBase
+) -> list[list[tuple[str, float]]]:
+    """
+    Tokens and their reconstruction errors: the smaller the error, the more important the token is to the sentence
+    embedding (figure 1 of the paper).
+
+    Args:
+        model (`SarcseModel`): With a decoder, which releases leave out by default.
+        sentences (`list[str]`): Encoded as one batch, and cut at the tokenizer's `model_max_length`.
+        tokenizer (`PreTrainedTokenizerBase`): The model's own.
+
+    Returns:
+        For each sentence its `(token text, error)` pairs in order, without special tokens and tokens past
+        `decoder_length`. Tokens that are bytes of one character are joined, with the mean of their errors. An
+        error is the mean squared difference over d, in squared units of the encoder's vectors.
+
+    Raises:
+        ValueError: if the pooler has no reconstruction, the model has no decoder, or `sentences` is one string.
+    """
+    model.require_decoder()
+    token_ids = token_ids_of(list_of_sentences(sentences), tokenizer, encoder_max_length(model, tokenizer))
+    if not any(token_ids):
+        return [[] for _ in token_ids]
+    batch = DataCollatorWithPadding(tokenizer)([{"input_ids": ids} for ids in token_ids])
+    output = in_evaluation_mode(model)(**batch.to(model.device), output_reconstruction=True, return_dict=True)
+    special = [token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id]  # it is content
+    importance = []
+    for errors, ids, mask in zip(reconstruction_errors(output), output.content_input_ids, output.content_mask):
+        content = mask & ~torch.isin(ids, torch.tensor(special, device=ids.device))
+        importance.append(whole_characters(ids[content].tolist(), errors[content].tolist(), tokenizer))
+    return importance
+
+
+def whole_characters(
+    token_ids: list[int], errors: list[float], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[str, float]]:
+    """Text and error of each token. Tokens that are bytes of one character are joined, and their errors averaged."""
+    tokens, start = [], 0
+    for end in range(1, len(token_ids) + 1):
+        text = tokenizer.decode(token_ids[start:end])
+        # A replacement character means that some bytes of the character are still to come.
+        if end == len(token_ids) or not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            tokens.append((text, sum(errors[start:end]) / (end - start)))
+            start = end
+    return tokens
+
+
 # --- Figures ---------------------------------------------------------------------------------------------------------
 
 
@@ -362,7 +432,7 @@ def explain(
         model.to(device)
         explained[name] = []
         for pair in pairs:
-            first, second = model.token_importance(list(pair), tokenizer)
+            first, second = token_importance(model, list(pair), tokenizer)
             one, other = encode(model, tokenizer, list(pair))
             similarity = F.cosine_similarity(one, other, dim=0).item()
             explained[name].append((first, second, similarity))

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from modeling_sarcse import SarcseModelOutput, kept_dimensions, mean_of_batch, sum_and_count
+from modeling_sarcse import SarcseModelOutput
+from sarcse.views import dropping, kept_dimensions, mean_of_batch, sum_and_count
 
 
 class GradientCache:
@@ -33,7 +34,7 @@ class GradientCache:
             `view_dropout` makes the views.
         size (`int`): Rows per mini-batch.
         reconstructed_rows (`int`): How many rows are reconstructed, counted from the first.
-        view_dropout (`float`, *optional*): As in `SarcseModel.forward`.
+        view_dropout (`float`, *optional*): The share of dimensions that a view drops (`sarcse.views`).
         pooled_vectors (`Callable`): `SarcseModel.pooled_vectors` of the model, of which the views are made.
     """
 
@@ -52,8 +53,7 @@ class GradientCache:
         self.mini_batches = [dict(zip(views, rows)) for rows in parts]
         left = range(reconstructed_rows, reconstructed_rows - len(self.mini_batches) * size, -size)
         self.options: list[dict[str, Any]] = [
-            {"output_reconstruction": rows > 0, "reconstructed_rows": max(rows, 0), "view_dropout": view_dropout}
-            for rows in left
+            {"output_reconstruction": rows > 0, "reconstructed_rows": max(rows, 0)} for rows in left
         ]
         self.contexts: list[Callable[[], AbstractContextManager[None]]] = []
 
@@ -64,9 +64,9 @@ class GradientCache:
         each mini-batch.
         """
         embeddings: list[torch.Tensor] = []
-        of_batch = {} if self.view_dropout is None else {"view_mean": self.mean_of_vectors(self.view_dropout)}
+        mean = None if self.view_dropout is None else self.mean_of_vectors(self.view_dropout)
         for index, options in enumerate(self.options):
-            options.update(of_batch)
+            options["views"] = dropping(self.view_dropout, mean)
             with self.randomness(index):
                 outputs = self.model(**self.mini_batches[index], **options)
             see(outputs)

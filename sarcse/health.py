@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from configuration_sarcse import SarcseConfig
-from modeling_sarcse import SarcseModel, evaluation_mode, rows_by_length
+from modeling_sarcse import SarcseModel, in_evaluation_mode, rows_by_length
 from sarcse.tokens import token_weights
 
 
@@ -77,9 +77,8 @@ class HealthCheck:
 
     @torch.no_grad()
     def __call__(self, model: SarcseModel) -> float:
-        """The health of `model` in evaluation mode, which is left as it was; 0 if an embedding is not finite."""
-        with evaluation_mode(model):
-            embeddings = F.normalize(embed(model, self.rows), dim=1)  # (S, d)
+        """The health of `model` in evaluation mode, whatever its mode; 0 if an embedding is not finite."""
+        embeddings = F.normalize(embed(in_evaluation_mode(model), self.rows), dim=1)  # (S, d)
         return self.in_common(embeddings)
 
     def in_common(self, embeddings: torch.Tensor) -> float:

@@ -3,6 +3,7 @@ Load a model and its tokenizer by name: a SARCSE model as it was saved, or any o
 What cannot be used is reported here, in one message, before anything is trained or scored.
 """
 
+import inspect
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
@@ -18,14 +20,16 @@ from transformers import (
     AutoModel,
     AutoTokenizer,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import cached_file, has_file, logging
 
-from configuration_sarcse import POOLER_FIELD, SENTENCE_TRANSFORMERS_FILES, SarcseConfig
-from modeling_sarcse import POOLERS, SarcseModel, encoder_max_length, is_made_up, position_padding
+from configuration_sarcse import SENTENCE_TRANSFORMERS_FILES, SarcseConfig
+from modeling_sarcse import POOLERS, SarcseModel, encoder_class, encoder_max_length, is_made_up, position_padding
+from sarcse.options import FIRST_LAST
 
 
 logger = logging.get_logger(__name__)
@@ -33,6 +37,9 @@ logger = logging.get_logger(__name__)
 # The project's own classes, not the copies in a SARCSE folder: no code from a loaded model is run.
 AutoConfig.register(SarcseConfig.model_type, SarcseConfig)
 AutoModel.register(SarcseConfig, SarcseModel)
+
+# The field of the encoder's configuration with the pooler of a plain release, which is an encoder to all other tools.
+POOLER_FIELD = "sarcse_pooler"
 
 # sentence-transformers' modules of a plain release, the last only where embeddings have length 1. The names are those
 # from before its version 6, which every version and other programs know.
@@ -78,23 +85,28 @@ def load_model(
         revision (`str`): Branch, tag or commit of the model on the Hub.
         trust_remote_code (`bool`): Run an encoder's own code, if transformers has none for it. No release can be made
             of such a model.
-        options: `dtype` and `attn_implementation` of `from_pretrained`, and fields of `SarcseConfig`. For a saved
-            SARCSE model, fields must have the values it was saved with.
+        options: `dtype` and `attn_implementation` of `from_pretrained`, and fields of `SarcseConfig`. An encoder's
+            weights are in float32 by default, whatever type they are stored in. For a saved SARCSE model, fields must
+            have the values it was saved with.
 
     Returns:
-        The model and its tokenizer.
+        The model and its tokenizer, which is the default of the model's `encode`.
 
     Raises:
         ValueError: if nothing can be loaded, it is not a text encoder, or the tokenizer is another model's. Also if a
-            field has an impossible value or differs from the saved SARCSE model's.
+            field does not exist, has an impossible value or differs from the saved SARCSE model's.
     """
+    check_arguments(options)
     found = sentence_encoder(name_or_path, revision)
     config, tokenizer = load_config_and_tokenizer(name_or_path, revision, trust_remote_code)
     if is_sarcse(vars(config)) and (changed := changed_in_sentence_transformers(name_or_path, revision)):
         logger.warning(f"{name_or_path}: {changed}, which has no effect without sentence-transformers.")
     with loadable(name_or_path):
         if config.model_type == SarcseConfig.model_type:
-            arguments = {name: options.pop(name) for name in ("dtype", "attn_implementation") if name in options}
+            names = {"dtype", "attn_implementation"} & options.keys()
+            arguments = {name: options.pop(name) for name in names}
+            if config.pooler == FIRST_LAST and options.get("pooler") == "mean":  # for `load_embedders`
+                config.pooler, arguments["config"] = options["pooler"], config
             check_saved_fields(name_or_path, config, options)
             model = AutoModel.from_pretrained(name_or_path, revision=revision, **arguments)
         else:
@@ -105,12 +117,22 @@ def load_model(
                 tokenizer.model_max_length = found.max_length or tokenizer.model_max_length
             if found is not None:
                 options.setdefault("normalize", found.normalize)
-            model = SarcseModel.from_encoder_pretrained(
-                name_or_path, tokenizer=tokenizer, revision=revision, **options
-            )
+            model = fresh_layers_on(name_or_path, config, tokenizer, revision, **options)
             vars(model.config.encoder_config).pop(POOLER_FIELD, None)
     fit_tokenizer(name_or_path, model, tokenizer)
+    model.given_tokenizer = tokenizer
     return model.eval(), tokenizer
+
+
+def check_arguments(options: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: if `load_model` has no argument of one of these names. The configuration would keep it, a token for
+            the Hub included.
+    """
+    unknown = options.keys() - {"dtype", "attn_implementation"} - inspect.signature(SarcseConfig).parameters.keys()
+    if unknown:
+        raise ValueError(f"load_model has no argument {', '.join(sorted(unknown))}.")
 
 
 def load_config_and_tokenizer(
@@ -186,6 +208,100 @@ def check_saved_fields(name_or_path: str, config: PretrainedConfig, fields: dict
     for name, value in fields.items():
         if value != getattr(config, name):
             raise ValueError(f"{name_or_path} was saved with {name}={getattr(config, name)}: leave --{name} out.")
+
+
+# --- Fresh layers on an encoder --------------------------------------------------------------------------------------
+
+
+def fresh_layers_on(
+    name: str,
+    encoder_config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    revision: str,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str | None = None,
+    **fields: Any,
+) -> SarcseModel:
+    """
+    Fresh SARCSE layers on a pretrained encoder, in evaluation mode. `fields` are those of `SarcseConfig`; the
+    tokenizer defines the special tokens.
+
+    Raises:
+        ValueError: if this is not a text encoder, or a field has an impossible value.
+    """
+    # The unknown token stays content: it stands for a word of the sentence.
+    special_token_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    config = SarcseConfig(
+        encoder_config=encoder_config,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **{"special_token_ids": sorted(special_token_ids), **fields},
+    )
+    options = {"revision": revision, "dtype": dtype, "attn_implementation": attn_implementation}
+    model = SarcseModel(config, encoder=load_encoder(name, encoder_config, **options))
+    model.config._name_or_path = model.name_or_path = name  # what cards call the base model
+    model.source = {"revision": revision}
+    check_encoder(name, model.eval(), tokenizer)
+    return model
+
+
+def load_encoder(name: str, encoder_config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+    """
+    `from_pretrained`, without its report on the weights of a language model's head, which no encoder has. Weights
+    missing from the checkpoint are still reported.
+
+    Raises:
+        ValueError: if weights are missing and the folder has code of its own: transformers' class of that name is
+            another model.
+    """
+    auto_class, class_options = encoder_class(encoder_config)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        encoder, loading_info = auto_class.from_pretrained(name, output_loading_info=True, **options, **class_options)
+    finally:
+        logging.set_verbosity(verbosity)
+    if loading_info["missing_keys"]:
+        missing = ", ".join(sorted(loading_info["missing_keys"]))
+        if hasattr(encoder_config, "auto_map") and encoder_config.model_type in CONFIG_MAPPING_NAMES:
+            raise ValueError(
+                f"{name} brings its own code as model_type={encoder_config.model_type!r}, which is another model in "
+                f"transformers: the checkpoint has no {missing}. SARCSE cannot wrap it."
+            )
+        logger.warning(f"{name} lacks some weights of the encoder, which are now random: {missing}.")
+    return encoder
+
+
+@torch.no_grad()
+def check_encoder(name: str, model: SarcseModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Check that the encoder turns two sentences, one of them padded, into token vectors. Warn if the padding changes
+    the first sentence's vectors, as in encoders that mix all positions whatever the mask (FNet).
+
+    Raises:
+        ValueError: if it does not. transformers has no list of models that read text alone: this one may need images,
+            a decoder's input or boxes, or return another number of vectors.
+    """
+    batch = tokenizer(["A.", "A longer sentence."], padding=True, return_tensors="pt")
+    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    encoder = f"{name}, model_type={model.config.encoder_config.model_type!r},"
+    refusal = f"{encoder} is not a text encoder that SARCSE can wrap"
+    try:
+        vectors = model(**inputs).last_hidden_state
+    except Exception as error:  # each kind of model raises an exception of its own for a missing input
+        raise ValueError(f"{refusal} ({repr(error)[:200]}).") from error
+    expected = (*inputs["input_ids"].shape, model.config.hidden_size)
+    if vectors.shape != expected:
+        raise ValueError(f"{refusal}: its vectors for {expected[:2]} tokens have the shape {tuple(vectors.shape)}.")
+    alone = tokenizer(["A."], return_tensors="pt").to(model.device)
+    padded = vectors[:1][inputs["attention_mask"][:1].bool()]  # (B, L, d) -> (length, d)
+    unpadded = model(alone["input_ids"], alone["attention_mask"]).last_hidden_state[0]  # (length, d)
+    if (padded - unpadded).abs().max() > 0.05 * unpadded.abs().max():
+        logger.warning(
+            f"{encoder} gives a sentence other vectors in a batch with a longer one. Its embeddings depend on the "
+            "batch; encode sentences one at a time to compare them."
+        )
 
 
 # --- Tokenizers ------------------------------------------------------------------------------------------------------
@@ -406,6 +522,9 @@ def types_of(modules: list[dict[str, Any]]) -> list[str]:
 # With and without Normalize.
 PLAIN_TYPES = types_of(PLAIN_MODULES), types_of(PLAIN_MODULES[:2])
 
+# Of a model with code, the second in models of an earlier version.
+CODE_TYPES = types_of(SENTENCE_TRANSFORMERS_FILES["modules.json"]), ["SarcseTransformer"]
+
 
 def changes_of_text(saved: dict[str, Any], transformer: dict[str, Any]) -> dict[str, bool]:
     """What sentence-transformers may do to texts and embeddings beside its modules, and whether it does."""
@@ -432,7 +551,7 @@ def changed_in_sentence_transformers(name_or_path: str, revision: str = "main") 
     if not modules:
         return None
     types = types_of(modules)
-    expected = PLAIN_TYPES if pooler is not None else (types_of(SENTENCE_TRANSFORMERS_FILES["modules.json"]),)
+    expected = CODE_TYPES if pooler is None else PLAIN_TYPES
     length = transformer.get("max_seq_length")
     found = {
         f"modules.json lists {', '.join(types)}": types not in expected,

@@ -6,8 +6,8 @@ SARCSE's two losses, which need no Trainer:
     contrast = info_nce(*outputs.pooler_output.chunk(2), temperature=0.05)
     loss = contrast + weighted_reconstruction(outputs, token_weights)
 
-With `view_dropout=0.1`, pass the model the batch without `two_views`: it makes the views itself, from one pass of the
-encoder.
+With `views=dropping(0.1)`, from `sarcse.views`, pass the model the batch without `two_views`: it then makes the views
+itself, from one pass of the encoder.
 
 Under `torch.distributed` both losses cover the sentences of all processes: call them in each process, and average the
 gradients, as DistributedDataParallel does.
@@ -114,10 +114,23 @@ def info_nce(
 # --- The reconstruction loss -----------------------------------------------------------------------------------------
 
 
+def reconstruction_errors(outputs: SarcseModelOutput) -> torch.Tensor:
+    """
+    Squared error of each content token's reconstruction, averaged over d, in float32: `(R, T)`, zero after the last
+    content token.
+
+    Raises:
+        ValueError: if the model was called without `output_reconstruction=True`.
+    """
+    reconstruction, target, mask = outputs.reconstruction, outputs.reconstruction_target, outputs.content_mask
+    if reconstruction is None or target is None or mask is None:
+        raise ValueError("nothing was reconstructed: call the model with `output_reconstruction=True`.")
+    return (reconstruction.float() - target.float()).pow(2).mean(dim=-1) * mask  # (R, T, d) -> (R, T)
+
+
 def content_weights(outputs: SarcseModelOutput, token_weights: torch.Tensor) -> torch.Tensor:
-    """The weight of each token's reconstruction error, `(R, T)`, zero after the last content token."""
-    _, _, mask, ids = outputs.reconstructed()
-    return token_weights[ids] * mask
+    """The weight of each reconstructed token's error, `(R, T)`, zero after the last content token."""
+    return token_weights[outputs.content_input_ids] * outputs.content_mask  # type: ignore[index, operator]
 
 
 def share_of_total(weight: torch.Tensor) -> torch.Tensor:
@@ -151,7 +164,7 @@ def weighted_reconstruction(
     Raises:
         ValueError: if nothing was reconstructed.
     """
+    errors = reconstruction_errors(outputs)  # (R, T)
     weights = content_weights(outputs, token_weights)  # (R, T)
     total_weight = share_of_total(weights.sum()) if total_weight is None else total_weight
-    errors = outputs.reconstruction_errors()  # (R, T)
     return (weights * errors).sum() / total_weight.clamp(min=torch.finfo(errors.dtype).tiny)

@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
+# A pooling of plain encoders that evaluations have as a baseline: SimCSE's "first-last avg.".
+FIRST_LAST = "first_last_average"
+
+
 # --- STS tasks -------------------------------------------------------------------------------------------------------
 
 
@@ -115,7 +119,7 @@ class ReleaseArguments:
     with_decoder: bool = field(
         default=False,
         metadata={
-            "help": "Keep the decoder in a release with code. Only further training and token_importance use it."
+            "help": "Keep the decoder in a release with code. Only further training and token importance use it."
         },
     )
     onnx_int8: bool = field(

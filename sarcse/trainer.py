@@ -36,7 +36,6 @@ from sarcse.arguments import (
     CORPUS,
     ENGLISH,
     HEALTH,
-    TRAINABLE_POOLERS,
     ModelArguments,
     SarcseTrainingArguments,
     check_reconstruction,
@@ -78,6 +77,7 @@ from sarcse.loading import (
 from sarcse.losses import (
     content_weights,
     info_nce,
+    reconstruction_errors,
     sentence_keys,
     share_of_total,
     two_views,
@@ -88,6 +88,7 @@ from sarcse.releasing import ReleasingTrainer, has_adapters
 from sarcse.sentences import SentenceStream, fingerprint
 from sarcse.sts import check_pairs, with_two_scores
 from sarcse.tokens import LengthGroupedSampler, token_lengths, token_weights
+from sarcse.views import dropping
 from sarcse.watch import (
     EvaluationAtStart,
     LossWatch,
@@ -186,8 +187,8 @@ class SarcseTrainer(ReleasingTrainer):
         self.eval_dataset = eval_dataset
         if self.model.config.model_type != SarcseConfig.model_type:
             raise ValueError(
-                f"SarcseTrainer trains a SarcseModel, not {type(self.model).__name__}. Fresh layers on an encoder: "
-                "`SarcseModel.from_encoder_pretrained`."
+                f"SarcseTrainer trains a SarcseModel, not {type(self.model).__name__}. `load_model` puts fresh layers "
+                "on an encoder."
             )
         if has_adapters(self.model) and not hasattr(self.model, "merge_and_unload"):
             raise ValueError("The adapters could not be merged into a release: add them with `peft.get_peft_model`.")
@@ -309,7 +310,6 @@ class SarcseTrainer(ReleasingTrainer):
         model, args = self.model, self.args
         if self.args.of_sentence_encoder:
             setattr(self.unwrapped.config.encoder_config, SENTENCE_ENCODER_FIELD, True)
-        check_trainable(model)
         check_precision(model)
         check_reconstruction(model.config.pooler, args.reconstruction_weight)
         if self.reconstruct:
@@ -505,7 +505,7 @@ class SarcseTrainer(ReleasingTrainer):
         """
         views = self.encoder_inputs(inputs)
         options = {"output_reconstruction": self.reconstruct, "reconstructed_rows": len(inputs["input_ids"])}
-        outputs = model(**views, **options, view_dropout=self.view_dropout)
+        outputs = model(**views, **options, views=dropping(self.view_dropout))
         loss = contrastive = self.contrastive_loss(outputs.pooler_output, inputs)
         reconstruction = None
         if self.reconstruct:
@@ -716,18 +716,6 @@ def split_groups(optimizer: torch.optim.Optimizer, encoder: set[torch.nn.Paramet
             optimizer.add_param_group({**group, "params": new, "lr": learning_rate})
 
 
-def check_trainable(model: SarcseModel) -> None:
-    """
-    Check that the model's pooler can be trained.
-
-    Raises:
-        ValueError: if the pooler is only a baseline in evaluations.
-    """
-    if not model.sentence_encoder.trainable:
-        able = ", ".join(TRAINABLE_POOLERS)
-        raise ValueError(f"pooler={model.config.pooler!r} is for evaluations only; these can be trained: {able}.")
-
-
 def check_decoder_length(config: SarcseConfig, longest: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """
     Check that whole texts can be reconstructed. If only their first tokens are, their embeddings become those of their
@@ -769,7 +757,7 @@ def idle_parameters(model: SarcseModel, reconstruct: bool) -> list[str]:
     outputs = model.train()(input_ids, torch.ones_like(input_ids), output_reconstruction=reconstruct)
     value = outputs.pooler_output.sum()
     if reconstruct:
-        value = value + outputs.reconstruction_errors().sum()
+        value = value + reconstruction_errors(outputs).sum()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
     return [name for name, gradient in zip(trained, gradients) if gradient is None]

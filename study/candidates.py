@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from configuration_sarcse import SarcseConfig
-from modeling_sarcse import SarcseModel, SarcseModelOutput, evaluation_mode
+from modeling_sarcse import SarcseModel, SarcseModelOutput, in_evaluation_mode
 from sarcse.embedding import encode, uniformity
 from sarcse.health import embed
 from sarcse.losses import info_nce
@@ -59,9 +59,9 @@ class Halves:
 
     @torch.no_grad()
     def __call__(self, model: SarcseModel) -> float:
-        """The health of `model`, in evaluation mode; the model's mode is restored afterwards."""
-        with evaluation_mode(model):
-            first, second = (F.normalize(embed(model, list(rows)), dim=1) for rows in self.halves)  # (S, d)
+        """The health of `model`, in evaluation mode, whatever its mode."""
+        model = in_evaluation_mode(model)
+        first, second = (F.normalize(embed(model, list(rows)), dim=1) for rows in self.halves)  # (S, d)
         similarities = first @ second.T  # (S, S)
         own = similarities.diagonal()
         # Ties get the last rank, and so does NaN: a model whose embeddings are all equal, or NaN, finds nothing.

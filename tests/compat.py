@@ -46,7 +46,6 @@ COLUMNS = {
         "sentence_transformer_multi_process",
         "sentence_transformer_normalized",
         "sentence_transformer_truncated",
-        "sentence_transformer_tokens",
     ),
     "pipeline": ("feature_extraction_pipeline", "feature_extraction_pipeline_batched"),
     "langchain": ("langchain",),
@@ -60,7 +59,7 @@ READER_PACKAGES = ("onnxruntime", "fastembed", "sentence-transformers", "optimum
 READER_COLUMNS = {
     "ONNX Runtime": ("onnx",),
     "fastembed": ("fastembed",),
-    'sentence-transformers, `backend="onnx"`': ("sentence_transformer_onnx", "sentence_transformer_onnx_with_code"),
+    'sentence-transformers, `backend="onnx"`': ("sentence_transformer_onnx",),
     "optimum": ("optimum_class",),
     "Transformers.js": ("transformers_js",),
     "ONNX Runtime, int8": ("onnx_int8",),

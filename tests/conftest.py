@@ -67,9 +67,9 @@ def tokenizer():
 
 def whole_model(encoder, **options):
     """A model in which every layer has an effect; in a fresh one the TextCNN and the decoder would add zero."""
-    from modeling_sarcse import SarcseModel
+    from sarcse import load_model
 
-    return with_whole_layers(SarcseModel.from_encoder_pretrained(encoder, **options))
+    return with_whole_layers(load_model(encoder, **options)[0])
 
 
 def with_whole_layers(model):
@@ -81,10 +81,10 @@ def with_whole_layers(model):
 
 
 @pytest.fixture(scope="session")
-def trained_like_model(tokenizer):
+def trained_like_model():
     """The embedded encoder under a fresh autoencoder, in evaluation mode: for reading only."""
     torch.manual_seed(0)
-    return whole_model(str(ENCODER), tokenizer=tokenizer, channels=16)
+    return whole_model(str(ENCODER), channels=16)
 
 
 @pytest.fixture(scope="session")

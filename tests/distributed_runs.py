@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-import modeling_sarcse
 import train
+from sarcse import views
 from sarcse.parsing import parse_arguments
 from sarcse.sentences import load_sentences
 from sarcse.trainer import SarcseTrainer
@@ -55,13 +55,13 @@ def kept_by_content(vectors: torch.Tensor, rate: float) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    random = modeling_sarcse.kept_dimensions
+    random = views.kept_dimensions
     original = SarcseTrainer.contrastive_loss
     runs = Path(sys.argv[1])
     for name, flags in json.loads(runs.read_text()).items():
         SarcseTrainer.contrastive_loss = original
         record_views(runs.with_name(f"{name}-views-{os.environ.get('RANK', '0')}.pt"))
-        modeling_sarcse.kept_dimensions = kept_by_content if name.startswith("views") else random
+        views.kept_dimensions = kept_by_content if name.startswith("views") else random
         sys.argv[1:] = flags
         own_trainer(flags) if name.startswith("own-") else train.main()
     PartialState().destroy_process_group()  # as train.py does at its end

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, get_scheduler
 
-from modeling_sarcse import SarcseModel
 from sarcse.arguments import LEARNING_RATE, LEARNING_RATE_BUDGET, SarcseTrainingArguments
 from sarcse.budget import planned_rates, scale_rates
+from sarcse.loading import load_model
 from sarcse.sts import load_pairs
 from sarcse.trainer import SarcseTrainer
 
@@ -146,7 +146,7 @@ def test_where_graded_pairs_pick_the_checkpoint_there_is_no_budget(tmp_path, fie
     pairs = load_pairs(str(DEMO / "sts.tsv"))
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "encoder")
     data = {"train_dataset": SENTENCES * 40, "eval_dataset": pairs, "processing_class": tokenizer}
-    trainer = SarcseTrainer(SarcseModel.from_encoder_pretrained(str(DEMO / "encoder")), args, **data)
+    trainer = SarcseTrainer(load_model(str(DEMO / "encoder"))[0], args, **data)
     assert (trainer.args.rate_budget, trainer.args.learning_rate) == (budget, rate)
     assert trainer.args.to_dict()["learning_rate_budget"] == budget
 

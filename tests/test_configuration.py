@@ -65,8 +65,11 @@ def test_impossible_value_is_an_error_that_names_the_field(field, value):
 def test_the_encoders_sizes_have_the_usual_names_whatever_the_encoder_calls_them(model_type, own):
     config = SarcseConfig(encoder_config={"model_type": model_type, own: 96})
     assert config.to_dict()["hidden_size"] == config.hidden_size == 96
+    assert config.num_hidden_layers == config.to_dict()["num_hidden_layers"] > 1
     assert SarcseConfig(**config.to_dict()).to_dict() == config.to_dict(), "what it wrote is no contradiction"
-    with pytest.raises(ValueError, match=f"`hidden_size`.*96.*'{own}': 64"):
+    with pytest.raises(
+        ValueError, match=f"`hidden_size` is the encoder's: set it in `encoder_config`, as '{own}': 64"
+    ):
         SarcseConfig(encoder_config={"model_type": model_type, own: 96}, hidden_size=64)
 
 

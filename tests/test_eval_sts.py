@@ -12,9 +12,10 @@ from scipy.spatial.distance import pdist
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from transformers import AutoModel
 
 from eval_sts import main
-from modeling_sarcse import SarcseModel, encoder_max_length
+from modeling_sarcse import encoder_max_length
 from sarcse.comparison import correlations
 from sarcse.embedding import (
     alignment,
@@ -106,6 +107,32 @@ def test_maximum_length_is_the_encoders_own(tokenizer):
     model, loaded = load_model(str(ENCODER))
     assert encoder_max_length(model, unlimited) == 128
     assert torch.isfinite(encode(model, loaded, ["word " * 5000])).all()
+
+
+def test_first_last_average_is_the_mean_over_tokens_of_the_first_and_the_last_layer(tokenizer):
+    ((row, pooler, embed),) = load_embedders(str(ENCODER), ["first_last_average"], "main", torch.device("cpu"), 2)
+    assert (row, pooler) == (str(ENCODER), "first_last_average")
+    encoder, layers = AutoModel.from_pretrained(ENCODER, add_pooling_layer=False).eval(), []
+    for layer in (encoder.encoder.layer[0], encoder.encoder.layer[-1]):
+        layer.register_forward_hook(lambda module, inputs, output: layers.append(output))
+    for sentence, embedding in zip(SENTENCES, embed(SENTENCES), strict=True):
+        layers.clear()
+        with torch.no_grad():
+            encoder(**tokenizer(sentence, return_tensors="pt"))
+        first, last = (layer[0] if isinstance(layer, tuple) else layer for layer in layers)
+        expected = (first + last).reshape(-1, 128).mean(dim=0) / 2
+        torch.testing.assert_close(embedding, expected, atol=1e-5, rtol=0)
+
+
+def test_a_model_saved_with_first_last_average_by_an_earlier_version_is_scored_with_it(tokenizer, tmp_path):
+    for part in (load_model(str(ENCODER), pooler="mean")[0], tokenizer):
+        part.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pooler": "first_last_average"}))
+    ((row, pooler, embed),) = load_embedders(str(tmp_path), ["cls", "mean"], "main", torch.device("cpu"), 8)
+    assert (row, pooler) == (str(tmp_path), "first_last_average")
+    ((_, _, of_encoder),) = load_embedders(str(ENCODER), [pooler], "main", torch.device("cpu"), 8)
+    torch.testing.assert_close(embed(SENTENCES), of_encoder(SENTENCES))
 
 
 @pytest.mark.realdata
@@ -308,7 +335,7 @@ def test_two_processes_score_as_one(saved_model, tmp_path):
 
 def test_explain_writes_a_page(saved_model, tokenizer, tmp_path):
     """For models with an autoencoder, and for those that reconstruct from their mean."""
-    for part in (SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean"), tokenizer):
+    for part in (load_model(str(ENCODER), pooler="mean")[0], tokenizer):
         part.save_pretrained(tmp_path / "mean")
     pairs = ["--explain", "A boy kicks a ball.", "A child plays.", "--explain", "One & two.", ""]
     process = run_command(PROJECT / "eval_sts.py", saved_model, tmp_path / "mean", *pairs, cwd=tmp_path)

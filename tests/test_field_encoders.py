@@ -56,7 +56,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel, SarcsePipeline
 from sarcse.checkpoints import check_saving, load_weights
-from sarcse.embedding import encode, load_embedders
+from sarcse.embedding import encode, load_embedders, token_importance
 from sarcse.loading import load_model
 from sarcse.parsing import parse_arguments
 from sarcse.tokens import unknown_share
@@ -304,7 +304,7 @@ def test_neither_the_encoder_nor_the_tokenizer_may_have_a_limit_of_length(tmp_pa
         np.testing.assert_allclose(
             embedding, model(**loaded([long], return_tensors="pt")).pooler_output.detach(), atol=1e-5
         )
-        assert len(model.token_importance([long], loaded)[0]) == model.config.decoder_length
+        assert len(token_importance(model, [long], loaded)[0]) == model.config.decoder_length
         extract = pipeline("feature-extraction", model=model, tokenizer=loaded, pipeline_class=SarcsePipeline)
         np.testing.assert_allclose(extract(long), embedding, atol=1e-5)
 
@@ -320,7 +320,7 @@ def test_a_text_without_a_token_has_the_embedding_zero_in_every_batch(tmp_path, 
     np.testing.assert_array_equal(model.encode([""], loaded), with_others[1:2])
     last_alone = model.encode([*["α β"] * 64, ""], loaded, batch_size=64)
     np.testing.assert_array_equal(last_alone[64:], with_others[1:2])
-    assert model.token_importance(["", "γ"], loaded)[0] == model.token_importance([""], loaded)[0] == []
+    assert token_importance(model, ["", "γ"], loaded)[0] == token_importance(model, [""], loaded)[0] == []
 
 
 def clip() -> CLIPModel:
@@ -404,7 +404,7 @@ REGISTERED = """
 import sys
 from transformers import AutoConfig, AutoModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from sarcse import SarcseModel, SarcseTrainer, SarcseTrainingArguments
+from sarcse import SarcseModel, SarcseTrainer, SarcseTrainingArguments, load_model
 encoder, out = sys.argv[1:]
 config, model = (
     get_class_from_dynamic_module(name, encoder)
@@ -414,7 +414,7 @@ AutoConfig.register("custom_bert", config)
 AutoModel.register(config, model)
 arguments = SarcseTrainingArguments(out, max_steps=1, per_device_train_batch_size=8, report_to="none")
 trainer = SarcseTrainer(
-    SarcseModel.from_encoder_pretrained(encoder), arguments, train_dataset=[f"Sentence {n}." for n in range(8)]
+    load_model(encoder)[0], arguments, train_dataset=[f"Sentence {n}." for n in range(8)]
 )
 trainer.train()
 trainer.save_results()

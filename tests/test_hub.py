@@ -26,8 +26,8 @@ from model_card import hub as hub_module
 from model_card import release as release_module
 from model_card.hub import files_of
 from model_card.release import ReleaseOptions
-from modeling_sarcse import SarcseModel
 from sarcse import SarcseTrainer, SarcseTrainingArguments
+from sarcse.loading import load_model
 from sarcse.parsing import parse_arguments
 
 from .conftest import DEMO, ENCODER, PROJECT, flags, run_python, start_python
@@ -437,7 +437,7 @@ def test_what_a_push_may_say_reaches_the_hub(hub, tmp_path, monkeypatch, capsys)
     sentences = (DEMO / "sentences.txt").read_text().splitlines()[:16]
     arguments = {"per_device_train_batch_size": 8, "max_steps": 1, "report_to": "none", "save_strategy": "no"}
     trainer = SarcseTrainer(
-        SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean"),
+        load_model(str(ENCODER), pooler="mean")[0],
         SarcseTrainingArguments(str(tmp_path / "mine"), plain=True, **arguments),
         train_dataset=sentences,
     )
@@ -470,11 +470,10 @@ print(numpy.abs(embedder.encode(golden["sentences"]) - numpy.array(golden["embed
 
 PUSH_AS_PEOPLE_DO = """
 import sys
-from transformers import AutoTokenizer
-from modeling_sarcse import SarcseModel
-model = SarcseModel.from_encoder_pretrained(sys.argv[1])
+from sarcse import load_model
+model, tokenizer = load_model(sys.argv[1])
 model.push_to_hub("me/model")
-AutoTokenizer.from_pretrained(sys.argv[1]).push_to_hub("me/model")
+tokenizer.push_to_hub("me/model")
 model.config.push_to_hub("me/configuration")
 """
 LOAD_AS_PEOPLE_DO = """

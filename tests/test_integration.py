@@ -13,10 +13,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel, AutoTokenizer, pipeline
 
-from configuration_sarcse import OF_ENCODER, SarcseConfig
+from configuration_sarcse import SarcseConfig
 from model_card.plain import write_plain_model
 from modeling_sarcse import POOLERS, SarcseModel
-from sarcse import SarcseTrainer, SarcseTrainingArguments
+from sarcse import SarcseTrainer, SarcseTrainingArguments, load_model, token_importance
 
 from .conftest import ENCODER, SENTENCES, whole_model
 
@@ -112,9 +112,11 @@ def test_encode_takes_what_people_give(tokenizer):
     np.testing.assert_allclose(model.encode(SENTENCES[::-1], tokenizer, normalize=True)[::-1], embeddings, atol=1e-6)
     for others in (iter(SENTENCES), np.array(SENTENCES)):
         np.testing.assert_array_equal(model.encode(others, tokenizer, normalize=True), embeddings)
-    whole = model.token_importance(SENTENCES, tokenizer)
-    assert model.token_importance(iter(SENTENCES), tokenizer) == whole and model.token_importance([], tokenizer) == []
-    for call in (model.encode, partial(model.token_importance, tokenizer=tokenizer)):
+    whole = token_importance(model, SENTENCES, tokenizer)
+    assert (
+        token_importance(model, iter(SENTENCES), tokenizer) == whole and token_importance(model, [], tokenizer) == []
+    )
+    for call in (model.encode, partial(token_importance, model, tokenizer=tokenizer)):
         with pytest.raises(ValueError, match="must be a list of strings"):
             call("A sentence.")
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
@@ -164,10 +166,10 @@ def test_a_pinned_model_takes_the_tokenizer_of_its_revision(saved, tmp_path, tok
 
 def test_an_encoder_is_not_taken_for_a_sarcse_model(tmp_path, tokenizer):
     """transformers would build RoBERTa-base with random weights, and report them as missing."""
-    with pytest.raises(ValueError, match=r"an encoder \(model_type='roberta'\).*from_encoder_pretrained\(...\)"):
+    with pytest.raises(ValueError, match=r"an encoder \(model_type='roberta'\).*`sarcse.load_model` puts"):
         SarcseModel.from_pretrained(str(ENCODER))
     write_plain_model(whole_model(str(ENCODER), pooler="mean"), tokenizer, tmp_path, "5GB")
-    with pytest.raises(ValueError, match=r"from_encoder_pretrained\(..., pooler='mean'\)"):
+    with pytest.raises(ValueError, match="`sarcse.load_model` .* gives a release without code its own pooler"):
         SarcseModel.from_pretrained(tmp_path)
 
 
@@ -192,17 +194,38 @@ def test_a_resized_vocabulary_is_saved_and_loaded(tmp_path, tokenizer):
     np.testing.assert_array_equal(loaded.encode(SENTENCES, tokenizer), model.encode(SENTENCES, tokenizer))
 
 
-def test_config_json_has_the_encoders_sizes_where_tools_look_for_them(tmp_path):
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+
+
+def test_the_encoders_sizes_are_where_programs_look_for_them(tmp_path):
+    """Servers read some in config.json, and libraries all of them in the configuration."""
     model = whole_model(str(ENCODER))
     model.save_pretrained(tmp_path)
     saved, own = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, ENCODER))
-    assert {name: saved[name] for name in OF_ENCODER} == {name: own[name] for name in OF_ENCODER}
-    assert SarcseModel.from_pretrained(tmp_path).config.hidden_size == own["hidden_size"], "and they are no obstacle"
+    in_file = ("hidden_size", "num_hidden_layers", "max_position_embeddings")
+    assert {name: saved[name] for name in SIZES if name in saved} == {name: own[name] for name in in_file}
+    config = AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
+    for each in (config, copy.deepcopy(config), pickle.loads(pickle.dumps(model.config)), model.config):
+        assert [vars(each.encoder_config)[name] for name in SIZES] == [own[name] for name in SIZES]
+        assert [getattr(each, name) for name in SIZES] == [own[name] for name in SIZES]
+    assert not hasattr(config, "num_experts")
+
+
+def test_a_configuration_with_more_of_the_encoders_sizes_loads(tmp_path):
+    """As earlier versions wrote it, whatever a resize of the vocabulary has changed since."""
+    model = whole_model(str(ENCODER))
+    model.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "vocab_size": 7}))
+    loaded = SarcseModel.from_pretrained(tmp_path)
+    assert loaded.config.vocab_size == model.config.encoder_config.vocab_size
+    loaded.resize_token_embeddings(9000, mean_resizing=False)
+    assert loaded.config.vocab_size == 9000
 
 
 def test_a_configuration_alone_brings_the_code_that_it_names(tmp_path):
     """Saved by the project's class, or by the class from a folder of which only the configuration was loaded."""
-    SarcseModel.from_encoder_pretrained(str(ENCODER)).config.save_pretrained(tmp_path / "one")
+    load_model(str(ENCODER))[0].config.save_pretrained(tmp_path / "one")
     AutoConfig.from_pretrained(tmp_path / "one", trust_remote_code=True).save_pretrained(tmp_path / "two")
     config = AutoConfig.from_pretrained(tmp_path / "two", trust_remote_code=True)
     model = AutoModel.from_config(config, trust_remote_code=True)

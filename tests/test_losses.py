@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modeling_sarcse import SarcseModelOutput
-from sarcse.losses import info_nce, sentence_keys, weighted_reconstruction
+from sarcse.losses import info_nce, reconstruction_errors, sentence_keys, weighted_reconstruction
 
 from .conftest import DEMO
 
@@ -77,7 +77,7 @@ def test_losses_are_computed_in_float32(dtype):
         content_input_ids=torch.ones(1, 6).long(),
     )
     expected = (first.float() - second.float()).pow(2).mean(dim=1)
-    assert torch.equal(output.reconstruction_errors()[0], expected)
+    assert torch.equal(reconstruction_errors(output)[0], expected)
 
 
 def test_weighted_reconstruction_equals_its_formula():

@@ -22,12 +22,13 @@ from transformers import (
     RobertaConfig,
     pipeline,
 )
-from transformers.utils import logging
 
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import POOLERS, Mean, SameConv1d, SarcseModel, mean_window, pack_left
-from sarcse.embedding import encode
+from sarcse.embedding import encode, token_importance
 from sarcse.health import HealthCheck
+from sarcse.loading import kind_of_model, load_model
+from sarcse.losses import reconstruction_errors
 
 from .conftest import ENCODER, PROJECT, SENTENCES, run_python, whole_model
 
@@ -192,8 +193,8 @@ def test_fresh_layers_leave_the_means(tokenizer, pooler, options):
     Training starts from mean pooling, by default of contextual and of word vectors, not from random convolutions. The
     TextCNN still gets gradients.
     """
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=pooler, **options)
-    mean = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean")
+    model = load_model(str(ENCODER), pooler=pooler, **options)[0]
+    mean = load_model(str(ENCODER), pooler="mean")[0]
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     output = mean(**batch)
     expected = output.pooler_output
@@ -209,9 +210,9 @@ def test_fresh_layers_leave_the_means(tokenizer, pooler, options):
 
 def test_fresh_layers_of_the_papers_form_have_ordinary_weights(tokenizer):
     """So each of them has an effect, and a gradient in the first step."""
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="textcnn")
+    model = load_model(str(ENCODER), pooler="textcnn")[0]
     output = model(**tokenizer(SENTENCES, padding=True, return_tensors="pt"), output_reconstruction=True)
-    output.reconstruction_errors().sum().backward()
+    reconstruction_errors(output).sum().backward()
     layers = {name: weight for name, weight in model.named_parameters() if name.startswith("sentence_")}
     assert len(layers) == 2 * (4 + 5)
     for name, weight in layers.items():
@@ -222,7 +223,7 @@ def test_fresh_layers_of_the_papers_form_have_ordinary_weights(tokenizer):
 @pytest.mark.parametrize("options", [{}, {"channels": 5, "activation": "relu"}], ids=str)
 def test_fresh_decoder_gives_the_embedding_at_every_position(tokenizer, options):
     """So each error is a distance from the embedding."""
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), **options)
+    model = load_model(str(ENCODER), **options)[0]
     with torch.no_grad():
         output = model(**tokenizer(SENTENCES[0], return_tensors="pt"), output_reconstruction=True)
     for reconstruction in output.reconstruction[output.content_mask]:
@@ -243,9 +244,9 @@ def test_reconstruction_covers_the_first_content_tokens(tokenizer, pooler):
         target = target + words * target.norm(dim=1, keepdim=True) / words.norm(dim=1, keepdim=True)
     torch.testing.assert_close(output.reconstruction_target[0], target)
     assert not output.reconstruction_target.requires_grad
-    assert output.reconstruction_errors()[2].count_nonzero() == len(content[2])
+    assert reconstruction_errors(output)[2].count_nonzero() == len(content[2])
     first = model(**batch, output_reconstruction=True, reconstructed_rows=2)
-    torch.testing.assert_close(first.reconstruction_errors(), output.reconstruction_errors()[:2])
+    torch.testing.assert_close(reconstruction_errors(first), reconstruction_errors(output)[:2])
     assert torch.equal(first.content_input_ids, output.content_input_ids[:2])
     assert torch.equal(first.pooler_output, output.pooler_output)
 
@@ -271,12 +272,12 @@ def test_decoder_equals_its_formula_written_out(tokenizer, pooler):
         expected += output.pooler_output if pooler == "autoencoder" else 0
     torch.testing.assert_close(output.reconstruction[:, :number], expected, atol=1e-5, rtol=1e-5)
     errors = (expected - output.last_hidden_state[:, 1 : number + 1]).pow(2).mean(dim=2)[0]  # without <s>
-    (tokens,) = model.token_importance([SENTENCES[2]], tokenizer)
+    (tokens,) = token_importance(model, [SENTENCES[2]], tokenizer)
     assert [error for _, error in tokens] == pytest.approx(errors.tolist(), rel=1e-4)
 
 
 def test_cls_pooler_has_the_tanh_layer_in_training_only(tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="cls")
+    model = load_model(str(ENCODER), pooler="cls")[0]
     for dropout in model.modules():
         if isinstance(dropout, torch.nn.Dropout):
             dropout.p = 0.0
@@ -288,7 +289,7 @@ def test_cls_pooler_has_the_tanh_layer_in_training_only(tokenizer):
 
 
 def test_mean_pooler_is_the_mean_over_all_attended_tokens(tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean")
+    model = load_model(str(ENCODER), pooler="mean")[0]
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     with torch.no_grad():
         output = model(**batch)
@@ -296,27 +297,16 @@ def test_mean_pooler_is_the_mean_over_all_attended_tokens(tokenizer):
         torch.testing.assert_close(output.pooler_output[row], output.last_hidden_state[row, :length].mean(dim=0))
 
 
-def test_first_last_average_is_the_mean_over_tokens_of_the_first_and_the_last_layer(tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="first_last_average")
-    layers = []
-    for layer in (model.encoder.encoder.layer[0], model.encoder.encoder.layer[-1]):
-        layer.register_forward_hook(lambda module, inputs, output: layers.append(output))
-    with torch.no_grad():
-        output = model(**tokenizer(SENTENCES[:1], return_tensors="pt"))
-    first, last = (layer[0] if isinstance(layer, tuple) else layer for layer in layers)
-    torch.testing.assert_close(output.pooler_output, (first + last).mean(dim=1) / 2)
-
-
 def test_under_mean_pooling_each_token_is_reconstructed_as_the_embedding(tokenizer):
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean").eval()
+    model = load_model(str(ENCODER), pooler="mean")[0].eval()
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
     output = model(**batch, output_reconstruction=True, reconstructed_rows=1)
     vectors = output.last_hidden_state[0, : int(batch["attention_mask"][0].sum())]
     torch.testing.assert_close(output.pooler_output[0], vectors.mean(dim=0))
     errors = (vectors.mean(dim=0) - vectors[1:-1]).pow(2).mean(dim=1)  # without <s> and </s>
-    torch.testing.assert_close(output.reconstruction_errors()[0, : len(errors)], errors)
-    assert output.reconstruction_errors()[0, len(errors) :].eq(0).all() and len(output.content_mask) == 1
-    (tokens,) = model.token_importance(SENTENCES[:1], tokenizer)
+    torch.testing.assert_close(reconstruction_errors(output)[0, : len(errors)], errors)
+    assert reconstruction_errors(output)[0, len(errors) :].eq(0).all() and len(output.content_mask) == 1
+    (tokens,) = token_importance(model, SENTENCES[:1], tokenizer)
     assert [error for _, error in tokens] == pytest.approx(errors.tolist(), rel=1e-5)
 
 
@@ -337,7 +327,7 @@ def test_every_sentence_has_a_finite_embedding(trained_like_model, tokenizer, se
 def test_token_importance_gives_each_content_token_its_error(trained_like_model, tokenizer):
     trained_like_model.train()
     try:
-        importance = trained_like_model.token_importance(SENTENCES + [""], tokenizer)
+        importance = token_importance(trained_like_model, SENTENCES + [""], tokenizer)
         assert trained_like_model.training, "the mode is left as it was"
     finally:
         trained_like_model.eval()
@@ -349,11 +339,11 @@ def test_token_importance_gives_each_content_token_its_error(trained_like_model,
 
 
 def test_token_importance_joins_the_bytes_of_a_character(trained_like_model, tokenizer):
-    (tokens,) = trained_like_model.token_importance(["Ça va 🙂"], tokenizer)
+    (tokens,) = token_importance(trained_like_model, ["Ça va 🙂"], tokenizer)
     assert [text for text, _ in tokens] == ["Ç", "a", " v", "a", " ", "🙂"]
     batch = tokenizer("Ça va 🙂", return_tensors="pt")
     with torch.no_grad():
-        errors = trained_like_model(**batch, output_reconstruction=True).reconstruction_errors()[0]
+        errors = reconstruction_errors(trained_like_model(**batch, output_reconstruction=True))[0]
     assert tokens[0][1] == pytest.approx(errors[:2].mean().item(), abs=1e-6)
     assert tokens[-1][1] == pytest.approx(
         errors[len(tokens) : int(batch.attention_mask.sum()) - 2].mean().item(), abs=1e-6
@@ -361,7 +351,7 @@ def test_token_importance_joins_the_bytes_of_a_character(trained_like_model, tok
 
 
 def test_token_importance_has_unknown_tokens_which_are_content(trained_like_model, tokenizer):
-    (tokens,) = trained_like_model.token_importance(["A <unk> runs."], tokenizer)
+    (tokens,) = token_importance(trained_like_model, ["A <unk> runs."], tokenizer)
     assert "".join(text for text, _ in tokens) == "A <unk> runs."
 
 
@@ -418,7 +408,7 @@ def test_half_precision_weights_give_nearly_the_same_embedding(saved_model, trai
     with torch.no_grad():
         output = half(**batch, output_reconstruction=True)
     assert output.pooler_output.dtype == dtype
-    assert output.reconstruction_errors().dtype == torch.float32
+    assert reconstruction_errors(output).dtype == torch.float32
     similarity = F.cosine_similarity(output.pooler_output.float(), embed(trained_like_model, tokenizer, SENTENCES))
     assert (similarity > 0.999).all()
 
@@ -432,7 +422,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tokenizer):
             assert all(layer.gradient_checkpointing for layer in model.encoder.encoder.layer)
         torch.manual_seed(1)  # the same dropout
         output = model(**tokenizer(SENTENCES, padding=True, return_tensors="pt"), output_reconstruction=True)
-        (output.pooler_output.sum() + output.reconstruction_errors().sum()).backward()
+        (output.pooler_output.sum() + reconstruction_errors(output).sum()).backward()
         return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
     plain, checkpointed = gradients(False), gradients(True)
@@ -462,30 +452,31 @@ def test_outputs_can_be_a_tuple(trained_like_model, tokenizer):
     assert torch.equal(last_hidden_state, output.hidden_states[-1])
 
 
-def test_a_sarcse_folder_is_not_wrapped_again(saved_model):
-    with pytest.raises(ValueError, match="is a SARCSE model already"):
-        SarcseModel.from_encoder_pretrained(str(saved_model))
+def test_a_sarcse_folder_is_not_wrapped_again(saved_model, trained_like_model, tokenizer):
+    model, _ = load_model(str(saved_model))
+    np.testing.assert_array_equal(model.encode(SENTENCES), trained_like_model.encode(SENTENCES, tokenizer))
 
 
 def test_missing_weights_are_reported_and_a_language_model_head_is_not(tmp_path, tokenizer, caplog, capsys):
-    logging.get_logger("modeling_sarcse").parent.propagate = True
     encoder = AutoModel.from_pretrained(ENCODER, add_pooling_layer=False)
     state = encoder.state_dict()
     del state["encoder.layer.1.output.dense.bias"]
     encoder.save_pretrained(tmp_path, state_dict=state)
+    tokenizer.save_pretrained(tmp_path)
     caplog.clear()
     capsys.readouterr()
-    SarcseModel.from_encoder_pretrained(str(tmp_path), tokenizer=tokenizer)
+    load_model(str(tmp_path))
     assert "lacks some weights of the encoder, which are now random: encoder.layer.1.output.dense.bias." in caplog.text
     caplog.clear()
-    SarcseModel.from_encoder_pretrained(str(ENCODER), tokenizer=tokenizer)  # saved with its masked-LM head
+    load_model(str(ENCODER))  # saved with its masked-LM head
     assert caplog.text == "" and "UNEXPECTED" not in capsys.readouterr().err
 
 
 def test_what_is_no_text_encoder_is_refused(tmp_path, tokenizer):
-    BartConfig(d_model=8, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path)
+    BartConfig(vocab_size=len(tokenizer), d_model=8, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not a text encoder"):
-        SarcseModel.from_encoder_pretrained(str(tmp_path), tokenizer=tokenizer)
+        load_model(str(tmp_path))
 
 
 # --- A loaded encoder, and a model of 0.2.0 --------------------------------------------------------------------------
@@ -509,7 +500,7 @@ def test_a_loaded_encoder_of_another_size_is_refused():
 
 def test_an_unknown_pooler_is_refused():
     with pytest.raises(ValueError, match="`pooler` must be one of words, autoencoder, textcnn, .*got 'first'"):
-        SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="first")
+        load_model(str(ENCODER), pooler="first")[0]
 
 
 @pytest.mark.parametrize("pooler", POOLERS)
@@ -520,6 +511,10 @@ def test_a_model_of_version_0_2_0_loads_as_it_was(pooler, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config.pop("normalize") is False
     (tmp_path / "config.json").write_text(json.dumps(config))
+    modules = (tmp_path / "modules.json").read_text()
+    own = "modeling_sarcse.SarcseTransformer"  # which is in the code beside such a model
+    (tmp_path / "modules.json").write_text(modules.replace("sentence_transformers.models.Transformer", own))
+    assert own in (tmp_path / "modules.json").read_text() and kind_of_model(str(tmp_path)) == "sarcse"
     loaded, info = SarcseModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and loaded.config.normalize is False
     of_textcnn = (
@@ -536,10 +531,11 @@ def test_a_model_of_version_0_2_0_loads_as_it_was(pooler, tmp_path):
 # --- Calls that would go wrong without a word ------------------------------------------------------------------------
 
 
-def test_keywords_that_are_no_fields_are_refused():
+def test_keywords_that_are_no_fields_are_refused(saved_model):
     """The configuration would keep them, and so publish a token."""
-    with pytest.raises(ValueError, match="from_encoder_pretrained has no argument poolr, token"):
-        SarcseModel.from_encoder_pretrained(str(ENCODER), token="hf_secret", poolr="mean")
+    for folder in (ENCODER, saved_model):
+        with pytest.raises(ValueError, match="load_model has no argument poolr, token"):
+            load_model(str(folder), token="hf_secret", poolr="mean")
 
 
 @pytest.mark.parametrize(
@@ -575,7 +571,7 @@ def test_long_texts_are_cut_at_the_encoders_limit(tokenizer, tmp_path):
     unlimited.save_pretrained(tmp_path)
     piped = pipeline("feature-extraction", model=str(tmp_path), trust_remote_code=True)(text)
     np.testing.assert_allclose(np.array(piped), expected, atol=1e-6)
-    assert len(model.token_importance([text], unlimited)[0]) == model.config.decoder_length
+    assert len(token_importance(model, [text], unlimited)[0]) == model.config.decoder_length
 
 
 @pytest.mark.parametrize(
@@ -607,12 +603,12 @@ def test_encoding_leaves_every_module_in_its_mode(tokenizer):
     model.encoder.eval()
     modes = [module.training for module in model.modules()]
     health = HealthCheck(tokenizer(SENTENCES * 4)["input_ids"], model.config, np.ones(len(tokenizer)))
-    for call in (model.encode, partial(model.token_importance, tokenizer=tokenizer), lambda _: health(model)):
+    for call in (model.encode, partial(token_importance, model, tokenizer=tokenizer), lambda _: health(model)):
         call(SENTENCES)
         assert [module.training for module in model.modules()] == modes
     with pytest.raises(ValueError, match="has no decoder"):
         model.sentence_decoder = None
-        model.token_importance(SENTENCES, tokenizer)
+        token_importance(model, SENTENCES, tokenizer)
     assert model.training
 
 

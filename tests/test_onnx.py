@@ -20,8 +20,8 @@ from model_card.folder import GOLDEN_SENTENCES
 from model_card.hub import files_of
 from model_card.onnx_files import FLOAT_FILE, INT8_FILES, score
 from model_card.release import ReleaseOptions, build
-from modeling_sarcse import SarcseModel
 from sarcse.comparison import correlations
+from sarcse.loading import load_model
 from sarcse.sts import load_pairs
 
 from .conftest import DEMO, ENCODER, PROJECT
@@ -56,7 +56,7 @@ def distance(found: np.ndarray, expected: np.ndarray) -> float:
 def plain(tmp_path_factory, tokenizer) -> Path:
     """A plain release, with int8 files that were scored on the demo's pairs."""
     folder = tmp_path_factory.mktemp("onnx")
-    SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean").save_pretrained(folder / "model")
+    load_model(str(ENCODER), pooler="mean")[0].save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     pairs = str(DEMO / "sts.tsv")
     build(ReleaseOptions(str(folder / "model"), str(folder / "plain"), onnx_int8=True, pairs=pairs))
@@ -123,7 +123,7 @@ def test_int8_is_a_quarter_of_the_size_and_near(plain):
 def test_the_first_of_several_processes_scores_alone(plain, tokenizer, monkeypatch):
     """After a training on several processes the others have ended, and would not answer."""
     monkeypatch.setattr("sarcse.embedding.gather_object", lambda _: pytest.fail("waits for other processes"))
-    pooler = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean").sentence_encoder
+    pooler = load_model(str(ENCODER), pooler="mean")[0].sentence_encoder
     scores = score(plain, pooler, tokenizer, load_pairs(str(DEMO / "sts.tsv")))
     assert scores.keys() == {FLOAT_FILE, *INT8_FILES}
 

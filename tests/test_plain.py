@@ -38,7 +38,7 @@ PLAIN = [name for name, pooler in POOLERS.items() if pooler.pooling_mode is not 
 def plain(request, tmp_path_factory, tokenizer) -> tuple[Path, SarcseModel]:
     """A plain release, made by the command's function, and its model."""
     folder = tmp_path_factory.mktemp(request.param)
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler=request.param)
+    model = load_model(str(ENCODER), pooler=request.param)[0]
     with torch.no_grad():
         for parameter in model.encoder.parameters():
             parameter += 0.01 * torch.randn_like(parameter)
@@ -122,7 +122,7 @@ def test_this_project_loads_it_as_what_it_was(plain, tokenizer):
 
 def test_weights_in_half_precision_are_released_as_they_are(tokenizer, tmp_path):
     """They are verified in single precision, which a reader may use."""
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="mean").to(torch.bfloat16)
+    model = load_model(str(ENCODER), pooler="mean")[0].to(torch.bfloat16)
     write_model(model, tokenizer, tmp_path, plain=True, with_decoder=False)
     write_card(tmp_path / "README.md", read_facts(tmp_path, model, tokenizer), "you/model", None, None, [])
     verify(tmp_path)

@@ -19,8 +19,8 @@ from transformers import AutoModel, AutoTokenizer, pipeline
 
 from model_card.folder import verify
 from model_card.release import ReleaseOptions, build
-from modeling_sarcse import SarcseModel
 from sarcse.arguments import LEARNING_RATE_BUDGET, SENTENCE_ENCODER_BUDGET, SarcseTrainingArguments
+from sarcse.embedding import token_importance
 from sarcse.loading import kind_of_model, load_model
 from sarcse.parsing import parse_arguments
 from sarcse.trainer import SarcseTrainer
@@ -298,7 +298,8 @@ def test_an_encoder_in_a_subfolder_is_refused_with_what_to_do(tmp_path):
 
 def test_in_python_the_budget_is_small_and_what_is_not_kept_is_named(tmp_path, caplog):
     encoder, args = save(tmp_path / "encoder"), SarcseTrainingArguments(str(tmp_path / "out"), **SMALL)
-    trainer = SarcseTrainer(SarcseModel.from_encoder_pretrained(str(encoder)), args, train_dataset=TEXTS)
+    model, _ = load_model(str(encoder), pooler="autoencoder", normalize=False)
+    trainer = SarcseTrainer(model, args, train_dataset=TEXTS)
     assert trainer.args.rate_budget == SENTENCE_ENCODER_BUDGET and args.rate_budget == LEARNING_RATE_BUDGET
     # Its tokenizer has the length, as sentence-transformers 6 saves it.
     assert (
@@ -337,9 +338,9 @@ def test_a_training_step_has_the_same_gradients_with_and_without_length_1(tmp_pa
 def test_token_importance_is_that_of_the_embedding_before_it_is_scaled(tokenizer):
     torch.manual_seed(0)
     model = whole_model(str(ENCODER), channels=4)
-    expected, embeddings = model.token_importance(SENTENCES, tokenizer), model.encode(SENTENCES, tokenizer)
+    expected, embeddings = token_importance(model, SENTENCES, tokenizer), model.encode(SENTENCES, tokenizer)
     model.config.normalize = True
-    assert model.token_importance(SENTENCES, tokenizer) == expected
+    assert token_importance(model, SENTENCES, tokenizer) == expected
     scaled = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     for normalize in (False, True):
         np.testing.assert_allclose(model.encode(SENTENCES, tokenizer, normalize=normalize), scaled, atol=1e-6)

@@ -32,7 +32,9 @@ from model_card.folder import write_model
 from model_card.hub import files_of, push_space
 from model_card.space import GRADIO_VERSION, NO_SECOND_MODEL, REQUIREMENTS, SpaceOptions, find, second_model
 from modeling_sarcse import SarcseModel
+from sarcse.embedding import token_importance
 from sarcse.figures import FIGURES
+from sarcse.loading import load_model
 
 from . import hub_rules
 from .conftest import ENCODER, PROJECT, SENTENCES, random_encoder, run_command, run_python, start_python
@@ -373,7 +375,7 @@ def test_tokens_have_the_errors_of_the_model_that_can_reconstruct(app, finished_
     model = SarcseModel.from_pretrained(finished_run[0])
     expected = [
         (sentence, token, error)
-        for sentence, pairs in enumerate(model.token_importance(SENTENCES, tokenizer), 1)
+        for sentence, pairs in enumerate(token_importance(model, SENTENCES, tokenizer), 1)
         for token, error in pairs
     ]
     assert [(row[0], row[1]) for row in errors.value["data"]] == [(n, token.strip()) for n, token, _ in expected]
@@ -467,7 +469,7 @@ def test_an_encoder_is_pooled_as_it_should_be(app, space, pooling):
 
 def test_a_plain_release_is_pooled_as_it_says(app, space, tokenizer, tmp_path):
     """It has no code, and its folder names the pooler."""
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), tokenizer=tokenizer, pooler="cls")
+    model, _ = load_model(str(ENCODER), pooler="cls")
     expected = model.encode(SENTENCES, tokenizer)
     write_model(model, tokenizer, tmp_path / "plain", plain=True, with_decoder=False)
     shown = find(str(tmp_path / "plain"), "main", space)
@@ -597,7 +599,7 @@ def test_what_is_compared_has_the_numbers_of_the_models(open_page, release_folde
         rows = rows_of(page, f"{folder.name}: cosine similarities")
         assert [row[-1] for row in rows] == SENTENCES
         assert [row[1:-1] for row in rows] == similarities(folder, SENTENCES)
-    errors = SarcseModel.from_pretrained(finished_run[0]).token_importance(SENTENCES, tokenizer)
+    errors = token_importance(SarcseModel.from_pretrained(finished_run[0]), SENTENCES, tokenizer)
     pairs = [pair for row in errors for pair in row]
     tokens = page.locator(".tokens .highlighted")
     expect(tokens).to_have_text([token.strip() for token, _ in pairs], timeout=PATIENCE)

@@ -29,6 +29,7 @@ from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel
 from sarcse import SarcseTrainer, SarcseTrainingArguments
 from sarcse.corpus import ENGLISH_FILE
+from sarcse.loading import load_model
 from sarcse.sts import load_pairs
 from sarcse.tokens import FREQUENCY_WEIGHTINGS, token_weights
 
@@ -316,7 +317,7 @@ RUINED = [
 def test_the_model_before_the_training_is_kept_if_no_checkpoint_is_better(tmp_path, caplog, given):
     """It is evaluated as every checkpoint is, and saved as the first of them. One line says what was kept."""
     pairs = load_pairs(str(DEMO / "sts.tsv"))
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), channels=4)
+    model = load_model(str(ENCODER), channels=4)[0]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     first, second = (torch.from_numpy(model.encode(pairs[name][:])) for name in ("sentence1", "sentence2"))
     spearman = 100 * stats.spearmanr(torch.cosine_similarity(first, second), pairs["score"][:]).statistic
@@ -426,7 +427,7 @@ def test_a_trainer_without_a_model_ends_in_a_message(tmp_path):
 
 def test_what_is_given_by_mistake_ends_in_a_message(tmp_path):
     arguments = SarcseTrainingArguments(str(tmp_path), **SMALL)
-    with pytest.raises(ValueError, match="trains a SarcseModel, not RobertaModel.*from_encoder_pretrained"):
+    with pytest.raises(ValueError, match="trains a SarcseModel, not RobertaModel.*load_model"):
         SarcseTrainer(AutoModel.from_pretrained(ENCODER), arguments, train_dataset=TEXTS)
     for text, problem in ((7, "is 7, not text"), ("lone \ud800", "is not valid Unicode")):
         with pytest.raises(ValueError, match=f"train_dataset, row {len(TEXTS)}: 'text' {problem}"):
@@ -470,7 +471,7 @@ def test_what_would_have_no_effect_or_no_scores_ends_in_a_message(tmp_path, pair
     with pytest.raises(ValueError, match=rf"SICK {named} .*, not \['sentence1', 'sentence2'\]"):
         SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, tasks={"SICK": pairs.remove_columns("score")})
     with pytest.raises(ValueError, match="has no reconstruction: add --reconstruction_weight 0"):
-        SarcseTrainer(SarcseModel.from_encoder_pretrained(str(ENCODER), pooler="cls"), arguments, None, TEXTS)
+        SarcseTrainer(load_model(str(ENCODER), pooler="cls")[0], arguments, None, TEXTS)
     with pytest.raises(ValueError, match=f"eval_dataset {named} .*, not NoneType"):
         arguments = SarcseTrainingArguments(str(tmp_path), health_sentences=0, **SMALL)
         SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS).evaluate()
@@ -856,11 +857,10 @@ def test_a_search_over_what_is_read_once_is_refused(tmp_path, pairs):
         trainer.hyperparameter_search(lambda trial: {"max_seq_length": trial.suggest_int("n", 6, 8)}, n_trials=1)
 
 
-def test_the_tokenizer_that_a_model_was_made_with_stays_its_own(tokenizer, tmp_path):
+def test_the_tokenizer_that_a_model_was_loaded_with_stays_its_own(tmp_path):
     """`encode` and a trainer without `processing_class` use it, with its added tokens."""
-    own = AutoTokenizer.from_pretrained(str(ENCODER))
+    model, own = load_model(str(ENCODER), channels=4)
     own.add_tokens(["football"])
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), tokenizer=own, channels=4)
     model.resize_token_embeddings(len(own))
     np.testing.assert_array_equal(model.encode(TEXTS), model.encode(TEXTS, own))
     arguments = SarcseTrainingArguments(str(tmp_path), eval_strategy="no", **SMALL)

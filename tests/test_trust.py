@@ -13,7 +13,6 @@ import torch
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from transformers import AutoTokenizer
 
 from model_card.folder import write_model
 from model_card.space import SpaceOptions, find, second_model
@@ -95,8 +94,7 @@ def test_the_model_that_a_card_names_is_an_encoder_without_code(release, tmp_pat
     A plain release names a stranger's SARCSE model on the Hub as the encoder that it started from. The page leaves it
     out without running its code, and so it does if that model lies in a folder of its name.
     """
-    tokenizer = AutoTokenizer.from_pretrained(ENCODER)
-    model = SarcseModel.from_encoder_pretrained(str(ENCODER), tokenizer=tokenizer, pooler="mean")
+    model, tokenizer = load_model(str(ENCODER), pooler="mean")
     write_model(model, tokenizer, tmp_path / "plain", plain=True, with_decoder=False)
     CHANGES["modeling_sarcse.py"](release)
     with LoopbackHub({MINE: ("me", "write")}) as hub:

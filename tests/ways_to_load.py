@@ -100,19 +100,6 @@ def sentence_transformer_truncated(sentences):
     return torch.cat([half, whole[:, half.shape[1] :]], dim=1)
 
 
-def sentence_transformer_tokens(sentences):
-    """`output_value="token_embeddings"` gives the model's token vectors, and the embedding is unchanged."""
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(RELEASE, device="cpu", **TRUST)
-    alone = model.encode(sentences, output_value="token_embeddings")
-    inputs = batch(sentences)
-    expected = AutoModel.from_pretrained(RELEASE, **TRUST)(**inputs).last_hidden_state
-    for vectors, padded, mask in zip(alone, expected, inputs["attention_mask"].bool(), strict=True):
-        torch.testing.assert_close(vectors, padded[mask], atol=1e-5, rtol=0)
-    return model.encode(sentences, convert_to_tensor=True)
-
-
 def feature_extraction_pipeline(sentences):
     if PLAIN:
         raise NotForPlain
@@ -161,21 +148,11 @@ def fastembed(sentences):
 
 def sentence_transformer_onnx(sentences):
     """Without code: the ONNX folder of a release with code is a model of its own."""
-    return by_onnx_backend(sentences, RELEASE if PLAIN else f"{RELEASE}/onnx")
-
-
-def sentence_transformer_onnx_with_code(sentences):
-    if PLAIN:
-        raise NotForPlain
-    return by_onnx_backend(sentences, RELEASE, **TRUST)
-
-
-def by_onnx_backend(sentences, folder, **options):
     import optimum.onnxruntime  # noqa: F401  (what the backend needs)
     from sentence_transformers import SentenceTransformer
 
-    options["model_kwargs"] = {"file_name": "model.onnx"}
-    model = SentenceTransformer(folder, backend="onnx", device="cpu", **options)
+    folder = RELEASE if PLAIN else f"{RELEASE}/onnx"
+    model = SentenceTransformer(folder, backend="onnx", device="cpu", model_kwargs={"file_name": "model.onnx"})
     return model.encode(sentences, convert_to_tensor=True)
 
 
@@ -240,7 +217,6 @@ EXACT = [
     sentence_transformer_multi_process,
     sentence_transformer_normalized,
     sentence_transformer_truncated,
-    sentence_transformer_tokens,
     feature_extraction_pipeline,
     feature_extraction_pipeline_batched,
     langchain,
@@ -248,7 +224,6 @@ EXACT = [
     onnx,
     fastembed,
     sentence_transformer_onnx,
-    sentence_transformer_onnx_with_code,
     optimum_class,
     transformers_js,
 ]
