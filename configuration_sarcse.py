@@ -51,17 +51,14 @@ class SarcseConfig(PretrainedConfig):
         kernel_sizes (`list[int]`): Widths, in tokens, of the TextCNN's convolutions.
         channels (`int`):
             Output channels of each of these convolutions. Default: an eighth of the encoder's hidden size, rounded up
-            to a multiple of 8 for speed on GPUs: 96 for RoBERTa-base. More channels were no better.
-        integration_kernel_size (`int`):
-            Width, in tokens, of the convolution that integrates the scales into vectors of the encoder's hidden size.
+            to a multiple of 8 for speed on GPUs. More were no better.
+        integration_kernel_size (`int`): Width, in tokens, of the convolution that integrates the scales.
         activation (`str`): After every convolution of the TextCNNs, a key of transformers' `ACT2FN`.
         decoder_length (`int`): Number of tokens that are reconstructed. Tokens past it are encoded only.
         with_decoder (`bool`): False in releases, whose decoder is left out: only training and token importance use it.
         special_token_ids (`list[int]`):
-            Ids that are not content, which `sarcse.load_model` takes from the tokenizer. The paper drops `<s>` and
-            `</s>` from the sequence; here the TextCNN and the reconstruction skip them, and the mean that the
-            TextCNN's output is added to includes them. Not every encoder's configuration has them (BERT's has neither
-            `[CLS]` nor `[SEP]`).
+            Ids that are not content, which `sarcse.load_model` takes from the tokenizer: the reconstruction skips
+            them, and in the paper's form the TextCNN. Not every encoder's configuration has them (as BERT's).
         normalize (`bool`): Embeddings have length 1.
 
     Raises:

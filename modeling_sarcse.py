@@ -69,10 +69,8 @@ class SarcseModelOutput(ModelOutput):
 
 class SameConv1d(nn.Conv1d):
     """
-    Convolution over `(B, L, in)` that keeps the length, for even kernels too: the extra zero goes on the right.
-
-    It runs as a two-dimensional convolution of height 1, which accepts channels that come last in memory, as they do
-    here. The one-dimensional convolution of torch would copy its input and output to put channels first.
+    Convolution over `(B, L, in)` that keeps the length, for even kernels too: the extra zero goes on the right. In two
+    dimensions, of height 1, it takes channels that come last in memory; torch's own would copy its input and output.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -122,16 +120,12 @@ class TextCNNDecoder(nn.Module):
 
 class SarcseDecoder(TextCNNDecoder):
     """
-    The paper's decoder, whose output is added to the embedding at every position.
-
-    The added part is zero at first, so a token's reconstruction error begins as its distance from the embedding. From
-    the first step on, its gradient pulls the embedding towards the weighted mean of the tokens' vectors, which is
-    itself a good embedding (Arora, Liang and Ma, ICLR 2017).
+    The paper's decoder, added to the embedding at every position. It is zero at first, so a token's error begins as
+    its distance from the embedding. From the first step on, the error's gradient pulls the embedding to the weighted
+    mean of the tokens' vectors, which is itself a good embedding (Arora, Liang and Ma, ICLR 2017).
     """
 
-    @property
-    def last_layer(self) -> nn.Module:
-        return self.output
+    zero_at_first = "output"
 
     def forward(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return embeddings.unsqueeze(1) + super().forward(embeddings, mask)  # (B, T, d)
@@ -189,10 +183,7 @@ class FirstToken(Pooler):
 
 
 class Repetition(nn.Module):
-    """
-    A decoder without weights: the sentence embedding at every position, like the output of a fresh `SarcseDecoder`.
-    The reconstruction then pulls the embedding towards the tokens' weighted mean, without any new layers.
-    """
+    """A decoder without weights: the sentence embedding at every position, like that of a fresh `SarcseDecoder`."""
 
     def __init__(self, config: SarcseConfig) -> None:
         super().__init__()
@@ -219,9 +210,7 @@ class Mean(Pooler):
 
 
 class TextCNNEncoder(Pooler):
-    """
-    The paper's encoder: the mean of what a TextCNN and an integrating convolution make of the content tokens' vectors.
-    """
+    """The paper's encoder: the mean of what a TextCNN and an integrating convolution make of the content tokens."""
 
     description = "the integrated and averaged scales of a TextCNN"
     has_layers = True
@@ -235,36 +224,19 @@ class TextCNNEncoder(Pooler):
             config.channels * len(config.kernel_sizes), config.hidden_size, config.integration_kernel_size
         )
 
-    def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor, content: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        if content is None:
-            raise ValueError("the TextCNN needs `content`, the mask of the content tokens.")
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor, content: Any = None) -> torch.Tensor:
         packed, counted = pack_left(hidden_states, content)  # (B, L, d), (B, L)
-        scales = self.textcnn(packed, counted)  # (B, L, d) -> (B, L, K c)
-        # The mean of a convolution's outputs is its output for the mean of its windows: one window per sentence.
-        window = mean_window(scales, counted, self.integration.kernel_size[0])  # (B, K c, width)
-        return F.linear(window.flatten(1), self.integration.weight.flatten(1), self.integration.bias)  # (B, d)
+        return token_mean(self.integration(self.textcnn(packed, counted)), counted)  # (B, L, d) -> (B, d)
 
 
 class SarcseEncoder(TextCNNEncoder):
-    """
-    The mean of the token vectors plus the paper's encoder.
-
-    The second part is zero at first (like the last layers of residual branches in arXiv 1901.09321). So training
-    begins with mean pooling, a strong baseline, instead of a random mixture that first has to catch up with it.
-    """
+    """The default until 0.2: the mean of the token vectors plus the paper's encoder, which is zero at first."""
 
     description = f"{Mean.description} plus {TextCNNEncoder.description}"
     decoder = SarcseDecoder
+    zero_at_first = "integration"
 
-    @property
-    def last_layer(self) -> nn.Module:
-        return self.integration
-
-    def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor, content: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor, content: Any = None) -> torch.Tensor:
         return token_mean(hidden_states, mask) + super().forward(hidden_states, mask, content)
 
 
@@ -275,23 +247,18 @@ class WeightedWords(TextCNNEncoder):
 
         mean_t x_tj + sum_t exp(g_tj) w_tj / sum_t exp(g_tj)
 
-    A TextCNN on the contextual vectors adds nothing to their mean: training draws the mean itself to what the
-    TextCNN could add. Word vectors, which TextCNNs have read from the start (Kim, arXiv 1408.5882), keep the single
-    words that contextual vectors blend (docs/results.md). The weights are equal at first.
+    A TextCNN on the contextual vectors adds nothing: training draws their mean itself to what the TextCNN could add.
+    Word vectors, which TextCNNs have read from the start (arXiv 1408.5882), keep the single words that contextual
+    vectors blend (docs/results.md). The weights are equal at first.
     """
 
     description = f"{Mean.description} plus the mean of the word vectors, weighted by a TextCNN"
     of_content = False
     with_words = True
     decoder = SarcseDecoder
+    zero_at_first = "integration"
 
-    @property
-    def last_layer(self) -> nn.Module:
-        return self.integration
-
-    def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor, content: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor, content: Any = None) -> torch.Tensor:
         contextual, words = hidden_states.chunk(2, dim=-1)  # (B, L, 2d) -> two of (B, L, d)
         return token_mean(contextual, mask) + self.weighted_mean(words, mask)
 
@@ -374,16 +341,13 @@ class SarcseModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """
-        Variance-preserving weights and zero biases for the new layers; the encoder initialises its own. The last layer
-        of each residual part is zero: of what is added to the mean or weighs it and, in the decoder, to the embedding.
+        Variance-preserving weights and zero biases for the new layers; the encoder initialises its own. The last
+        layers of the default's TextCNN and decoder are zero (like those of residual branches in arXiv 1901.09321):
+        training begins with means, a strong baseline, instead of a random mixture that has to catch up with them.
         """
-        zero_at_first = [
-            part.last_layer
-            for part in self.children()
-            if isinstance(part, SarcseEncoder | SarcseDecoder | WeightedWords)
-        ]
+        zero = [getattr(part, part.zero_at_first) for part in self.children() if hasattr(part, "zero_at_first")]
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
-            if module in zero_at_first:
+            if module in zero:
                 nn.init.zeros_(module.weight)
             else:
                 nn.init.xavier_uniform_(module.weight)
@@ -479,9 +443,7 @@ class SarcseModel(PreTrainedModel):
             **reconstruction,
         )
 
-    def pooled_vectors(
-        self, contextual: torch.Tensor, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def pooled_vectors(self, contextual: torch.Tensor, input_ids: Any, inputs_embeds: Any = None) -> torch.Tensor:
         """
         What the pooler reads, `(B, L, d)`: the contextual vectors, or with word vectors after them, `(B, L, 2d)`. A
         word vector is the encoder's word embedding at the length of the contextual vector. An embedding with fewer
@@ -698,19 +660,6 @@ def pack_left(sequence: torch.Tensor, content_mask: torch.Tensor) -> tuple[torch
     packed = packed.scatter(1, target, sequence)[:, :length]  # (B, L, ...)
     mask = torch.arange(length, device=target.device) < content_mask.sum(dim=1, keepdim=True)  # (B, L)
     return packed, mask
-
-
-def mean_window(hidden_states: torch.Tensor, mask: torch.Tensor, width: int) -> torch.Tensor:
-    """
-    The window that a "same" convolution of `width` sees, averaged over the positions where `mask` is True:
-    `(B, L, d)` -> `(B, d, width)`. These positions come first, and `hidden_states` are zero after them.
-    """
-    length = mask.shape[1]
-    # Tap j sees input t from position t - j + (width - 1) // 2, which counts if the mask is True there.
-    shifted = F.pad(mask.to(hidden_states.dtype), (width // 2, (width - 1) // 2))  # (B, L + width - 1)
-    counts = torch.stack([shifted[:, width - 1 - tap :][:, :length] for tap in range(width)], dim=2)  # (B, L, width)
-    total = hidden_states.transpose(1, 2) @ counts  # (B, d, L) @ (B, L, width)
-    return total / mask.sum(dim=1).clamp(min=1).view(-1, 1, 1)
 
 
 SarcseModel.register_for_auto_class("AutoModel")

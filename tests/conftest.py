@@ -75,8 +75,8 @@ def whole_model(encoder, **options):
 def with_whole_layers(model):
     """The model, with random weights where a fresh one has zeros."""
     for part in (model.sentence_encoder, model.sentence_decoder):
-        if hasattr(part, "last_layer"):
-            torch.nn.init.normal_(part.last_layer.weight, std=0.1)
+        if hasattr(part, "zero_at_first"):
+            torch.nn.init.normal_(getattr(part, part.zero_at_first).weight, std=0.1)
     return model
 
 
