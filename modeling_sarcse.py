@@ -345,7 +345,7 @@ class SarcseModel(PreTrainedModel):
         layers of the default's TextCNN and decoder are zero (like those of residual branches in arXiv 1901.09321):
         training begins with means, a strong baseline, instead of a random mixture that has to catch up with them.
         """
-        zero = [getattr(part, part.zero_at_first) for part in self.children() if hasattr(part, "zero_at_first")]
+        zero = [part.get_submodule(part.zero_at_first) for part in self.children() if hasattr(part, "zero_at_first")]
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
             if module in zero:
                 nn.init.zeros_(module.weight)

@@ -348,9 +348,6 @@ def table(lines: list[dict[str, Any]]) -> str:
         pooler = [line["pooler"]] if "pooler" in line else []
         setting = ", ".join([line["weighting"], *pooler, *(f"{name} {value:g}" for name, value in other.items())])
         groups.setdefault((line["encoder"], setting), []).append(line)
-        if "mean_pooled" in line:  # what is left without the TextCNN
-            alone = {**line, **line["mean_pooled"]}
-            groups.setdefault((line["encoder"], f"{setting}: its encoder under mean pooling"), []).append(alone)
     for (encoder, setting), of in sorted(groups.items()):
         cells = []
         for corpus in corpora:
@@ -359,6 +356,55 @@ def table(lines: list[dict[str, Any]]) -> str:
         sts = [sts_average(line) for line in of if line["corpus"] == "wikipedia"]
         cells.append(f"{np.mean(sts):.2f}" if sts else "")
         rows.append([encoder, setting, str(len({line["seed"] for line in of})), *cells])
+    return markdown_table(rows)
+
+
+# The forms of the model, by pooler.
+FORMS = {
+    "mean": "mean pooling + reconstruction",
+    "autoencoder": "TextCNN added to the mean",
+    "one_weight_context": "TextCNN weighs tokens",
+    "weighted_context": "TextCNN weighs their dimensions",
+    "equal_weights": "mean of words added, no TextCNN",
+    "one_weight": "TextCNN weighs words",
+    "words": "TextCNN weighs their dimensions: SARCSE",
+}
+
+
+def form_scores(of: list[dict[str, Any]], part: str | None = None) -> list[float]:
+    """V and P@10 on Stack Overflow and Banking77, and STS, in the mean over seeds; NaN without runs."""
+    found: dict[str, list[list[float]]] = {}
+    for line in of:
+        scores = line if part is None else line.get(part, {})
+        if "report" in scores:
+            found.setdefault(line["corpus"], []).append([scores["report"]["v"], scores["report"]["p10"]])
+        elif "sts" in scores:
+            found.setdefault(line["corpus"], []).append([sts_average(scores)])
+    widths = {"stackoverflow": 2, "banking77": 2, "wikipedia": 1}
+    return [x for corpus, n in widths.items() for x in np.mean(found.get(corpus, [[np.nan] * n]), axis=0)]
+
+
+def mean_of_jobs(scores: list[float]) -> float:
+    """Stack Overflow, Banking77 and STS count the same."""
+    return float(np.mean([np.mean(scores[:2]), np.mean(scores[2:4]), scores[4]]))
+
+
+def forms_table(lines: list[dict[str, Any]]) -> str:
+    """What each form of the model reaches, and what is left of it without the TextCNN: its encoder's mean."""
+    heads = ["Stack Overflow, V", "P@10", "Banking77, V", "P@10", "STS", "mean", "mean without the TextCNN"]
+    rows = [["encoder", "form", "seeds", *heads]]
+    plain = [line for line in lines if "fields" not in line and "architecture" not in line]
+    for encoder in ENCODERS:
+        of_encoder = [line for line in plain if line["encoder"] == encoder]
+        groups = {"untrained, mean pooling": [line for line in of_encoder if line["weighting"] == "none"]}
+        for pooler, name in FORMS.items():
+            groups[name] = [line for line in of_encoder if line.get("pooler") == pooler]
+        for name, of in groups.items():
+            scores, without = form_scores(of), mean_of_jobs(form_scores(of, "mean_pooled"))
+            if not np.isnan(mean_of_jobs(scores)):
+                cells = [f"{score:.1f}" for score in scores[:4]] + [f"{scores[4]:.2f}", f"{mean_of_jobs(scores):.2f}"]
+                left = "" if np.isnan(without) else f"{without:.2f}"
+                rows.append([encoder, name, str(len({line["seed"] for line in of})), *cells, left])
     return markdown_table(rows)
 
 
@@ -408,7 +454,7 @@ def main() -> None:
     parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.table:
-        print(table(read_lines()), candidates_table(read_lines()), sep="\n\n")
+        print(*(made(read_lines()) for made in (table, candidates_table, forms_table)), sep="\n\n")
         return
     if arguments.run:
         print(json.dumps({**one_run(arguments.run, arguments.data), "versions": versions()}))

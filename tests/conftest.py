@@ -76,7 +76,7 @@ def with_whole_layers(model):
     """The model, with random weights where a fresh one has zeros."""
     for part in (model.sentence_encoder, model.sentence_decoder):
         if hasattr(part, "zero_at_first"):
-            torch.nn.init.normal_(getattr(part, part.zero_at_first).weight, std=0.1)
+            torch.nn.init.normal_(part.get_submodule(part.zero_at_first).weight, std=0.1)
     return model
 
 

@@ -93,7 +93,7 @@ def test_golden_embeddings_are_those_of_the_trained_model(release_folder, finish
     for sentence, expected in zip(GOLDEN_SENTENCES, golden["embeddings"], strict=True):
         batch = tokenizer(sentence, truncation=True, max_length=128, return_tensors="pt")
         with torch.no_grad():
-            torch.testing.assert_close(model(**batch).pooler_output[0], torch.tensor(expected), atol=2e-6, rtol=0)
+            torch.testing.assert_close(model(**batch).pooler_output[0], torch.tensor(expected), atol=4e-6, rtol=0)
 
 
 def test_the_same_model_gives_the_same_release_byte_by_byte(release_folder, finished_run, tmp_path):
