@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import torch
 from sentence_transformers import SentenceTransformer, util
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers.utils import logging
@@ -149,13 +148,12 @@ def panel(label: str, model: SentenceTransformer, sentences: list[str]) -> list[
     return [*shown, gr.Dataframe(listed, headers=headers, label=f"{label}: errors", max_height=250, **TABLE)]
 
 
-@torch.no_grad()
 def token_errors(model: SentenceTransformer, sentence: str) -> list[tuple[str, float]]:
     """Each token and its reconstruction error, in the mean over the bytes of a character."""
     tokenizer = model.tokenizer
     inputs = tokenizer(sentence, truncation=True, max_length=model.max_seq_length, return_tensors="pt")
     output = model.transformers_model(**inputs.to(model.device), output_reconstruction=True)
-    difference = output.reconstruction[0] - output.reconstruction_target[0]  # (T, d)
+    difference = (output.reconstruction[0] - output.reconstruction_target[0]).detach()  # (T, d)
     ids, errors = output.content_input_ids[0].tolist(), difference.pow(2).mean(dim=1).tolist()
     special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}  # the only tokens of an empty text
     places = [place for place, kept in enumerate(output.content_mask[0]) if kept and ids[place] not in special]

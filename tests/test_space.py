@@ -90,7 +90,7 @@ def test_the_hub_takes_the_metadata_of_a_space(space):
 def test_what_a_space_needs_is_what_the_tests_have():
     """The same ranges as in the project's own files, and a version of Gradio within its range."""
     own = (PROJECT / "requirements.txt").read_text().splitlines()
-    extras = re.findall(r'"((?:gradio|sentence-transformers)[^"]+)"', (PROJECT / "pyproject.toml").read_text())
+    extras = re.findall(r'"((?:gradio|sentence-transformers)[><=][^"]+)"', (PROJECT / "pyproject.toml").read_text())
     assert len(extras) == 2 and {*extras} < {*REQUIREMENTS} <= {*own, *extras}
     assert {*extras} <= {*(PROJECT / "requirements-dev.txt").read_text().splitlines()}
     assert Requirement(min(extras)).specifier.contains(GRADIO_VERSION)
