@@ -42,8 +42,8 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, QUIET, SHARED
 from configuration_sarcse import SarcseConfig
-from modeling_sarcse import SarcseModel
-from sarcse.arguments import ENGLISH, SENTENCE_ENCODER_BUDGET, TRAINABLE_POOLERS, SarcseTrainingArguments
+from modeling_sarcse import POOLERS, SarcseModel
+from sarcse.arguments import ENGLISH, SENTENCE_ENCODER_BUDGET, SarcseTrainingArguments
 from sarcse.comparison import correlations, markdown_table
 from sarcse.corpus import general_counts
 from sarcse.embedding import encode, measure, uniformity
@@ -53,9 +53,9 @@ from sarcse.record import code_commit, versions
 from sarcse.sts import load_sts
 from sarcse.tokens import LONGEST, token_counts, tokenize
 from sarcse.trainer import SarcseTrainer
+from study import tried  # noqa: F401  # adds the poolers that were tried
 from study.candidates import Halves
 from study.run import encoder_folder, mean_pooled, sick_pairs
-from study.tried import TRIED
 
 
 LINES = PROJECT / "study" / "results" / "own_text.jsonl"
@@ -362,12 +362,12 @@ def table(lines: list[dict[str, Any]]) -> str:
 # The forms of the model, by pooler.
 FORMS = {
     "mean": "mean pooling + reconstruction",
-    "autoencoder": "TextCNN added to the mean",
-    "one_weight_context": "TextCNN weighs tokens",
-    "weighted_context": "TextCNN weighs their dimensions",
+    "autoencoder": "TextCNN of contextual vectors, added to the mean",
+    "weighted_context": "TextCNN weighs contextual vectors",
+    "one_weight_context": "the same, one weight per token",
     "equal_weights": "mean of words added, no TextCNN",
-    "one_weight": "TextCNN weighs words",
-    "words": "TextCNN weighs their dimensions: SARCSE",
+    "one_weight": "TextCNN weighs words, one weight per word",
+    "words": "SARCSE: TextCNN weighs words",
 }
 
 
@@ -443,7 +443,7 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
     parser.add_argument("--corpora", nargs="+", default=["stackoverflow", "banking77", "wikipedia"])
     parser.add_argument("--weightings", nargs="+", default=["none", *WEIGHTINGS])
-    parser.add_argument("--pooler", choices=[*TRAINABLE_POOLERS, *TRIED])
+    parser.add_argument("--pooler", choices=[*POOLERS])
     parser.add_argument("--architecture", type=json.loads, help="Fields of SarcseConfig.")
     parser.add_argument("--fields", type=json.loads, help="Fields of SarcseTrainingArguments.")
     parser.add_argument("--seeds", type=int, default=1)

@@ -131,8 +131,9 @@ def averages_table(lines: list[dict[str, Any]]) -> str:
     """The averages of the final ladder, a column for each encoder."""
     rows = [["method", *FINAL]]
     for name in FINAL[ENCODER]:
-        found = (final_runs(lines, rungs[name], encoder) for encoder, rungs in FINAL.items())
-        rows.append([name, *(mean_and_deviation(of, average) for of in found)])
+        found = [final_runs(lines, rungs[name], encoder) for encoder, rungs in FINAL.items()]
+        if any(found):
+            rows.append([name, *(mean_and_deviation(of, average) for of in found)])
     return markdown_table(rows)
 
 
