@@ -126,7 +126,7 @@ class SarcseConfig(PretrainedConfig):
 
     def __getattr__(self, name: str) -> Any:
         """The encoder's sizes, under the names that other libraries look for, whatever the encoder calls them."""
-        if name in OF_ENCODER:
+        if name in OF_ENCODER and name != "vocab_size":  # PEFT would read the encoder's file as a SARCSE configuration
             return attrgetter(name)(self.encoder_config)
         raise AttributeError(f"SarcseConfig has no attribute {name!r}")
 

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from sarcse.comparison import markdown_table
+from study import own_text
 from study.configurations import (
     ADDED,
     BUDGET,
@@ -338,6 +339,7 @@ TABLES = {
     **{name: partial(series_table, series=series) for name, series in SERIES.items()},
     "tuning": tuning_table,
     "final": partial(final_table, scores=ALL_SCORES),
+    "forms": lambda _: own_text.forms_table(own_text.read_lines()),
     "watched": watched_table,
     "without textcnn": without_textcnn_table,
     "final differences": partial(final_differences_table, scores=SCORES, compared=[*ASKED_FOR, *TO_UNTRAINED]),
