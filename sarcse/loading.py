@@ -99,7 +99,7 @@ def load_model(
     check_arguments(options)
     found = sentence_encoder(name_or_path, revision)
     config, tokenizer = load_config_and_tokenizer(name_or_path, revision, trust_remote_code)
-    if is_sarcse(vars(config)) and (changed := changed_in_sentence_transformers(name_or_path, revision)):
+    if is_sarcse(config.to_dict()) and (changed := changed_in_sentence_transformers(name_or_path, revision)):
         logger.warning(f"{name_or_path}: {changed}, which has no effect without sentence-transformers.")
     with loadable(name_or_path):
         if config.model_type == SarcseConfig.model_type:

@@ -200,7 +200,7 @@ def test_a_ruinous_training_is_warned_of_by_its_health_and_the_budget_prevents_i
             assert process.stderr.count("Kept as it was before the training, with a health of") == 1
         log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         health[budget] = [line["eval_health"] for line in log if "eval_health" in line]
-    assert health[0][-1] < 0.75 * health[0][0] < health[0.003][-1]
+    assert health[0][-1] < 0.9 * health[0][0] < health[0.003][-1]
     kept = SarcseModel.from_pretrained(tmp_path / "budget-0").encoder.state_dict()
     encoder = AutoModel.from_pretrained(ENCODER, add_pooling_layer=False).state_dict()
     assert kept.keys() == encoder.keys() and all(torch.equal(kept[name], encoder[name]) for name in encoder)
