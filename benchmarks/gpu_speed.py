@@ -109,7 +109,7 @@ def whole_step(model: SarcseModel, token_weights: torch.Tensor, view_dropout: fl
 def cached_step(
     model: SarcseModel, token_weights: torch.Tensor, view_dropout: float | None, ids: torch.Tensor, size: int
 ) -> None:
-    cache = GradientCache(model, views_of(ids, view_dropout), size, len(ids), view_dropout)
+    cache = GradientCache(model, views_of(ids, view_dropout), size, len(ids), view_dropout, model.pooled_vectors)
     total_weight = share_of_total(token_weights[ids[:, 1:-1]].sum())  # without the special tokens at both ends
     with autocast():
         embeddings = cache.embed(see=lambda outputs: None)  # (2B, d)

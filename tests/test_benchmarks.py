@@ -19,8 +19,8 @@ def test_the_flops_of_each_product_are_counted_once(length):
     d, layers, f, c = 32, 2, 64, config.channels
     assert (config.kernel_sizes, config.integration_kernel_size, config.decoder_length) == ([3, 4, 5], 3, 32)
     encoder = length * layers * (4 * d * d + 2 * d * f + 2 * length * d)  # projections, feed-forward, attention
-    # Convolutions of widths 3 + 4 + 5, the mean of windows of width 3, and its integration; the mean has no product.
-    sentence_encoder = length * (12 * d * c + 3 * 3 * c) + 3 * 3 * c * d
+    # Convolutions of widths 3 + 4 + 5, and their integration of width 3; the weighted mean has no product.
+    sentence_encoder = length * (12 * d * c + 3 * 3 * c * d)
     positions = min(length, 32)
     decoder = d * 3 * c * 32 + positions * (12 * 3 * c * c + 3 * c * d)  # expansion, convolutions, output
     for rows, reconstructed in [(1, 0), (1, 1), (6, 4)]:

@@ -43,20 +43,17 @@ def test_a_batch_of_one_sentence_is_refused(tmp_path, accumulation):
 
 
 @pytest.mark.parametrize("cached", [None, 4])
-def test_a_run_whose_contrastive_loss_is_always_zero_says_so(finished_run, tmp_path, cached):
+def test_a_run_whose_contrastive_loss_is_always_zero_says_so(tmp_path, cached):
     write(tmp_path / "same.txt", "A dog runs across the wet grass.\n" * 16)
     options = {"eval_strategy": "no", "eval_pairs": None, "save_strategy": "no", "pooler": "mean", "channels": None}
-    options |= {"reconstruction_weight": 0, "gradient_cache_mini_batch_size": cached, "train_file": "same.txt"}
-    options |= {"logging_steps": 2}
-    process = run_command(PROJECT / "train.py", *flags(tmp_path / "run", **options), cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    for folder, stderr, is_zero in (
-        (tmp_path / "run", process.stderr, True),
-        (finished_run[0], finished_run[1].stderr, False),
-    ):
+    options |= {"reconstruction_weight": 0, "gradient_cache_mini_batch_size": cached, "logging_steps": 2}
+    for file, is_zero in ((tmp_path / "same.txt", True), (DEMO / "sentences.txt", False)):
+        folder = tmp_path / f"run-{is_zero}"
+        process = run_command(PROJECT / "train.py", *flags(folder, **options, train_file=file), cwd=tmp_path)
+        assert process.returncode == 0, process.stderr
         history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-        assert all((line["contrastive_loss"] == 0) == is_zero for line in history if "loss" in line)
-        assert ("the contrastive loss has been exactly 0 since the run began" in stderr) == is_zero
+        assert all(line["contrastive_loss"] == 0 for line in history if "loss" in line) == is_zero
+        assert ("the contrastive loss has been exactly 0 since the run began" in process.stderr) == is_zero
 
 
 # --- Resuming --------------------------------------------------------------------------------------------------------
@@ -72,7 +69,7 @@ def resuming(finished_run, folder: Path, **fields) -> str:
     ("fields", "difference"),
     [
         ({"learning_rate": 0.002}, "learning_rate 0.0002 (now 0.002)"),
-        ({"autoencoder_learning_rate": 0.002}, "autoencoder_learning_rate 0.0006 (now 0.002)"),
+        ({"autoencoder_learning_rate": 0.002}, "autoencoder_learning_rate 0.001 (now 0.002)"),
         ({"pooler": "mean", "channels": None}, "pooler 'words' (now 'mean')"),
         ({"channels": 8}, "channels 4 (now 8)"),
         ({"reconstruction_weight": 0}, "reconstruction_weight 1.0 (now 0.0)"),
