@@ -410,14 +410,13 @@ class SarcseModel(PreTrainedModel):
         if self.config.output_attentions:
             encoder_kwargs.setdefault("output_attentions", True)
         encoded = self.encoder(**read, attention_mask=attention_mask, **encoder_kwargs)
-        vectors, mask = encoded.last_hidden_state, attention_mask.bool()  # (B, L, d), (B, L)
-        vectors = self.pooled_vectors(vectors, input_ids, inputs_embeds)  # (B, L, d) or (B, L, 2d)
-        target = vectors.unflatten(-1, (-1, self.config.hidden_size)).sum(dim=-2)  # (B, L, d), with the word vectors
+        mask = attention_mask.bool()  # (B, L)
+        vectors = pooled = self.pooled_vectors(encoded.last_hidden_state, input_ids, inputs_embeds)  # (B, L, d or 2d)
         masks = [mask]
         if content_matters and input_ids is not None:
             masks.append(content := self._content_mask(input_ids, attention_mask))  # (B, L)
         if views is not None:
-            vectors = views(vectors, mask)  # (2B, L, d)
+            vectors = views(pooled, mask)  # (2B, L, d or 2d)
             masks = [each.repeat(2, 1) for each in masks]  # (2B, L)
         embeddings = pooler(vectors, *masks)  # (B, d), or (2B, d)
         if self.training and self.projection is not None:
@@ -425,7 +424,8 @@ class SarcseModel(PreTrainedModel):
         reconstruction = {}
         if decoder is not None and input_ids is not None:
             content, length = content[:reconstructed_rows], self.config.decoder_length  # (R, L)
-            target, packed = pack_left(target[: len(content)].detach(), content)  # (R, L, d), (R, L)
+            parts = pooled[: len(content)].detach().unflatten(-1, (-1, self.config.hidden_size))  # (R, L, 1 or 2, d)
+            target, packed = pack_left(parts.sum(dim=-2), content)  # (R, L, d), (R, L)
             ids, _ = pack_left(input_ids[: len(content)], content)  # (R, L)
             reconstruction = {
                 "reconstruction": decoder(embeddings[: len(content)], packed[:, :length]),  # (R, T, d)
