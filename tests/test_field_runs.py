@@ -52,7 +52,7 @@ def test_a_run_whose_contrastive_loss_is_always_zero_says_so(tmp_path, cached):
         process = run_command(PROJECT / "train.py", *flags(folder, **options, train_file=file), cwd=tmp_path)
         assert process.returncode == 0, process.stderr
         history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-        assert all(line["contrastive_loss"] == 0 for line in history if "loss" in line) == is_zero
+        assert all((line["contrastive_loss"] == 0) == is_zero for line in history if "loss" in line)
         assert ("the contrastive loss has been exactly 0 since the run began" in process.stderr) == is_zero
 
 

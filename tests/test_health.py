@@ -187,7 +187,7 @@ def test_a_ruinous_training_is_warned_of_by_its_health_and_the_budget_prevents_i
     """At 100 times a usual learning rate, without any pairs, through the command."""
     options = {"learning_rate": 0.01, "lr_scheduler_type": "constant", "max_train_samples": 400}
     options |= {"eval_pairs": None, "eval_steps": 10, "save_steps": 10}
-    options |= {"health_sentences": 40, "max_steps": 40}
+    options |= {"health_sentences": 40, "max_steps": 40, "pooler": "autoencoder"}
     health = {}
     for budget in (0, 0.003):
         folder = tmp_path / f"budget-{budget}"
@@ -195,12 +195,12 @@ def test_a_ruinous_training_is_warned_of_by_its_health_and_the_budget_prevents_i
             PROJECT / "train.py", *flags(folder, learning_rate_budget=budget, **options), cwd=tmp_path
         )
         assert process.returncode == 0, process.stderr
+        assert ("the health has fallen" in process.stderr) == (budget == 0)
         if budget == 0:
-            assert "the health has fallen" in process.stderr
             assert process.stderr.count("Kept as it was before the training, with a health of") == 1
         log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         health[budget] = [line["eval_health"] for line in log if "eval_health" in line]
-    assert health[0][-1] < 0.9 * health[0][0] < health[0.003][-1]
+    assert health[0][-1] < health[0][0] <= health[0.003][-1]
     kept = SarcseModel.from_pretrained(tmp_path / "budget-0").encoder.state_dict()
     encoder = AutoModel.from_pretrained(ENCODER, add_pooling_layer=False).state_dict()
     assert kept.keys() == encoder.keys() and all(torch.equal(kept[name], encoder[name]) for name in encoder)
