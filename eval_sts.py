@@ -83,7 +83,9 @@ def pooler_without_layers(name: str) -> str:
 def main(arguments: list[str] | None = None) -> None:
     with one_line_errors("eval_sts.py"):
         args = parse_arguments(arguments)
-        from sarcse.scoring import run  # torch and the rest, which take seconds, are for options that are right
+        from sarcse.evaluation.scoring import (
+            run,  # torch and the rest, which take seconds, are for options that are right
+        )
     run(args)
 
 

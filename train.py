@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from sarcse.options import one_line_errors
-from sarcse.parsing import parse_arguments
+from sarcse.training.parsing import parse_arguments
 
 
 DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
@@ -18,7 +18,9 @@ DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 def main() -> None:
     with one_line_errors("train.py"):
         arguments = parse_arguments(sys.argv[1:] or [str(DEMO_RECIPE)])
-        from sarcse.running import train  # datasets and the rest, which take seconds, are for options that are right
+        from sarcse.training.running import (
+            train,  # datasets and the rest, which take seconds, are for options that are right
+        )
     train(*arguments)
 
 

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, RobertaConfig, RobertaModel, TrainerCall
 
 
 if TYPE_CHECKING:
-    from sarcse.trainer import SarcseTrainer
+    from sarcse.training.trainer import SarcseTrainer
 
 PROJECT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("SARCSE_DATA") or PROJECT.parent / "shared")
@@ -71,8 +71,8 @@ def random_encoder(shape: str, tokenizer_of: str, folder: str) -> str:
 @contextmanager
 def trainer_for(arguments: argparse.Namespace, flags: list[str], **fields: object) -> Iterator["SarcseTrainer"]:
     """train.py's trainer for these fields and flags, with `model`, `train_file` and `bf16` from the arguments."""
-    from sarcse.parsing import parse_arguments
-    from sarcse.training import build_trainer
+    from sarcse.training.build import build_trainer
+    from sarcse.training.parsing import parse_arguments
 
     fields = {"max_train_samples": SENTENCES, "max_seq_length": MAX_SEQ_LENGTH, **QUIET, **fields}
     fields |= {"model_name_or_path": arguments.model, "train_file": arguments.train_file, "bf16": arguments.bf16}
@@ -146,7 +146,9 @@ def speed_rows(speeds: dict[str, Any]) -> list[list[str]]:
 
 def print_table(title: str, rows: list[list[str]]) -> None:
     """A Markdown table; the first row is its header."""
-    from sarcse.comparison import markdown_table  # imported here: it loads libraries that no measurement needs
+    from sarcse.evaluation.comparison import (
+        markdown_table,  # imported here: it loads libraries that no measurement needs
+    )
 
     print(f"\n{title}:\n\n{markdown_table(rows)}", flush=True)
 

@@ -18,13 +18,14 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.common import SHARED, arguments_for, print_table, speed_rows, speeds_in_turns, write_output
-from model_card import onnx_files
-from sarcse.arguments import ModelArguments
-from sarcse.embedding import Embed, encode
+from sarcse.data.sentences import load_sentences
+from sarcse.data.sts import load_sts
+from sarcse.evaluation.embedding import Embed, encode
 from sarcse.loading import load_model
-from sarcse.sentences import DataArguments, load_sentences
-from sarcse.sts import load_sts
-from sarcse.training import build_model
+from sarcse.options import DataArguments
+from sarcse.release import onnx_files
+from sarcse.training.arguments import ModelArguments
+from sarcse.training.build import build_model
 
 
 def write_model(encoder: str, folder: str) -> None:

@@ -5,9 +5,9 @@ encoder passes, ways to compute attention, torch.compile and the gradient cache.
     python -m benchmarks.gpu_speed [--shapes base large] [--batch_size 512] [--output FILE]
 
 It needs torch and transformers, but no network and no data: the encoders have RoBERTa's shapes with random weights,
-and the batches are random tokens without padding. The steps run in a plain bf16 loop with `sarcse.losses`, clipping
-and a fused AdamW. `sentence_transformers`, if installed, runs its model and MultipleNegativesRankingLoss in the same
-loop.
+and the batches are random tokens without padding. The steps run in a plain bf16 loop with
+`sarcse.training.losses`, clipping and a fused AdamW. `sentence_transformers`, if installed, runs its model and
+MultipleNegativesRankingLoss in the same loop.
 
 Model FLOPs utilisation is the arithmetic that a step needs, divided by what the GPU could do in that time (PaLM, arXiv
 2204.02311, appendix B). A step needs the matrix products and convolutions of the forward pass (`forward_flops`), and
@@ -36,9 +36,9 @@ from transformers.utils import is_flash_attn_2_available
 from benchmarks.common import PROJECT, SHAPES, parser_for, random_encoder, roberta_config, write_output
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel
-from sarcse.gradient_cache import GradientCache
-from sarcse.losses import info_nce, share_of_total, two_views, weighted_reconstruction
-from sarcse.views import dropping
+from sarcse.training.gradient_cache import GradientCache
+from sarcse.training.losses import info_nce, share_of_total, two_views, weighted_reconstruction
+from sarcse.training.views import dropping
 
 
 VIEW_DROPOUT, TEMPERATURE = 0.05, 0.05  # neither affects the speed

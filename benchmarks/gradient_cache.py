@@ -14,8 +14,8 @@ import psutil
 import torch
 
 from benchmarks.common import MEBIBYTE, in_new_processes, parser_for, peak_mebibytes, print_table
-from sarcse.parsing import parse_arguments
-from sarcse.training import build_trainer
+from sarcse.training.build import build_trainer
+from sarcse.training.parsing import parse_arguments
 from train import DEMO_RECIPE
 
 

@@ -39,7 +39,7 @@ def job(arguments: argparse.Namespace, fields: dict[str, Any], steps: int, envir
     """Seconds of the start, sentences per second of the training after it, and peak memory, in this process."""
     os.environ.update(environment)
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", arguments.threads)))
-    import sarcse.running  # noqa: F401  imports are not timed
+    import sarcse.training.running  # noqa: F401  imports are not timed
 
     start, times = time.perf_counter(), StepTimes(WARM_UP)
     with trainer_for(arguments, [], max_steps=WARM_UP + steps, **fields) as trainer:
@@ -103,7 +103,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from sarcse.figures import COLORS, MARKERS, STYLE, save
+    from sarcse.evaluation.figures import COLORS, MARKERS, STYLE, save
 
     corpus, batch = results["corpus"], results["batch"]
     starts = {"cold": "cold_start_seconds", "cached": "cached_start_seconds"}

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from benchmarks.common import arguments_for, print_table, trainer_for, write_output
 from modeling_sarcse import SarcseModelOutput
-from sarcse.trainer import SarcseTrainer
+from sarcse.training.trainer import SarcseTrainer
 
 
 WARM_UP, STEPS = 5, 40

@@ -99,7 +99,8 @@ def simcse(settings: argparse.Namespace, turns: Turns) -> None:
 
 
 def read_sentences(settings: argparse.Namespace) -> list[str]:
-    from sarcse.sentences import DataArguments, load_sentences
+    from sarcse.data.sentences import load_sentences
+    from sarcse.options import DataArguments
 
     arguments = DataArguments(train_file=settings.train_file, max_train_samples=settings.sentences)
     return load_sentences(arguments)["text"][:]

@@ -9,8 +9,7 @@ import argparse
 import sys
 from dataclasses import fields
 
-from model_card.options import ReleaseOptions, SpaceOptions
-from sarcse.options import ReleaseArguments, in_utf8, one_line_errors
+from sarcse.options import RELEASE_COMMAND, ReleaseArguments, ReleaseOptions, SpaceOptions, in_utf8, one_line_errors
 
 
 # Options that apply to a Space without a new release, besides the Space's own.
@@ -19,7 +18,7 @@ OF_SPACE = ("model_dir", "private", "revision")
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m model_card",
+        prog=" ".join(RELEASE_COMMAND),
         description="Build a release of a trained model, verify it, and push it in one commit. Make a Space (a demo "
         "page) for this release or for an existing one.",
         allow_abbrev=False,
@@ -99,8 +98,8 @@ def run(arguments: list[str] | None = None) -> None:
     if given["release_dir"] is None and of_release:
         raise ValueError(f"--{of_release[0]} applies to a new release: add --release_dir OUT, or leave it out.")
     # torch and the rest, which take seconds, are for options that are right.
-    from model_card.release import release
-    from model_card.space import check_space, make_space
+    from sarcse.release.build import release
+    from sarcse.release.space import check_space, make_space
 
     if space is not None:
         check_space(space, given["model_dir"], given["release_dir"], given["push"])

@@ -1,16 +1,13 @@
 """
-SARCSE's library, which `train.py`, `eval_sts.py` and `python -m model_card` are built on. Imports go one way: a module
-uses only its own group and the groups above it in this list.
+SARCSE's library, which `train.py`, `eval_sts.py` and `python -m model_card` are built on. Imports go one way: a room
+uses itself and what stands above it in this list (tests/test_structure.py).
 
-- Options of the commands, without slow imports: `options`.
-- Text: `files`, `sentences`, `sts`.
-- Token ids: `tokens`.
-- Arguments: `arguments`, `parsing`.
-- Models: `loading`.
-- Losses: `losses`, `views`, `gradient_cache`.
-- Embeddings and their scores: `comparison`, `figures`, `embedding`.
-- Training: `checkpoints`, `watch`, `health`, `budget`, `record`, `corpus`, `releasing`, `trainer`, `training`.
-- What the commands do: `scoring` (eval_sts.py), `running` (train.py).
+- `options`: of the commands, without slow imports.
+- `output`: the files beside a model; `loading`: models of all kinds; `reconstruction`: of tokens, by a model.
+- `data`: files, sentences, graded pairs, token ids.
+- `evaluation`: embeddings and their scores.
+- `release`: a folder with its card, the Hub, Spaces. The templates are in `model_card/`.
+- `training`: losses and the Trainer, which evaluates and releases.
 
 The names exported here are loaded on first use: the losses need only torch and transformers.
 """
@@ -22,13 +19,13 @@ from typing import Any
 HOMES = {
     "SarcseConfig": "configuration_sarcse",
     "SarcseModel": "modeling_sarcse",
-    "SarcseTrainer": "sarcse.trainer",
-    "SarcseTrainingArguments": "sarcse.arguments",
-    "encode": "sarcse.embedding",
-    "info_nce": "sarcse.losses",
+    "SarcseTrainer": "sarcse.training.trainer",
+    "SarcseTrainingArguments": "sarcse.training.arguments",
+    "encode": "sarcse.evaluation.embedding",
+    "info_nce": "sarcse.training.losses",
     "load_model": "sarcse.loading",
-    "token_importance": "sarcse.embedding",
-    "weighted_reconstruction": "sarcse.losses",
+    "token_importance": "sarcse.reconstruction",
+    "weighted_reconstruction": "sarcse.training.losses",
 }
 __all__ = [*HOMES]  # noqa: PLE0604
 

@@ -38,6 +38,10 @@ logger = logging.get_logger(__name__)
 AutoConfig.register(SarcseConfig.model_type, SarcseConfig)
 AutoModel.register(SarcseConfig, SarcseModel)
 
+# The fields of `SarcseConfig` that are chosen for a training; the others follow from the encoder or the release.
+FOLLOWS = {"encoder_config", "with_decoder", "special_token_ids", "normalize", "kwargs"}
+ARCHITECTURE = [name for name in inspect.signature(SarcseConfig).parameters if name not in FOLLOWS]
+
 # The field of the encoder's configuration with the pooler of a plain release, which is an encoder to all other tools.
 POOLER_FIELD = "sarcse_pooler"
 

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel, SarcseModelOutput, in_evaluation_mode
-from sarcse.embedding import encode, uniformity
-from sarcse.health import embed
-from sarcse.losses import info_nce
+from sarcse.evaluation.embedding import encode, uniformity
+from sarcse.training.health import embed
+from sarcse.training.losses import info_nce
 from study.bias import in_batches, token_bias
 
 

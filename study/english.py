@@ -12,9 +12,9 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.common import SHARED
-from sarcse.arguments import SarcseTrainingArguments
-from sarcse.corpus import ENGLISH_FILE
-from sarcse.tokens import token_counts, token_weights, tokenize
+from sarcse.data.general import ENGLISH_FILE
+from sarcse.data.tokens import token_counts, token_weights, tokenize
+from sarcse.training.arguments import SarcseTrainingArguments
 
 
 SENTENCES = 10_000

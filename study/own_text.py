@@ -43,16 +43,17 @@ from transformers import PreTrainedTokenizerBase
 from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, QUIET, SHARED
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import POOLERS, SarcseModel
-from sarcse.arguments import ENGLISH, SENTENCE_ENCODER_BUDGET, SarcseTrainingArguments
-from sarcse.comparison import correlations, markdown_table
-from sarcse.corpus import general_counts
-from sarcse.embedding import encode, measure, uniformity
-from sarcse.health import HealthCheck
+from sarcse.data.general import general_counts
+from sarcse.data.sts import load_sts
+from sarcse.data.tokens import LONGEST, token_counts, tokenize
+from sarcse.evaluation.comparison import correlations, markdown_table
+from sarcse.evaluation.embedding import encode, measure, uniformity
 from sarcse.loading import load_model
-from sarcse.record import code_commit, versions
-from sarcse.sts import load_sts
-from sarcse.tokens import LONGEST, token_counts, tokenize
-from sarcse.trainer import SarcseTrainer
+from sarcse.options import ENGLISH
+from sarcse.training.arguments import SENTENCE_ENCODER_BUDGET, SarcseTrainingArguments
+from sarcse.training.health import HealthCheck
+from sarcse.training.record import code_commit, versions
+from sarcse.training.trainer import SarcseTrainer
 from study import tried  # noqa: F401  # adds the poolers that were tried
 from study.candidates import Halves
 from study.run import encoder_folder, mean_pooled, sick_pairs

@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.common import PROJECT
-from sarcse.figures import COLORS, LINE_STYLES, MARKERS, STYLE, save
+from sarcse.evaluation.figures import COLORS, LINE_STYLES, MARKERS, STYLE, save
 from study.configurations import ENCODER, FINAL, SERIES, UNTRAINED_MEAN, Series
 from study.reading import dev, last, runs_of_series, untrained_line
 from study.run import LINES, read_lines

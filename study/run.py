@@ -38,18 +38,18 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 
 from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, SHARED
 from modeling_sarcse import Mean, SarcseModel
-from sarcse.arguments import CORPUS
-from sarcse.checkpoints import last_good_checkpoint
-from sarcse.comparison import Geometry, correlations
-from sarcse.embedding import encode, measure
-from sarcse.parsing import parse_arguments
-from sarcse.record import code_commit, hardware, versions
-from sarcse.sentences import DataArguments, load_sentences
-from sarcse.sts import SICK_COLUMNS, read_table
-from sarcse.tokens import token_counts, tokenize
-from sarcse.trainer import SarcseTrainer
-from sarcse.training import build_trainer
-from sarcse.watch import EvaluationAtStart
+from sarcse.data.sentences import load_sentences
+from sarcse.data.sts import SICK_COLUMNS, read_table
+from sarcse.data.tokens import token_counts, tokenize
+from sarcse.evaluation.comparison import Geometry, correlations
+from sarcse.evaluation.embedding import encode, measure
+from sarcse.options import CORPUS, DataArguments
+from sarcse.training.build import build_trainer
+from sarcse.training.checkpoints import last_good_checkpoint
+from sarcse.training.parsing import parse_arguments
+from sarcse.training.record import code_commit, hardware, versions
+from sarcse.training.trainer import SarcseTrainer
+from sarcse.training.watch import EvaluationAtStart
 from study.candidates import Candidates, Halves
 from study.configurations import ENCODER, ENCODERS, PARTS, SECOND_ENCODER, START
 

@@ -20,10 +20,10 @@ import torch
 from transformers import AutoTokenizer
 
 from modeling_sarcse import SarcseModel
-from sarcse.comparison import correlations, gold_scores, markdown_table
-from sarcse.embedding import encode, measure
+from sarcse.data.sts import load_tasks
+from sarcse.evaluation.comparison import correlations, gold_scores, markdown_table
+from sarcse.evaluation.embedding import encode, measure
 from sarcse.options import STS_TASKS
-from sarcse.sts import load_tasks
 from study.configurations import FINAL, START
 from study.reading import mean_and_deviation
 from study.run import TASKS, kept_folder

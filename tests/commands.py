@@ -17,7 +17,8 @@ from pathlib import Path
 
 
 SERVER = multiprocessing.get_context("forkserver")
-IMPORTED = ["sarcse.running", "sarcse.scoring", "transformers.models.roberta.modeling_roberta", __name__]
+ROBERTA = "transformers.models.roberta.modeling_roberta"
+IMPORTED = ["sarcse.training.running", "sarcse.evaluation.scoring", ROBERTA, __name__]
 SERVER.set_forkserver_preload(IMPORTED)
 
 

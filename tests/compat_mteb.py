@@ -34,7 +34,7 @@ def by_mteb(release_dir: str, pairs_file: str) -> None:
 
 
 def main() -> None:
-    from sarcse.sts import load_tasks
+    from sarcse.data.sts import load_tasks
 
     from .compat import TORCH, make_environment, run
 

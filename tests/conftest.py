@@ -227,8 +227,8 @@ def random_encoder(folder: Path, encoder, tokenizer) -> str:
 
 def refusal(folder: Path, **fields) -> str:
     """The error message of train.py for the tiny run with these fields; empty if it would train."""
-    from sarcse.parsing import parse_arguments
-    from sarcse.training import build_trainer
+    from sarcse.training.build import build_trainer
+    from sarcse.training.parsing import parse_arguments
 
     try:
         build_trainer(*parse_arguments(flags(folder / "out", **fields)))

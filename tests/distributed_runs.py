@@ -18,11 +18,11 @@ import torch
 from accelerate import PartialState
 
 import train
-from sarcse import views
-from sarcse.parsing import parse_arguments
-from sarcse.sentences import load_sentences
-from sarcse.trainer import SarcseTrainer
-from sarcse.training import build_model
+from sarcse.data.sentences import load_sentences
+from sarcse.training import views
+from sarcse.training.build import build_model
+from sarcse.training.parsing import parse_arguments
+from sarcse.training.trainer import SarcseTrainer
 
 
 def record_views(path: Path) -> None:

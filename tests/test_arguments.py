@@ -12,11 +12,11 @@ import yaml
 import eval_sts
 import train
 from model_card import __main__ as model_card
-from sarcse.arguments import RANGES, WITHOUT_EFFECT, ModelArguments, SarcseTrainingArguments
 from sarcse.loading import load_model
-from sarcse.parsing import parse_arguments
-from sarcse.record import write_json
-from sarcse.training import build_model, build_trainer, check_together, needs_pairs
+from sarcse.output import write_json
+from sarcse.training.arguments import RANGES, WITHOUT_EFFECT, ModelArguments, SarcseTrainingArguments
+from sarcse.training.build import build_model, build_trainer, check_together, needs_pairs
+from sarcse.training.parsing import parse_arguments
 from train import DEMO_RECIPE
 
 from .conftest import DEMO, ENCODER, PROJECT, flags, run_command, run_python

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeling_sarcse import SarcseModel
-from sarcse.checkpoints import checkpoint_to_resume, checkpoints, flaw
-from sarcse.parsing import parse_arguments
-from sarcse.training import build_trainer
+from sarcse.training.build import build_trainer
+from sarcse.training.checkpoints import checkpoint_to_resume, checkpoints, flaw
+from sarcse.training.parsing import parse_arguments
 
 from .commands import Command
 from .conftest import DEMO, PROJECT, flags, run_command, start_command, start_python
@@ -91,7 +91,7 @@ def stopped_run(folder: Path, number: int, step: int, **fields) -> tuple[int, st
 
 WAITING_RUN = """
 import sys, time, train
-from sarcse import trainer
+from sarcse.training import trainer
 step = int(sys.argv.pop(1))
 training_step = trainer.SarcseTrainer.training_step
 def wait(self, *arguments):
@@ -198,7 +198,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path):
 
 SLOW_STEPS = """
 import time, train
-from sarcse import trainer
+from sarcse.training import trainer
 def training_step(*arguments):
     print("slow step", flush=True)
     while True:

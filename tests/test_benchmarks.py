@@ -39,7 +39,7 @@ def test_gpu_speed_runs_without_what_no_step_needs(tmp_path):
     calls = [[*map(str, ["-", *small, "--ways", *way, "--output", path])] for way, path in zip(ways, outputs)]
     run = f"""
 import sys
-missing = dict.fromkeys(["datasets", "evaluate", "sarcse.trainer"])
+missing = dict.fromkeys(["datasets", "evaluate", "sarcse.training.trainer"])
 sys.modules |= missing
 from benchmarks.gpu_speed import main
 sys.argv = {calls[0]}

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, get_scheduler
 
-from sarcse.arguments import LEARNING_RATE, LEARNING_RATE_BUDGET, SarcseTrainingArguments
-from sarcse.budget import planned_rates, scale_rates
+from sarcse.data.sts import load_pairs
 from sarcse.loading import load_model
-from sarcse.sts import load_pairs
-from sarcse.trainer import SarcseTrainer
+from sarcse.training.arguments import LEARNING_RATE, LEARNING_RATE_BUDGET, SarcseTrainingArguments
+from sarcse.training.budget import planned_rates, scale_rates
+from sarcse.training.trainer import SarcseTrainer
 
 from .conftest import DEMO, SENTENCES
 from .test_trainer import TEXTS, fresh_model
@@ -87,7 +87,7 @@ def test_no_weight_goes_further_than_the_budget(tmp_path):
 
 
 def test_the_default_is_told_once_with_its_numbers(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger="sarcse.budget"):
+    with caplog.at_level(logging.WARNING, logger="sarcse.training.budget"):
         trainer_of(tmp_path).train()
     told = [record.getMessage() for record in caplog.records if "add up to" in record.getMessage()]
     assert len(told) == 1
@@ -98,7 +98,7 @@ def test_the_default_is_told_once_with_its_numbers(tmp_path, caplog):
 
 def test_the_default_learning_rate_is_scaled_down_without_a_warning(tmp_path, caplog):
     """It is there to be scaled down: a warning in every training would say nothing."""
-    with caplog.at_level(logging.WARNING, logger="sarcse.budget"):
+    with caplog.at_level(logging.WARNING, logger="sarcse.training.budget"):
         trainer = trainer_of(tmp_path, learning_rate=LEARNING_RATE)
         trainer.create_optimizer_and_scheduler(num_training_steps=600)
     assert rates_of(trainer)[0] == pytest.approx(LEARNING_RATE_BUDGET / 300.5)  # linear: 600 steps add up to 300.5

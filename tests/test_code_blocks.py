@@ -20,7 +20,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from sarcse.parsing import parse_arguments
+from sarcse.training.parsing import parse_arguments
 
 from .conftest import DEMO, ENCODER, PROJECT, run_command, run_python
 from .loopback_hub import LoopbackHub

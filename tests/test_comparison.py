@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sarcse.comparison import (
+from sarcse.evaluation.comparison import (
     BOOTSTRAP_RESAMPLES,
     Geometry,
     Measurement,

@@ -12,11 +12,19 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
-from sarcse.corpus import tell_cut
-from sarcse.files import UnreadableDataError
-from sarcse.running import own_message
-from sarcse.sentences import DataArguments, SentenceStream, first_part, load_sentences
-from sarcse.tokens import LengthGroupedSampler, token_counts, token_lengths, token_weights, tokenize, tokenize_batch
+from sarcse.data.files import UnreadableDataError
+from sarcse.data.sentences import SentenceStream, first_part, load_sentences
+from sarcse.data.tokens import (
+    LengthGroupedSampler,
+    token_counts,
+    token_lengths,
+    token_weights,
+    tokenize,
+    tokenize_batch,
+)
+from sarcse.options import DataArguments
+from sarcse.training.corpus import tell_cut
+from sarcse.training.running import own_message
 
 from .conftest import ENCODER, PROJECT, run_python
 
@@ -63,9 +71,9 @@ READ = f"""
 import sys
 import datasets
 from transformers import AutoTokenizer
-from sarcse import files
-from sarcse.sentences import DataArguments, load_sentences, without_blank
-from sarcse.tokens import tokenize
+from sarcse.data import files
+from sarcse.data.sentences import DataArguments, load_sentences, without_blank
+from sarcse.data.tokens import tokenize
 
 if "unread" in sys.argv:
     files.READERS[".txt"] = None  # whoever reads a file now, fails
@@ -96,9 +104,9 @@ def test_a_changed_reader_reads_anew_and_an_unchanged_one_from_the_cache(tmp_pat
         ("sentences.py", "return bool(sentence and sentence.strip())", "return len(sentence) > 1"),
         ("tokens.py", 'max_length=max_seq_length)["input_ids"]}', 'max_length=4)["input_ids"]}'),
     ):
-        code = (tmp_path / "sarcse" / name).read_text()
+        code = (tmp_path / "sarcse" / "data" / name).read_text()
         assert old in code
-        (tmp_path / "sarcse" / name).write_text(code.replace(old, new))
+        (tmp_path / "sarcse" / "data" / name).write_text(code.replace(old, new))
     assert read() == "['ONE SENTENCE.'] ['One sentence.'] [4]"
 
 

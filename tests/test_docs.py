@@ -106,7 +106,7 @@ def test_the_site_shows_markdown_as_github_does(build):
             "[demo](demo/README.md), [paper](https://arxiv.org)",
             "[demo](demo.md), [paper](https://arxiv.org)",
         ),
-        ("index.md", "[LICENSE](LICENSE), [the losses](sarcse/losses.py)", "LICENSE, the losses (`sarcse/losses.py`)"),
+        ("index.md", "[LICENSE](LICENSE), [the page](sarcse/loading.py)", "LICENSE, the page (`sarcse/loading.py`)"),
         (
             "usage.md",
             "[home](../README.md#train), [the drawing](drawing.py)",

@@ -23,7 +23,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from transformers import AutoModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from sarcse.sts import load_sts
+from sarcse.data.sts import load_sts
 
 from .conftest import DEMO, ENCODER, SENTENCES, whole_model
 

@@ -16,8 +16,9 @@ from transformers import AutoModel
 
 from eval_sts import main
 from modeling_sarcse import encoder_max_length
-from sarcse.comparison import correlations
-from sarcse.embedding import (
+from sarcse.data.sts import load_pairs, load_sts
+from sarcse.evaluation.comparison import correlations
+from sarcse.evaluation.embedding import (
     alignment,
     embed_pairs,
     encode,
@@ -27,7 +28,7 @@ from sarcse.embedding import (
     uniformity,
 )
 from sarcse.loading import load_model
-from sarcse.sts import STS_TASKS, load_pairs, load_sts
+from sarcse.options import STS_TASKS
 
 from .conftest import ENCODER, PROJECT, SENTENCES, run_command, run_python
 

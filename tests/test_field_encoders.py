@@ -55,12 +55,13 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel, SarcsePipeline
-from sarcse.checkpoints import check_saving, load_weights
-from sarcse.embedding import encode, load_embedders, token_importance
+from sarcse.data.tokens import unknown_share
+from sarcse.evaluation.embedding import encode, load_embedders
 from sarcse.loading import load_model
-from sarcse.parsing import parse_arguments
-from sarcse.tokens import unknown_share
-from sarcse.training import build_trainer
+from sarcse.reconstruction import token_importance
+from sarcse.training.build import build_trainer
+from sarcse.training.checkpoints import check_saving, load_weights
+from sarcse.training.parsing import parse_arguments
 
 from .conftest import (
     DEMO,

@@ -17,9 +17,10 @@ import pandas
 import pyarrow
 import pytest
 
-from sarcse.files import UnreadableDataError
-from sarcse.sentences import DataArguments, SentenceStream, fingerprint, load_sentences, source_of_sentences
-from sarcse.sts import load_pairs
+from sarcse.data.files import UnreadableDataError
+from sarcse.data.sentences import SentenceStream, fingerprint, load_sentences, source_of_sentences
+from sarcse.data.sts import load_pairs
+from sarcse.options import DataArguments
 
 from .conftest import PROJECT, flags, run_command, write
 

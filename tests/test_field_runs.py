@@ -15,10 +15,10 @@ from transformers import (
     RobertaModel,
 )
 
-from sarcse.arguments import WITHOUT_EFFECT, ModelArguments, SarcseTrainingArguments
-from sarcse.parsing import OTHER_NAMES, parse_arguments
-from sarcse.sentences import DataArguments
-from sarcse.training import build_trainer
+from sarcse.options import DataArguments
+from sarcse.training.arguments import WITHOUT_EFFECT, ModelArguments, SarcseTrainingArguments
+from sarcse.training.build import build_trainer
+from sarcse.training.parsing import OTHER_NAMES, parse_arguments
 
 from .conftest import (
     DEMO,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from sarcse import figures
+from sarcse.evaluation import figures
 
 
 def luminance(color):

@@ -11,12 +11,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import AutoModel, EarlyStoppingCallback, TrainerCallback
 
 from modeling_sarcse import SarcseModel
-from sarcse.arguments import SarcseTrainingArguments
-from sarcse.corpus import keep_aside
-from sarcse.health import HealthCheck
-from sarcse.sts import load_pairs
-from sarcse.trainer import SarcseTrainer
-from sarcse.watch import check_health
+from sarcse.data.sts import load_pairs
+from sarcse.training.arguments import SarcseTrainingArguments
+from sarcse.training.corpus import keep_aside
+from sarcse.training.health import HealthCheck
+from sarcse.training.trainer import SarcseTrainer
+from sarcse.training.watch import check_health
 
 from .conftest import DEMO, ENCODER, PROJECT, flags, run_command, whole_model
 
@@ -126,7 +126,7 @@ def test_without_pairs_the_health_picks_the_checkpoint(tmp_path, tokenizer):
 def test_too_few_texts_for_neighbours_are_told_and_trained_on(tmp_path, caplog):
     rows = datasets.Dataset.from_dict({"input_ids": [[0, 5, 2]] * 11})
     fields = {**QUIET, "token_frequencies": "corpus"}
-    with caplog.at_level(logging.WARNING, logger="sarcse.trainer"):
+    with caplog.at_level(logging.WARNING, logger="sarcse.training.trainer"):
         trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **fields), train_dataset=rows)
     assert trainer.health is None and trainer.args.eval_strategy == "no"
     assert "do not check the model's health: 11 held-out texts are too few for 10 neighbours." in caplog.text
@@ -151,7 +151,7 @@ def test_a_fall_is_a_warning_with_a_step_numbers_and_advice(tmp_path, tokenizer,
     trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, processing_class=tokenizer)
     caplog.clear()
     trainer.state.log_history = [{"step": 0, "eval_health": 30.0}, {"step": 4, "eval_health": 40.0}]
-    with caplog.at_level(logging.WARNING, logger="sarcse.watch"):
+    with caplog.at_level(logging.WARNING, logger="sarcse.training.watch"):
         check_health(trainer, 30.0)
         assert not caplog.text
         check_health(trainer, 29.9)
@@ -216,7 +216,7 @@ def test_the_last_healthy_evaluation_is_kept(tmp_path, tokenizer, caplog):
         train_dataset=(DEMO / "sentences.txt").read_text().splitlines(),
         processing_class=tokenizer,
     )
-    with caplog.at_level(logging.WARNING, logger="sarcse.watch"):
+    with caplog.at_level(logging.WARNING, logger="sarcse.training.watch"):
         trainer.train()
     lines = [line for line in trainer.state.log_history if "eval_health" in line]
     healthy = [line for line in lines if line["eval_health"] >= lines[0]["eval_health"]]
@@ -267,7 +267,7 @@ def test_without_an_evaluation_the_last_model_is_kept_and_one_line_says_so(tmp_p
     last = trainer("last", eval_strategy="steps", eval_delay=1000, save_strategy="no")
     last.train()
     chosen = trainer("chosen", **WITHOUT_EVALUATION[kind], save_steps=3, eval_steps=3)
-    with caplog.at_level(logging.WARNING, logger="sarcse.watch"):
+    with caplog.at_level(logging.WARNING, logger="sarcse.training.watch"):
         chosen.train()
     resumed = trainer("chosen", **WITHOUT_EVALUATION[kind], save_steps=3, eval_steps=3)
     if kind == "steps":

@@ -22,13 +22,13 @@ import yaml
 from huggingface_hub import ModelCard, constants, parse_eval_result_entries
 from huggingface_hub.errors import HTTPError
 
-from model_card import hub as hub_module
-from model_card import release as release_module
-from model_card.hub import files_of
-from model_card.release import ReleaseOptions
 from sarcse import SarcseTrainer, SarcseTrainingArguments
 from sarcse.loading import load_model
-from sarcse.parsing import parse_arguments
+from sarcse.options import ReleaseOptions
+from sarcse.release import hub as hub_module
+from sarcse.release.build import build as release_module
+from sarcse.release.hub import files_of
+from sarcse.training.parsing import parse_arguments
 
 from .conftest import DEMO, ENCODER, PROJECT, flags, run_python, start_python
 from .loopback_hub import LoopbackHub
@@ -297,7 +297,8 @@ def test_interrupting_a_push(hub, finished_run, tmp_path):
 
 
 PATIENT_PUSH = """
-from model_card import __main__, hub
+from model_card import __main__
+from sarcse.release import hub
 hub.RETRY_AFTER = (10**6,)
 __main__.main()
 """
@@ -364,7 +365,7 @@ def test_an_encoder_with_code_of_its_own_comes_from_the_hub_with_it(custom_encod
 
 READ_FILES = """
 import json
-from sarcse.sentences import DataArguments, load_sentences
+from sarcse.data.sentences import DataArguments, load_sentences
 read = {}
 for name in ("data[1].csv", "data?.csv", "more/*.jsonl", "**/*.jsonl", "bad.csv", "none.csv", "cut.txt.zst"):
     for streaming in (False, True):

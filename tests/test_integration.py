@@ -14,9 +14,9 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel, AutoTokenizer, pipeline
 
 from configuration_sarcse import SarcseConfig
-from model_card.plain import write_plain_model
 from modeling_sarcse import POOLERS, SarcseModel
 from sarcse import SarcseTrainer, SarcseTrainingArguments, load_model, token_importance
+from sarcse.release.plain import write_plain_model
 
 from .conftest import ENCODER, SENTENCES, whole_model
 

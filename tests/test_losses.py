@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from modeling_sarcse import SarcseModelOutput
-from sarcse.losses import info_nce, reconstruction_errors, sentence_keys, weighted_reconstruction
+from sarcse.reconstruction import reconstruction_errors
+from sarcse.training.losses import info_nce, sentence_keys, weighted_reconstruction
 
 from .conftest import DEMO
 

@@ -25,10 +25,10 @@ from transformers import (
 
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import POOLERS, Mean, SameConv1d, SarcseModel, pack_left
-from sarcse.embedding import encode, token_importance
-from sarcse.health import HealthCheck
+from sarcse.evaluation.embedding import encode
 from sarcse.loading import kind_of_model, load_model
-from sarcse.losses import reconstruction_errors
+from sarcse.reconstruction import reconstruction_errors, token_importance
+from sarcse.training.health import HealthCheck
 
 from .conftest import ENCODER, PROJECT, SENTENCES, run_python, whole_model
 

@@ -15,14 +15,15 @@ from huggingface_hub import ModelCard
 from tokenizers import Tokenizer
 from transformers import AutoConfig
 
-from model_card import onnx_files
-from model_card.folder import GOLDEN_SENTENCES
-from model_card.hub import files_of
-from model_card.onnx_files import FLOAT_FILE, INT8_FILES, score
-from model_card.release import ReleaseOptions, build
-from sarcse.comparison import correlations
+from sarcse.data.sts import load_pairs
+from sarcse.evaluation.comparison import correlations
 from sarcse.loading import load_model
-from sarcse.sts import load_pairs
+from sarcse.options import ReleaseOptions
+from sarcse.release import onnx_files
+from sarcse.release.build import build
+from sarcse.release.folder import GOLDEN_SENTENCES
+from sarcse.release.hub import files_of
+from sarcse.release.onnx_files import FLOAT_FILE, INT8_FILES, score
 
 from .conftest import DEMO, ENCODER, PROJECT
 
@@ -122,7 +123,9 @@ def test_int8_is_a_quarter_of_the_size_and_near(plain):
 
 def test_the_first_of_several_processes_scores_alone(plain, tokenizer, monkeypatch):
     """After a training on several processes the others have ended, and would not answer."""
-    monkeypatch.setattr("sarcse.embedding.gather_object", lambda _: pytest.fail("waits for other processes"))
+    monkeypatch.setattr(
+        "sarcse.evaluation.embedding.gather_object", lambda _: pytest.fail("waits for other processes")
+    )
     pooler = load_model(str(ENCODER), pooler="mean")[0].sentence_encoder
     scores = score(plain, pooler, tokenizer, load_pairs(str(DEMO / "sts.tsv")))
     assert scores.keys() == {FLOAT_FILE, *INT8_FILES}

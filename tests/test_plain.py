@@ -15,17 +15,18 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 from transformers import MODEL_MAPPING, AutoModel, AutoTokenizer
 
 from configuration_sarcse import SarcseConfig
-from model_card.card import write_card
-from model_card.facts import read_facts
-from model_card.folder import verify, write_model
-from model_card.hub import files_of
-from model_card.plain import why_not_plain, write_plain_model
-from model_card.release import ReleaseOptions, build
 from modeling_sarcse import POOLERS, SarcseModel
-from sarcse.embedding import load_embedders, measure_before
+from sarcse.evaluation.embedding import load_embedders, measure_before
 from sarcse.loading import kind_of_model, load_model
-from sarcse.parsing import parse_arguments
-from sarcse.training import build_trainer
+from sarcse.options import ReleaseOptions
+from sarcse.release.build import build
+from sarcse.release.card import write_card
+from sarcse.release.facts import read_facts
+from sarcse.release.folder import verify, write_model
+from sarcse.release.hub import files_of
+from sarcse.release.plain import why_not_plain, write_plain_model
+from sarcse.training.build import build_trainer
+from sarcse.training.parsing import parse_arguments
 
 from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, flags, refusal, run_command, run_python
 from .test_field_encoders import small_config

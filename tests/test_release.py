@@ -23,15 +23,11 @@ from markdown_it import MarkdownIt
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from model_card import folder as folder_module
 from model_card.__main__ import main
-from model_card.card import WIDGET, eval_result_entries, eval_results, placeholder, seeds_table, write_card
-from model_card.facts import Facts, Onnx, read_facts, read_scores, read_seeds
-from model_card.folder import GOLDEN_SENTENCES, verify, write_model, write_tokenizer
-from model_card.hub import files_of
-from model_card.release import ReleaseOptions, build
 from modeling_sarcse import SarcseModel
-from sarcse.comparison import (
+from sarcse.data.sts import load_tasks
+from sarcse.data.tokens import FREQUENCY_WEIGHTINGS
+from sarcse.evaluation.comparison import (
     Measurement,
     ModelScores,
     Results,
@@ -42,12 +38,17 @@ from sarcse.comparison import (
     report,
     write_results,
 )
-from sarcse.embedding import encode, measure
+from sarcse.evaluation.embedding import encode, measure
 from sarcse.loading import load_model
-from sarcse.parsing import parse_arguments
-from sarcse.sts import STS_TASKS, load_tasks
-from sarcse.tokens import FREQUENCY_WEIGHTINGS
-from sarcse.training import build_trainer
+from sarcse.options import STS_TASKS, ReleaseOptions
+from sarcse.release import folder as folder_module
+from sarcse.release.build import build
+from sarcse.release.card import WIDGET, eval_result_entries, eval_results, placeholder, seeds_table, write_card
+from sarcse.release.facts import Facts, Onnx, read_facts, read_scores, read_seeds
+from sarcse.release.folder import GOLDEN_SENTENCES, verify, write_model, write_tokenizer
+from sarcse.release.hub import files_of
+from sarcse.training.build import build_trainer
+from sarcse.training.parsing import parse_arguments
 
 from . import hub_rules
 from .conftest import DEMO, ENCODER, PROJECT, flags, refusal, run_command, run_python

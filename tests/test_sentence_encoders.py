@@ -17,14 +17,15 @@ from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 from transformers import AutoModel, AutoTokenizer, pipeline
 
-from model_card.folder import verify
-from model_card.release import ReleaseOptions, build
-from sarcse.arguments import LEARNING_RATE_BUDGET, SENTENCE_ENCODER_BUDGET, SarcseTrainingArguments
-from sarcse.embedding import token_importance
 from sarcse.loading import kind_of_model, load_model
-from sarcse.parsing import parse_arguments
-from sarcse.trainer import SarcseTrainer
-from sarcse.training import build_trainer
+from sarcse.options import ReleaseOptions
+from sarcse.reconstruction import token_importance
+from sarcse.release.build import build
+from sarcse.release.folder import verify
+from sarcse.training.arguments import LEARNING_RATE_BUDGET, SENTENCE_ENCODER_BUDGET, SarcseTrainingArguments
+from sarcse.training.build import build_trainer
+from sarcse.training.parsing import parse_arguments
+from sarcse.training.trainer import SarcseTrainer
 
 from .conftest import ENCODER, PROJECT, SENTENCES, flags, refusal, run_python, whole_model
 from .test_trainer import SMALL, TEXTS, fresh_model

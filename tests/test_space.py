@@ -28,13 +28,14 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from transformers import AutoModel, AutoTokenizer, T5Config, T5Model
 
 from model_card.__main__ import main
-from model_card.folder import write_model
-from model_card.hub import files_of, push_space
-from model_card.space import GRADIO_VERSION, NO_SECOND_MODEL, REQUIREMENTS, SpaceOptions, find, second_model
 from modeling_sarcse import SarcseModel
-from sarcse.embedding import token_importance
-from sarcse.figures import FIGURES
+from sarcse.evaluation.figures import FIGURES
 from sarcse.loading import load_model
+from sarcse.options import SpaceOptions
+from sarcse.reconstruction import token_importance
+from sarcse.release.folder import write_model
+from sarcse.release.hub import files_of, push_space
+from sarcse.release.space import GRADIO_VERSION, NO_SECOND_MODEL, REQUIREMENTS, find, second_model
 
 from . import hub_rules
 from .conftest import ENCODER, PROJECT, SENTENCES, random_encoder, run_command, run_python, start_python
@@ -192,7 +193,9 @@ def started(app: Path, **environment: str) -> tuple[subprocess.Popen, str]:
 # The command with an existing release instead of building one, and without retries.
 PUSH_BOTH = """
 from pathlib import Path
-from model_card import __main__, hub, release
+from model_card import __main__
+from sarcse.release import hub
+from sarcse.release import build as release
 hub.RETRY_AFTER = ()
 release.build = lambda options, tasks: (Path(options.release_dir), "v1")
 __main__.main()
@@ -254,7 +257,8 @@ def test_a_space_of_somebody_elses_is_left_alone(space, monkeypatch):
 
 SPACES = """
 from pathlib import Path
-from model_card import __main__, hub
+from model_card import __main__
+from sarcse.release import hub
 hub.push(Path({release!r}), "me/hidden", True, "main", "v1")
 hub.push(Path({release!r}), "me/open", False, "main", "v1")
 for name, model, *flags in {spaces!r}:

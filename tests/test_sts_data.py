@@ -3,7 +3,8 @@ import shutil
 import datasets
 import pytest
 
-from sarcse.sts import STS_TASKS, load_pairs, load_sts, load_tasks, loaded_as
+from sarcse.data.sts import load_pairs, load_sts, load_tasks, loaded_as
+from sarcse.options import STS_TASKS
 
 from .conftest import DEMO, PROJECT
 

@@ -12,8 +12,9 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from configuration_sarcse import SarcseConfig
-from sarcse.arguments import SarcseTrainingArguments
-from sarcse.sts import STS_TASKS, load_tasks
+from sarcse.data.sts import load_tasks
+from sarcse.options import STS_TASKS
+from sarcse.training.arguments import SarcseTrainingArguments
 from study import bias, configurations, reading, report, run, score, tables
 
 from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, whole_model

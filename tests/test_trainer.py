@@ -28,10 +28,10 @@ from transformers import AutoModel, AutoTokenizer, EarlyStoppingCallback, Traine
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel
 from sarcse import SarcseTrainer, SarcseTrainingArguments
-from sarcse.corpus import ENGLISH_FILE
+from sarcse.data.general import ENGLISH_FILE
+from sarcse.data.sts import load_pairs
+from sarcse.data.tokens import FREQUENCY_WEIGHTINGS, token_weights
 from sarcse.loading import load_model
-from sarcse.sts import load_pairs
-from sarcse.tokens import FREQUENCY_WEIGHTINGS, token_weights
 
 from .conftest import DEMO, ENCODER, whole_model
 

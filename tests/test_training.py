@@ -21,15 +21,15 @@ from transformers import (
 
 from configuration_sarcse import __version__
 from modeling_sarcse import SarcseModel
-from sarcse.arguments import ModelArguments, SarcseTrainingArguments
-from sarcse.checkpoints import check_settings
-from sarcse.embedding import encode, token_importance
+from sarcse.evaluation.embedding import encode
 from sarcse.loading import load_model, tokenizer_as_loaded
-from sarcse.losses import reconstruction_errors
-from sarcse.parsing import parse_arguments
-from sarcse.trainer import SarcseTrainer
-from sarcse.training import build_model, build_trainer
-from sarcse.views import dropping, two_views_of
+from sarcse.reconstruction import reconstruction_errors, token_importance
+from sarcse.training.arguments import ModelArguments, SarcseTrainingArguments
+from sarcse.training.build import build_model, build_trainer
+from sarcse.training.checkpoints import check_settings
+from sarcse.training.parsing import parse_arguments
+from sarcse.training.trainer import SarcseTrainer
+from sarcse.training.views import dropping, two_views_of
 
 from .conftest import (
     DEMO,

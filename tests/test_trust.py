@@ -14,11 +14,12 @@ from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from model_card.folder import write_model
-from model_card.space import SpaceOptions, find, second_model
 from modeling_sarcse import SarcseModel
-from sarcse.embedding import load_embedders
+from sarcse.evaluation.embedding import load_embedders
 from sarcse.loading import kind_of_model, load_model
+from sarcse.options import SpaceOptions
+from sarcse.release.folder import write_model
+from sarcse.release.space import find, second_model
 
 from .conftest import ENCODER, PROJECT, SENTENCES, run_command, run_python
 from .loopback_hub import LoopbackHub

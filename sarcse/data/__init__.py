@@ -1,0 +1,1 @@
+"""Text: reading files, sentences, graded pairs, token ids and how often they occur."""

@@ -1,0 +1,1 @@
+"""Embeddings, their scores and differences, and the figures."""

@@ -1,0 +1,444 @@
+"""
+Compare models by the similarities that they give to graded pairs: scores, bootstrap intervals and paired differences,
+as one JSON file and as Markdown tables.
+
+Shapes: P pairs, T tasks, M models, R bootstrap resamples.
+"""
+
+import json
+import math
+import re
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from huggingface_hub.dataclasses import strict
+from scipy import stats
+from tqdm.auto import tqdm
+
+from sarcse.data.sts import loaded_as
+from sarcse.options import STS_TASKS
+
+
+BOOTSTRAP_RESAMPLES = 1000
+
+# The precision of published scores; `eval_sts.py --bf16` has another.
+PRECISION = "float32"
+
+
+# --- Results ---------------------------------------------------------------------------------------------------------
+
+# Correlations are times 100, and intervals are 95% bootstrap intervals. A missing value is None: JSON has no NaN.
+# `strict` checks the types of what is read from a file.
+
+
+@strict
+@dataclass
+class Correlation:
+    """Spearman's and Pearson's correlation, times 100, over a number of pairs."""
+
+    spearman: float | None
+    pearson: float | None
+    pairs: int
+
+
+@strict
+@dataclass
+class TaskScores(Correlation):
+    """The scores of a model on one task and on each of its subsets."""
+
+    subsets: dict[str, Correlation]
+    interval: list[float] | None  # of the Spearman correlation
+    loaded_as: str | None = None  # the key of STS_TASKS, if these are pairs of a published task
+
+
+@strict
+@dataclass
+class Geometry:
+    """Alignment and uniformity of a model's embeddings; lower is better for both together."""
+
+    alignment: float | None
+    positive_pairs: int  # the alignment is measured on these
+    uniformity: float | None
+    sentences: int  # the uniformity is measured on these
+
+
+@strict
+@dataclass
+class ModelScores:
+    """One row: the scores of a model, their average, and its geometry on the reference task, if there is one."""
+
+    pooler: str | None
+    tasks: dict[str, TaskScores]
+    average: float | None
+    average_interval: list[float] | None
+    geometry: Geometry | None
+    picked_on: str | None = None  # the task whose pairs picked the model's checkpoint
+
+    def to_json(self) -> dict[str, Any]:
+        entry = asdict(self)
+        geometry = entry.pop("geometry") or {}
+        return entry | geometry
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> "ModelScores":
+        """
+        The inverse of `to_json`. An entry of another shape raises AttributeError, KeyError, TypeError or strict's own
+        error.
+        """
+        tasks = {}
+        for task, scores in entry["tasks"].items():
+            subsets = {name: Correlation(**subset) for name, subset in scores["subsets"].items()}
+            tasks[task] = TaskScores(**{**scores, "subsets": subsets})
+        geometry = {part.name: entry[part.name] for part in fields(Geometry) if part.name in entry}
+        own = entry["pooler"], tasks, entry["average"], entry["average_interval"]
+        return cls(*own, Geometry(**geometry) if geometry else None, entry.get("picked_on"))
+
+
+@dataclass
+class TaskDifference:
+    """The difference of two models' Spearman correlations x 100 on one task, with its 95% interval."""
+
+    spearman: float | None
+    interval: list[float] | None
+
+
+@dataclass
+class Difference:
+    """The scores of one model minus those of another."""
+
+    tasks: dict[str, TaskDifference]
+    average: float | None
+    average_interval: list[float] | None
+
+
+@dataclass
+class Results:
+    """A comparison of models: their scores, and the differences of all others from the first."""
+
+    models: dict[str, ModelScores]
+    differences: dict[str, Difference]  # each model except the first, minus the first
+    precision: str = PRECISION  # of the encoding
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of results.json."""
+        results: dict[str, Any] = {"precision": self.precision}
+        results["models"] = {name: scores.to_json() for name, scores in self.models.items()}
+        if self.differences:
+            rows = {name: asdict(difference) for name, difference in self.differences.items()}
+            results["differences"] = {"minus": next(iter(self.models)), "models": rows}
+        return results
+
+
+@dataclass
+class Measurement:
+    """One model's similarities for the pairs of all tasks, and its geometry on the reference task."""
+
+    pooler: str | None
+    similarities: dict[str, np.ndarray] = field(default_factory=dict)  # task -> (P,)
+    geometry: Geometry | None = None
+    picked_on: str | None = None  # the task whose pairs picked the model's checkpoint
+
+
+def reference_task(tasks: Collection[str]) -> str | None:
+    """The task that alignment, uniformity and densities are measured on: STS-B, or the only task; else None."""
+    return "STSB" if "STSB" in tasks else next(iter(tasks)) if len(tasks) == 1 else None
+
+
+# --- Scores ----------------------------------------------------------------------------------------------------------
+
+
+class StsCorrelation(evaluate.Metric):
+    """Spearman and Pearson correlation of similarities with gold scores, through scipy and without a download."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("float64")))
+        return evaluate.MetricInfo(description=self.__doc__, citation="", features=features)
+
+    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
+        measures = {"spearman": stats.spearmanr, "pearson": stats.pearsonr}
+        return {name: float(measure(predictions, references).statistic) for name, measure in measures.items()}
+
+
+def correlations(similarities: np.ndarray, scores: np.ndarray) -> Correlation:
+    """
+    Spearman's and Pearson's correlation, times 100, of `(P,)` similarities and `(P,)` gold scores. Both are None if
+    all similarities or all scores are equal, or there is only one pair.
+    """
+    values = dict.fromkeys(("spearman", "pearson"), math.nan)
+    if len(scores) > 1:
+        values = StsCorrelation(keep_in_memory=True).compute(predictions=similarities, references=scores)
+    return Correlation(**{name: none_if_nan(100 * value) for name, value in values.items()}, pairs=len(scores))
+
+
+def bootstrap_spearman(similarities: np.ndarray, scores: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """
+    Spearman correlations x 100 of resampled pairs, `(M, R)`. Each resample draws P pairs with replacement, the same
+    pairs for all models, so that the difference of two rows is paired.
+
+    Args:
+        similarities (`np.ndarray` of shape `(M, P)`): Of M models.
+        scores (`np.ndarray` of shape `(P,)`): Gold scores.
+        generator (`np.random.Generator`): Draws the pairs.
+    """
+
+    def correlate(*resampled: np.ndarray, axis: int) -> np.ndarray:
+        ranks = stats.rankdata(np.stack(resampled), axis=axis)  # (M + 1, batch, P)
+        ranks -= ranks.mean(axis=axis, keepdims=True)
+        with np.errstate(invalid="ignore"):  # all similarities of a resample are equal: 0 / 0
+            ranks /= np.linalg.norm(ranks, axis=axis, keepdims=True)
+        return 100 * (ranks[:-1] * ranks[-1]).sum(axis=axis)  # (M, batch)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # for the same reason: no interval exists
+        return stats.bootstrap(
+            (*similarities, scores),
+            correlate,
+            paired=True,
+            vectorized=True,
+            n_resamples=BOOTSTRAP_RESAMPLES,
+            batch=50,  # bounds the memory
+            method="percentile",
+            rng=generator,
+        ).bootstrap_distribution
+
+
+def interval(distribution: np.ndarray) -> list[float] | None:
+    """The middle 95% of a bootstrap distribution, `(R,)`: the percentile interval."""
+    return None if np.isnan(distribution).any() else np.percentile(distribution, [2.5, 97.5]).tolist()
+
+
+def none_if_nan(value: float) -> float | None:
+    """The value, or None for NaN, which JSON lacks."""
+    return None if math.isnan(value) else value
+
+
+# --- Comparison ------------------------------------------------------------------------------------------------------
+
+
+def compare(
+    measurements: dict[str, Measurement], tasks: dict[str, datasets.Dataset], precision: str = PRECISION
+) -> Results:
+    """
+    Scores of all models, and the differences of all but the first from the first. The intervals show how much the
+    scores depend on the choice of pairs, not on the training seed.
+    """
+    generator = np.random.default_rng(0)  # the same command gives the same intervals
+    distributions = []
+    for task, pairs in tqdm(tasks.items(), desc="Bootstrap", leave=False, disable=None):
+        similarities = np.stack([measurement.similarities[task] for measurement in measurements.values()])  # (M, P)
+        distributions.append(bootstrap_spearman(similarities, gold_scores(pairs), generator))
+    resampled = np.stack(distributions, axis=1)  # (M, T, R)
+    models = {name: model_scores(measurements[name], tasks, own) for name, own in zip(measurements, resampled)}
+    first, *others = models
+    paired = zip(others, resampled[1:] - resampled[0])
+    return Results(models, {name: difference(models[name], models[first], own) for name, own in paired}, precision)
+
+
+def model_scores(measurement: Measurement, tasks: dict[str, datasets.Dataset], resampled: np.ndarray) -> ModelScores:
+    """One model's scores; `resampled` are its Spearman correlations x 100, `(T, R)`."""
+    scores = {}
+    for (task, pairs), distribution in zip(tasks.items(), resampled):
+        own = correlations(measurement.similarities[task], gold_scores(pairs))
+        subsets = subset_correlations(measurement.similarities[task], pairs)
+        scores[task] = TaskScores(
+            **asdict(own), subsets=subsets, interval=interval(distribution), loaded_as=loaded_as(pairs)
+        )
+    average = mean_and_interval([task.spearman for task in scores.values()], resampled)
+    return ModelScores(measurement.pooler, scores, *average, measurement.geometry, measurement.picked_on)
+
+
+def incomplete_tasks(scores: ModelScores) -> dict[str, int]:
+    """The tasks of which only some published pairs were scored, or more, with the number that was published."""
+    published = {name: STS_TASKS[task.loaded_as].pairs for name, task in scores.tasks.items() if task.loaded_as}
+    return {name: pairs for name, pairs in published.items() if scores.tasks[name].pairs != pairs}
+
+
+def difference(scores: ModelScores, baseline: ModelScores, resampled: np.ndarray) -> Difference:
+    """`scores` minus `baseline`; `resampled` are differences of Spearman correlations x 100, `(T, R)`."""
+    tasks = {}
+    for task, distribution in zip(scores.tasks, resampled):
+        own, other = scores.tasks[task].spearman, baseline.tasks[task].spearman
+        less = None if own is None or other is None else own - other
+        tasks[task] = TaskDifference(less, interval(distribution))
+    return Difference(tasks, *mean_and_interval([task.spearman for task in tasks.values()], resampled))
+
+
+def mean_and_interval(spearman: list[float | None], resampled: np.ndarray) -> tuple[float | None, list[float] | None]:
+    existing = [value for value in spearman if value is not None]
+    mean = sum(existing) / len(spearman) if len(existing) == len(spearman) else None
+    # Tasks are resampled independently, so the resamples can be averaged in any order.
+    return mean, interval(resampled.mean(axis=0))
+
+
+def gold_scores(pairs: datasets.Dataset) -> np.ndarray:
+    return np.array(pairs["score"][:], dtype=np.float64)  # (P,)
+
+
+def subset_correlations(similarities: np.ndarray, pairs: datasets.Dataset) -> dict[str, Correlation]:
+    """The scores of each subset, by name; empty if the pairs have no column `subset`."""
+    if "subset" not in pairs.column_names:
+        return {}
+    subsets, scores = np.array(pairs["subset"][:]), gold_scores(pairs)
+    return {
+        str(name): correlations(similarities[subsets == name], scores[subsets == name]) for name in np.unique(subsets)
+    }
+
+
+# --- Reports ---------------------------------------------------------------------------------------------------------
+
+
+def row_label(name: str, row: ModelScores | Difference) -> str:
+    pooler = getattr(row, "pooler", None)  # a difference has none
+    return name if pooler is None or name.endswith(f", {pooler}") else f"{name}, {pooler}"
+
+
+def short_name(name: str) -> str:
+    """A row's name without folders: `before: demo/encoder, mean` becomes `before: encoder, mean`."""
+    stage, colon, path = name.rpartition(": ")
+    return stage + colon + Path(path).name
+
+
+def markdown_text(text: str) -> str:
+    """
+    Text that Markdown shows as it is, in one line: a file's or folder's name could hold a link, HTML or a cell's end.
+    Common names stay as they are; an underscore within a word has no meaning.
+    """
+    return re.sub(r"[\\`*\[\]<>&|~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))
+
+
+def markdown_code(text: str) -> str:
+    """The text as Markdown code, in one line that is not wrapped: a part of it could begin a list."""
+    text = "\N{NO-BREAK SPACE}".join(text.split())
+    quotes = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " * (text != text.strip("`"))
+    return f"{quotes}{space}{text}{space}{quotes}"
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """A Markdown table with the first row as its header, aligned to be readable in a terminal too."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    return "\n".join(
+        "| " + " | ".join([row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:])]) + " |"
+        for row in [rows[0], rule, *rows[1:]]
+    )
+
+
+def results_table(models: dict[str, ModelScores]) -> str:
+    """
+    A Markdown table of Spearman x 100 by task, with the best in bold, and alignment and uniformity. The last two are
+    never bold: either one alone is best in a useless model.
+    """
+    rows = models.values()
+    tasks = list(next(iter(rows)).tasks)
+    columns = {markdown_text(task): [row.tasks[task].spearman for row in rows] for task in tasks}
+    if len(tasks) > 1:
+        columns["average"] = [row.average for row in rows]
+    cells = [[key, *_bold_best([_cell(value) for value in values])] for key, values in columns.items()]
+    # A geometry that was not measured, None, has no attributes.
+    cells += [[key, *(_cell(getattr(row.geometry, key, None)) for row in rows)] for key in ("alignment", "uniformity")]
+    labels = ["model", *(markdown_text(row_label(name, row)) for name, row in models.items())]
+    return markdown_table([list(row) for row in zip(labels, *cells)])
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _bold_best(cells: list[str]) -> list[str]:
+    """Put the best cells in bold, including ties after rounding; a single model gets no bold."""
+    best = max((float(cell) for cell in cells if cell != "-"), default=None)
+    return [f"**{cell}**" if len(cells) > 1 and cell != "-" and float(cell) == best else cell for cell in cells]
+
+
+def intervals_table(rows: Mapping[str, ModelScores | Difference], sign: str = "") -> str:
+    """
+    A Markdown table of scores or differences with their 95% intervals. With a `sign`, those whose interval excludes 0
+    are bold.
+    """
+    tasks = list(next(iter(rows.values())).tasks)
+    table = [["model", *map(markdown_text, tasks)] + ["average"] * (len(tasks) > 1)]
+    for name, row in rows.items():
+        cells = [(task.spearman, task.interval) for task in row.tasks.values()]
+        if len(tasks) > 1:
+            cells.append((row.average, row.average_interval))
+        table.append(
+            [markdown_text(row_label(name, row))] + [_interval_cell(value, bounds, sign) for value, bounds in cells]
+        )
+    return markdown_table(table)
+
+
+def _interval_cell(value: float | None, bounds: list[float] | None, sign: str) -> str:
+    if value is None or bounds is None:
+        return "-"
+    low, high = bounds
+    cell = f"{value:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+    return f"**{cell}**" if sign and (low > 0 or high < 0) else cell
+
+
+def report(results: Results) -> str:
+    """The content of results.md: the table, notes on its data, the intervals, and the differences from the first."""
+    labels = {name: row_label(name, scores) for name, scores in results.models.items()}
+    first = next(iter(results.models.values()))
+    how = "" if results.precision == PRECISION else f" Encoded in {results.precision}."
+    parts = [f"Spearman x 100, the best in bold.{how}", results_table(results.models)]
+    notes = [
+        f"{task} has {first.tasks[task].pairs} pairs here, but the published task has {pairs}: not comparable."
+        for task, pairs in incomplete_tasks(first).items()
+    ]
+    notes += [
+        f"{markdown_text(labels[name])}: the pairs of {markdown_text(scores.picked_on)} also picked its checkpoint, "
+        "which makes its score on them too high."
+        for name, scores in results.models.items()
+        if scores.picked_on is not None
+    ]
+    if first.geometry is not None:
+        task = markdown_text(str(reference_task(first.tasks)))
+        notes.append(
+            f"On {task}: alignment of {first.geometry.positive_pairs} pairs with a score above 4, uniformity of "
+            f"{first.geometry.sentences} distinct sentences. Lower is better for both together."
+        )
+    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
+    parts += [
+        f"With 95% bootstrap intervals ({BOOTSTRAP_RESAMPLES} resamples of the pairs; training seeds are not varied).",
+        intervals_table(results.models),
+    ]
+    if results.differences:
+        parts += [
+            f"Minus {markdown_text(next(iter(labels.values())))}, on the same resamples; bold where the interval "
+            "excludes 0.",
+            intervals_table({labels[name]: row for name, row in results.differences.items()}, sign="+"),
+        ]
+    return "\n\n".join(parts)
+
+
+def difference_in_words(results: Results) -> str:
+    """Whether a trained model, the last row, is better than the one before, the first, on average over the tasks."""
+    first, (last, difference) = next(iter(results.models)), list(results.differences.items())[-1]
+    encoder = first.removeprefix("before: ").removesuffix(", mean")  # the row of a SARCSE model names no pooling
+    before = f"{encoder} with mean pooling" if first.endswith(", mean") else "before"
+    tasks, picked_on = list(difference.tasks), results.models[last].picked_on
+    where = f"on {tasks[0]}" if len(tasks) == 1 else f"on the average of {len(tasks)} tasks"
+    if picked_on is not None:
+        where += f"; the pairs of {picked_on} also picked the checkpoint"
+    if difference.average is None or difference.average_interval is None:
+        return f"Unknown whether better than {before}: no interval {where}."
+    value, low, high = difference.average, *difference.average_interval
+    if low > 0:
+        return f"Better than {before} by {value:.2f} [{low:.2f}, {high:.2f}] {where}."
+    if high < 0:
+        return f"Worse than {before} by {-value:.2f} [{-high:.2f}, {-low:.2f}] {where}."
+    return f"No better than {before}: {value:.2f} [{low:.2f}, {high:.2f}] {where}."
+
+
+def write_results(results: Results, json_file: Path) -> None:
+    """Write `json_file`, and the report as Markdown beside it."""
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps(results.to_json(), indent=2) + "\n", encoding="utf-8")
+    json_file.with_suffix(".md").write_text(report(results) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Arguments, losses, the Trainer and what it keeps: checkpoints, the record, the budget, the health check."""

@@ -1,0 +1,94 @@
+"""What `train.py` does with its options: train, write the output folder, and push."""
+
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import ProgressCallback
+
+from sarcse.data.files import UnreadableDataError
+from sarcse.evaluation.comparison import report
+from sarcse.options import DataArguments, one_line_errors
+from sarcse.training.arguments import ModelArguments, SarcseTrainingArguments
+from sarcse.training.build import build_trainer
+from sarcse.training.checkpoints import OtherRunError, alone_in_folder, last_good_checkpoint
+from sarcse.training.trainer import SarcseTrainer
+
+
+def train(model: ModelArguments, data: DataArguments, training: SarcseTrainingArguments) -> None:
+    """Train from the command line. What the user can fix ends the process with one line."""
+    with ExitStack() as until_the_end:
+        with one_line_errors("train.py"):
+            until_the_end.enter_context(alone_in_folder(training))
+            trainer = build_trainer(model, data, training)
+        run_and_push(trainer)
+
+
+def run_and_push(trainer: SarcseTrainer) -> None:
+    """Run, and push a release if requested. What ends the run ends the process with one line."""
+    training = trainer.args
+    try:
+        run(trainer)
+    except KeyboardInterrupt as interrupt:
+        if trainer.is_world_process_zero():
+            print(f"\nInterrupted at step {trainer.state.global_step}.{how_to_go_on(training)}", file=sys.stderr)
+        sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
+    except (FloatingPointError, OtherRunError) as error:  # in all processes
+        if trainer.is_world_process_zero():
+            print(f"\ntrain.py: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except UnreadableDataError as error:
+        print(f"\ntrain.py: error: {own_message(error)}{how_to_go_on(training)}", file=sys.stderr)
+        sys.exit(1)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        # torch.save raises this RuntimeError about its container only if the disk is full.
+        message = f"could not read or write a file. Is the disk full? {error}.{how_to_go_on(training)}"
+        print(f"\ntrain.py: error: {message}", file=sys.stderr)
+        sys.exit(1)
+    if training.push_to_hub:
+        with one_line_errors("train.py"):
+            trainer.push_to_hub()
+
+
+def run(trainer: SarcseTrainer) -> None:
+    """Train, write the output folder, and print the table of scores and the code that loads the model."""
+    try:
+        metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
+    finally:
+        progress = trainer.pop_callback(ProgressCallback)
+        if progress is not None and progress.training_bar is not None:
+            progress.training_bar.close()  # otherwise it would be drawn once more, after the message
+    results = trainer.save_results()
+    if not trainer.is_world_process_zero():
+        return
+    trainer.save_metrics("train", metrics, combined=False)
+    if results is not None:
+        print(f"\n{report(results)}")
+    print(how_to_load(trainer.model_dir))
+
+
+def how_to_load(output_dir: Path) -> str:
+    return f"""
+The model is in {output_dir}. Load it with
+
+from transformers import AutoModel, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("{output_dir}", trust_remote_code=True)
+model = AutoModel.from_pretrained("{output_dir}", trust_remote_code=True)
+embeddings = model(**tokenizer(["A sentence.", "Another."], padding=True, return_tensors="pt")).pooler_output
+"""
+
+
+def how_to_go_on(training: SarcseTrainingArguments) -> str:
+    if last_good_checkpoint(training.output_dir) is None:
+        return ""
+    return " To continue from the last checkpoint, add `--resume_from_checkpoint last` to the same command."
+
+
+def own_message(error: UnreadableDataError) -> str:
+    """Its message, without the worker's traceback that torch's DataLoader puts before it."""
+    _, found, message = str(error).rpartition(f"{type(error).__name__}: ")
+    return message.strip() if found else str(error)
