@@ -19,7 +19,7 @@ from accelerate import PartialState
 
 import train
 from sarcse.data.sentences import load_sentences
-from sarcse.training import views
+from sarcse.training import losses, trainer, views
 from sarcse.training.build import build_model
 from sarcse.training.parsing import parse_arguments
 from sarcse.training.trainer import SarcseTrainer
@@ -27,25 +27,24 @@ from sarcse.training.trainer import SarcseTrainer
 
 def record_views(path: Path) -> None:
     """Saves the embeddings of the first forward pass with gradients."""
-    contrastive_loss = SarcseTrainer.contrastive_loss
 
-    def recorded(self, embeddings, inputs):
+    def recorded(embeddings, inputs, args):
         if not path.exists():
             torch.save((inputs["input_ids"], embeddings.detach()), path)
-        return contrastive_loss(self, embeddings, inputs)
+        return losses.batch_losses(embeddings, inputs, args)
 
-    SarcseTrainer.contrastive_loss = recorded
+    trainer.batch_losses = recorded
 
 
 def own_trainer(flags: list[str]) -> None:
     model_arguments, data, training = parse_arguments(flags)
-    trainer = SarcseTrainer(
+    own = SarcseTrainer(
         args=training,
         train_dataset=load_sentences(data)["text"][:],
         model_init=lambda: build_model(model_arguments)[0],
     )
-    trainer.train()
-    trainer.save_results()
+    own.train()
+    own.save_results()
 
 
 def kept_by_content(vectors: torch.Tensor, rate: float) -> torch.Tensor:
@@ -56,10 +55,8 @@ def kept_by_content(vectors: torch.Tensor, rate: float) -> torch.Tensor:
 
 if __name__ == "__main__":
     random = views.kept_dimensions
-    original = SarcseTrainer.contrastive_loss
     runs = Path(sys.argv[1])
     for name, flags in json.loads(runs.read_text()).items():
-        SarcseTrainer.contrastive_loss = original
         record_views(runs.with_name(f"{name}-views-{os.environ.get('RANK', '0')}.pt"))
         views.kept_dimensions = kept_by_content if name.startswith("views") else random
         sys.argv[1:] = flags

@@ -3,6 +3,7 @@ import math
 import re
 import shutil
 import subprocess
+from functools import partial
 
 import pytest
 import tokenizers
@@ -24,9 +25,11 @@ from modeling_sarcse import SarcseModel
 from sarcse.evaluation.embedding import encode
 from sarcse.loading import load_model, tokenizer_as_loaded
 from sarcse.reconstruction import reconstruction_errors, token_importance
+from sarcse.training import losses
 from sarcse.training.arguments import ModelArguments, SarcseTrainingArguments
 from sarcse.training.build import build_model, build_trainer
 from sarcse.training.checkpoints import check_settings
+from sarcse.training.losses import batch_losses
 from sarcse.training.parsing import parse_arguments
 from sarcse.training.trainer import SarcseTrainer
 from sarcse.training.views import dropping, two_views_of
@@ -436,7 +439,7 @@ def test_the_gradient_cache_gives_the_gradients_of_the_whole_graph_under_dropout
             embeddings = [part[: len(part) // 2] for part in embeddings] + [
                 part[len(part) // 2 :] for part in embeddings
             ]
-        loss = trainer.contrastive_loss(torch.cat(embeddings), batch)
+        loss = batch_losses(torch.cat(embeddings), batch, trainer.args)["contrastive_loss"]
         if trainer.reconstruct:
             reconstructed = len(batch["input_ids"])
             weights = torch.cat([trainer.token_weights[o.content_input_ids] * o.content_mask for o in outputs])
@@ -455,6 +458,30 @@ def test_the_gradient_cache_gives_the_gradients_of_the_whole_graph_under_dropout
     assert torch.equal(cached_random, whole_random), "random numbers go on as if there had been one pass"
     for name in whole:
         assert (cached[name] - whole[name]).norm() <= 1e-6 * max(g.norm() for g in whole.values()), name
+
+
+def test_another_loss_is_trained_and_logged_with_and_without_the_gradient_cache(tmp_path, monkeypatch):
+    """As CONTRIBUTING.md says: it is returned by one function, and has a weight."""
+
+    def with_length(embeddings, inputs, args):
+        return {**batch_losses(embeddings, inputs, args), "length_loss": embeddings.pow(2).mean()}
+
+    monkeypatch.setattr("sarcse.training.trainer.batch_losses", with_length)
+    monkeypatch.setitem(losses.WEIGHTS, "length_loss", lambda args: 0.5)
+    trainer, batch, (loss, outputs) = first_step(tmp_path, view_dropout=0)
+    parts = {name: value.item() for name, value in trainer.losses.totals.items()}
+    assert parts["length_loss"] == pytest.approx(outputs.pooler_output.pow(2).mean().item())
+    assert loss.item() == pytest.approx(sum(parts.values()) - 0.5 * parts["length_loss"], rel=1e-6)
+    trainer.current_gradient_accumulation_steps = 1
+    gradients = {}
+    for size in (None, 3):
+        trainer.args.gradient_cache_mini_batch_size = size
+        step = partial(trainer.training_step, trainer.model, dict(batch))
+        gradients[size] = random_state_and_gradients(trainer, step)[1]
+    largest = max(gradient.norm() for gradient in gradients[None].values())
+    for name, gradient in gradients[None].items():
+        assert (gradients[3][name] - gradient).norm() <= 1e-5 * largest, name
+    assert "length_loss" in trainer.losses.means()
 
 
 def test_equal_sentences_are_no_negatives_of_each_other(tmp_path):

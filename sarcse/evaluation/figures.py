@@ -147,7 +147,7 @@ def alignment_uniformity(points: dict[str, tuple[float | None, float | None, flo
 @matplotlib.rc_context(STYLE)
 def training_curve(histories: dict[str, list[dict[str, float]]], path: Path) -> None:
     """
-    Draw both losses, the Spearman correlation of the graded pairs and the health over the steps, with one line per
+    Draw each loss, the Spearman correlation of the graded pairs and the health over the steps, with one line per
     run. A ring marks the best evaluation. Without any of these in the log, no figure is written.
 
     Args:
@@ -157,6 +157,8 @@ def training_curve(histories: dict[str, list[dict[str, float]]], path: Path) -> 
     """
     logged = {key for history in histories.values() for line in history for key in line}
     titles = {"contrastive_loss": "InfoNCE (log scale)", "reconstruction_loss": "weighted reconstruction"}
+    others = {key for key in logged if key.endswith("_loss")} - {*titles, "train_loss"}  # that is of the whole run
+    titles |= {key: key.replace("_", " ") for key in sorted(others)}
     titles |= {
         key: ("STS-B dev" if key == "eval_stsb_spearman" else "graded pairs") + ", Spearman x 100"
         for key in sorted(logged)

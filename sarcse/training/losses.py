@@ -16,7 +16,10 @@ Shapes: B sentences of one process, M of all processes, L positions, R rows and 
 dimensions.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
@@ -24,6 +27,10 @@ from torch.nn import functional as F
 
 from modeling_sarcse import SarcseModelOutput
 from sarcse.reconstruction import reconstruction_errors
+
+
+if TYPE_CHECKING:  # the losses need no Trainer
+    from sarcse.training.arguments import SarcseTrainingArguments
 
 
 # --- Several processes -----------------------------------------------------------------------------------------------
@@ -155,3 +162,42 @@ def weighted_reconstruction(
     weights = content_weights(outputs, token_weights)  # (R, T)
     total_weight = share_of_total(weights.sum()) if total_weight is None else total_weight
     return (weights * errors).sum() / total_weight.clamp(min=torch.finfo(errors.dtype).tiny)
+
+
+# --- Together --------------------------------------------------------------------------------------------------------
+
+# The losses of a training, by the names that the log and the figures have for them, with their weights in the sum. A
+# loss whose weight is 0 is not computed.
+WEIGHTS: dict[str, Callable[[SarcseTrainingArguments], float]] = {
+    "contrastive_loss": lambda args: 1.0,
+    "reconstruction_loss": lambda args: args.reconstruction_weight,
+}
+
+
+def batch_losses(
+    embeddings: torch.Tensor, inputs: dict[str, torch.Tensor], args: SarcseTrainingArguments
+) -> dict[str, torch.Tensor]:
+    """
+    The losses that need the embeddings of a whole batch: of both views, first views first, `(2B, d)`. `inputs` have
+    each sentence once, `(B, L)`.
+    """
+    keys = sentence_keys(inputs["input_ids"], inputs["attention_mask"])  # (B,)
+    first, second = embeddings.chunk(2)  # (2B, d) -> two of (B, d)
+    return {"contrastive_loss": info_nce(first, second, args.contrastive_temperature, keys)}
+
+
+def token_losses(
+    outputs: SarcseModelOutput, token_weights: torch.Tensor, total_weight: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """
+    The losses that are means over tokens; none if nothing was reconstructed. With `total_weight`, as in
+    `weighted_reconstruction`, those of a part of the batch, which add up.
+    """
+    if outputs.reconstruction is None:
+        return {}
+    return {"reconstruction_loss": weighted_reconstruction(outputs, token_weights, total_weight)}
+
+
+def weighted_sum(losses: dict[str, torch.Tensor], args: SarcseTrainingArguments) -> torch.Tensor:
+    """What is minimised; 0 without losses."""
+    return sum((WEIGHTS[name](args) * loss for name, loss in losses.items()), start=torch.zeros(()))

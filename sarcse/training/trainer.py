@@ -75,12 +75,12 @@ from sarcse.training.corpus import Corpus, read_corpus
 from sarcse.training.gradient_cache import GradientCache
 from sarcse.training.health import HealthCheck
 from sarcse.training.losses import (
+    batch_losses,
     content_weights,
-    info_nce,
-    sentence_keys,
     share_of_total,
+    token_losses,
     two_views,
-    weighted_reconstruction,
+    weighted_sum,
 )
 from sarcse.training.record import code_commit, describe_base_model
 from sarcse.training.releasing import ReleasingTrainer, has_adapters
@@ -502,23 +502,14 @@ class SarcseTrainer(ReleasingTrainer):
         views = self.encoder_inputs(inputs)
         options = {"output_reconstruction": self.reconstruct, "reconstructed_rows": len(inputs["input_ids"])}
         outputs = model(**views, **options, views=dropping(self.view_dropout))
-        loss = contrastive = self.contrastive_loss(outputs.pooler_output, inputs)
-        reconstruction = None
-        if self.reconstruct:
-            reconstruction = weighted_reconstruction(outputs, self.token_weights)
-            loss = contrastive + self.args.reconstruction_weight * reconstruction
-        self.losses.add(contrastive, reconstruction)
+        losses = batch_losses(outputs.pooler_output, inputs, self.args) | token_losses(outputs, self.token_weights)
+        self.losses.add(losses)
+        loss = weighted_sum(losses, self.args)
         return (loss, outputs) if return_outputs else loss
 
     def encoder_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Each sentence twice, `(2B, L)`, or once, `(B, L)`, if `view_dropout` makes the views from its vectors."""
         return two_views(inputs) if self.view_dropout is None else inputs
-
-    def contrastive_loss(self, embeddings: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """InfoNCE of this process' sentences, whose two views are the halves of `embeddings`, `(2B, d)`."""
-        keys = sentence_keys(inputs["input_ids"], inputs["attention_mask"])  # (B,)
-        first, second = embeddings.chunk(2)  # (2B, d) -> two of (B, d)
-        return info_nce(first, second, self.args.contrastive_temperature, keys)
 
     def training_step(
         self,
@@ -559,23 +550,19 @@ class SarcseTrainer(ReleasingTrainer):
                 weights.append(content_weights(outputs, self.token_weights).sum())
 
         embeddings = cache.embed(see=weigh)  # (2B, d)
-        loss = contrastive = self.contrastive_loss(embeddings, inputs)
-        (gradient,) = torch.autograd.grad(contrastive, embeddings)
+        losses = batch_losses(embeddings, inputs, self.args)
+        (gradient,) = torch.autograd.grad(weighted_sum(losses, self.args), embeddings)
         total_weight = share_of_total(torch.stack(weights).sum()) if weights else None
-        reconstruction = None
         for outputs, value in cache.replay(gradient, partial(self.accelerator.no_sync, model)):
-            if outputs.reconstruction is not None:
-                part = weighted_reconstruction(outputs, self.token_weights, total_weight)
-                value = value + self.args.reconstruction_weight * part
-                reconstruction = part.detach() if reconstruction is None else reconstruction + part.detach()
+            parts = token_losses(outputs, self.token_weights, total_weight)
+            value = value + weighted_sum(parts, self.args)
             self.accelerator.backward(value / self.current_gradient_accumulation_steps)
-        if reconstruction is not None:
-            loss = contrastive + self.args.reconstruction_weight * reconstruction
-        self.losses.add(contrastive, reconstruction)
-        return loss.detach() / self.current_gradient_accumulation_steps
+            losses |= {name: losses.get(name, 0) + part.detach() for name, part in parts.items()}
+        self.losses.add(losses)
+        return weighted_sum(losses, self.args).detach() / self.current_gradient_accumulation_steps
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add both losses, averaged since the last line of the log, beside the total."""
+        """Add each loss, averaged since the last line of the log, beside the total."""
         if "loss" in logs:
             logs.update(self.losses.means())
         if "loss" in logs or "train_loss" in logs:  # `train_loss` comes at the end

@@ -27,7 +27,7 @@ CLEARLY_MORE = 1.02
 
 class LossWatch:
     """
-    Collects the two losses of every batch: their means for the log, and the largest contrastive loss of the run.
+    Collects the losses of every batch: their means for the log, and the largest contrastive loss of the run.
 
     Args:
         trainer (`SarcseTrainer`): The trainer whose losses these are.
@@ -40,10 +40,8 @@ class LossWatch:
         self.largest_contrast: torch.Tensor | None = None
         self.told = False
 
-    def add(self, contrastive: torch.Tensor, reconstruction: torch.Tensor | None) -> None:
-        losses = {"contrastive_loss": contrastive.detach()}
-        if reconstruction is not None:
-            losses["reconstruction_loss"] = reconstruction.detach()
+    def add(self, losses: dict[str, torch.Tensor]) -> None:
+        losses = {name: loss.detach() for name, loss in losses.items()}
         largest = 0.0 if self.largest_contrast is None else self.largest_contrast
         self.largest_contrast = losses["contrastive_loss"].clamp(min=largest)
         self.totals = {name: value + self.totals.get(name, 0.0) for name, value in losses.items()}
