@@ -20,7 +20,7 @@ import optuna
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, AutoTokenizer, EarlyStoppingCallback, TrainerCallback, TrainingArguments
@@ -33,7 +33,7 @@ from sarcse.data.sts import load_pairs
 from sarcse.data.tokens import FREQUENCY_WEIGHTINGS, token_weights
 from sarcse.loading import load_model
 
-from .conftest import DEMO, ENCODER, whole_model
+from .conftest import DEMO, ENCODER, PROJECT, run_command, whole_model
 
 
 TEXTS = (DEMO / "sentences.txt").read_text().splitlines()[:32]
@@ -716,8 +716,9 @@ def test_a_search_optimises_what_picks_the_best_model(tmp_path, pairs, tokenizer
     assert found[-1] == best.objective
 
 
-def test_a_search_without_pairs_and_without_a_health_check_ends_in_a_message(tmp_path, tokenizer):
-    arguments = SarcseTrainingArguments(str(tmp_path), health_sentences=0, **SMALL)
+def test_a_search_without_pairs_ends_in_a_message(tmp_path, tokenizer):
+    """The health tells better from worse than before the training, and does not rank models."""
+    arguments = SarcseTrainingArguments(str(tmp_path), **SMALL)
     trainer = SarcseTrainer(
         args=arguments, train_dataset=TEXTS, processing_class=tokenizer, model_init=lambda: fresh_model()
     )
@@ -771,11 +772,20 @@ def test_adapters_are_trained_and_merged(tmp_path, pairs, tokenizer):
     trained = trainer.model.encode(TEXTS, tokenizer)
     assert np.abs(trained - fresh_model().encode(TEXTS, tokenizer)).max() > 1e-3
     trainer.save_results()
-    saved = AutoModel.from_pretrained(trainer.model_dir, trust_remote_code=True)
+    trainer.save_model()  # transformers' own
+    saved = AutoModel.from_pretrained(tmp_path / "run", trust_remote_code=True)
     np.testing.assert_allclose(saved.encode(TEXTS), trained, atol=1e-5)
+    with_adapters = PeftModel.from_pretrained(fresh_model(), tmp_path / "run" / "adapters")
+    np.testing.assert_allclose(with_adapters.encode(TEXTS, tokenizer), trained, atol=1e-5)
     trainer.create_model_card()
     parameters = fresh_model().num_parameters()
-    assert f"- {parameters:,} parameters" in (trainer.model_dir / "README.md").read_text()
+    assert f"- {parameters:,} parameters" in (tmp_path / "run" / "README.md").read_text()
+    for command in (
+        [PROJECT / "eval_sts.py", tmp_path / "run", "--pairs", DEMO / "sts.tsv"],
+        ["-m", "model_card", tmp_path / "run", "--release_dir", tmp_path / "release"],
+    ):
+        process = run_command(*command, cwd=PROJECT)
+        assert process.returncode == 0, process.stderr
     merged = trainer.model.merge_and_unload()
     for name, tensor in merged.state_dict().items():
         assert torch.equal(saved.state_dict()[name], tensor), name

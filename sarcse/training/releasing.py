@@ -30,6 +30,8 @@ from sarcse.training.record import training_record
 
 logger = logging.get_logger(__name__)
 
+ADAPTERS = "adapters"  # their folder in the output folder
+
 
 class ReleasingTrainer(Trainer):
     """
@@ -71,29 +73,27 @@ class ReleasingTrainer(Trainer):
         pairs, args = self.eval_dataset, self.args
         return fingerprint(pairs) if pairs and args.load_best_model_at_end and not args.picked_by_health else None
 
-    @property
-    def model_dir(self) -> Path:
-        """The finished model's folder. It is not that of the adapters, which transformers would apply once more."""
-        return Path(self.args.output_dir, "merged" if has_adapters(self.model) else "")
-
     def merged(self) -> SarcseModel:
         """The model or, if it has adapters, a copy with the adapters merged into its weights."""
         return copy.deepcopy(self.unwrapped).merge_and_unload() if has_adapters(self.model) else self.unwrapped
 
     def save_results(self) -> Results | None:
         """
-        Write the model into `model_dir` with everything its card needs: the training's record, log and curve, and the
-        scores before and after with their figures. Only the first process writes.
+        Write the model into the output folder with everything its card needs: the training's record, log and curve,
+        and the scores before and after with their figures. Adapters are merged into the model, and are also in
+        `adapters/`, because transformers would apply adapters beside a model once more. Only the first process writes.
 
         Returns:
             The scores; None if there are none, and on all other processes.
         """
         if not self.is_world_process_zero():
             return None
-        folder, model = self.model_dir, self.merged()
+        folder, model = Path(self.args.output_dir), self.merged()
         if self.state.global_step > 0:
             remove_results(folder)  # of an earlier training: the card would take them for this model's
         model.save_pretrained(folder)  # not save_model, which adds a pickle of the arguments
+        if has_adapters(self.model):
+            self.unwrapped.save_pretrained(folder / ADAPTERS)
         if self.processing_class is not None:
             with tokenizer_as_loaded(self.processing_class, self.base_model["revision"]):
                 self.processing_class.save_pretrained(folder)
@@ -137,9 +137,6 @@ class ReleasingTrainer(Trainer):
         if self.args.plain and self.processing_class is not None and not has_adapters(self.model):
             is_plain(self.args, self.unwrapped, self.processing_class)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Do nothing: checkpoints stay local, and only a release is pushed."""
-
     def save_for_card(self, others: dict[str, Any]) -> bool:
         """
         Write the results that a card is made from; returns whether this process makes the card.
@@ -174,12 +171,13 @@ class ReleasingTrainer(Trainer):
         """
         if not self.save_for_card(others):
             return
-        repo_id = model_name or self.args.hub_model_id or Path(self.args.output_dir).name
+        folder = Path(self.args.output_dir)
+        repo_id = model_name or self.args.hub_model_id or folder.name
         if "/" not in repo_id:
             repo_id = placeholder(repo_id)
         write_card(
-            self.model_dir / "README.md",
-            read_facts(self.model_dir, self.merged(), self.processing_class),
+            folder / "README.md",
+            read_facts(folder, self.merged(), self.processing_class),
             repo_id,
             revision=None,
             license=license or self.args.hub_license,
@@ -220,7 +218,7 @@ class ReleasingTrainer(Trainer):
         if not self.save_for_card(others):
             return None
         options = ReleaseOptions(
-            model_dir=str(self.model_dir),
+            model_dir=args.output_dir,
             release_dir=str(Path(args.output_dir, "release")),
             push="you/name",  # so that the message below has a complete command
             private=bool(args.hub_private_repo),
@@ -234,7 +232,7 @@ class ReleasingTrainer(Trainer):
         try:
             options.push = self.hub_model_id or repository_of_training(args, token)
         except ValueError as error:
-            finish = f"The model is in {self.model_dir}. To finish:\n  {options.command()}"
+            finish = f"The model is in {args.output_dir}. To finish:\n  {options.command()}"
             raise ValueError(f"{error}\n{finish}") from error
         return release(options, token, self.tasks)
 

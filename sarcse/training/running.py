@@ -3,7 +3,6 @@
 import signal
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 from safetensors import SafetensorError
 from transformers import ProgressCallback
@@ -68,10 +67,10 @@ def run(trainer: SarcseTrainer) -> None:
     trainer.save_metrics("train", metrics, combined=False)
     if results is not None:
         print(f"\n{report(results)}")
-    print(how_to_load(trainer.model_dir))
+    print(how_to_load(trainer.args.output_dir))
 
 
-def how_to_load(output_dir: Path) -> str:
+def how_to_load(output_dir: str) -> str:
     return f"""
 The model is in {output_dir}. Load it with
 

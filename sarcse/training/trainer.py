@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainerControl,
 )
-from transformers.trainer_utils import BestRun, PredictionOutput, TrainOutput
+from transformers.trainer_utils import BestRun, HubStrategy, PredictionOutput, TrainOutput
 from transformers.utils import logging
 
 from configuration_sarcse import SarcseConfig
@@ -83,7 +83,7 @@ from sarcse.training.losses import (
     weighted_sum,
 )
 from sarcse.training.record import code_commit, describe_base_model
-from sarcse.training.releasing import ReleasingTrainer, has_adapters
+from sarcse.training.releasing import ADAPTERS, ReleasingTrainer, has_adapters
 from sarcse.training.views import dropping
 from sarcse.training.watch import (
     EvaluationAtStart,
@@ -165,6 +165,7 @@ class SarcseTrainer(ReleasingTrainer):
             found = type(args).__name__
             raise ValueError(f"`args` must be SarcseTrainingArguments, whose defaults are SARCSE's, not {found}.")
         own_args = copy.copy(args) if args else SarcseTrainingArguments()  # what is changed below is not the caller's
+        own_args.hub_strategy = HubStrategy.END  # checkpoints stay local, and only a release is pushed
         own_args.resolve_metric(None if eval_dataset is None else eval_name)
         for unused in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
             if kwargs.get(unused) is not None:
@@ -448,12 +449,14 @@ class SarcseTrainer(ReleasingTrainer):
         else Spearman's correlation. (transformers adds up all metrics, though some are better when lower.)
 
         Raises:
-            ValueError: if there are neither graded pairs nor held-out sentences.
+            ValueError: if there are no graded pairs and no `compute_objective`: the health does not rank models.
         """
-        if self.eval_dataset is None and self.health is None:
-            raise ValueError("hyperparameter_search needs an eval_dataset: graded pairs to compare the runs on.")
-        default = HEALTH if self.eval_dataset is None else f"{self.eval_name}_spearman"
-        metric = self.args.metric_for_best_model or default
+        if self.eval_dataset is None and compute_objective is None:
+            raise ValueError(
+                "hyperparameter_search needs an eval_dataset: graded pairs to compare the runs on. (Or a "
+                "compute_objective; the health tells better from worse than before, and does not rank models.)"
+            )
+        metric = self.args.metric_for_best_model or f"{self.eval_name}_spearman"
         if direction is None:
             direction = "minimize" if compute_objective else "maximize"
         objective = compute_objective or itemgetter(f"eval_{metric}")
@@ -621,10 +624,12 @@ class SarcseTrainer(ReleasingTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save the run's settings first: the state, which marks a checkpoint as complete, is written last."""
         folder = Path(output_dir or self.args.output_dir)
+        if has_adapters(self.model) and folder == Path(self.args.output_dir):
+            folder /= ADAPTERS
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SETTINGS_NAME).write_text(json.dumps(self.settings(), indent=2) + "\n", encoding="utf-8")
         with tokenizer_as_loaded(self.processing_class, self.base_model["revision"]):
-            super()._save(output_dir, state_dict)
+            super()._save(str(folder), state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         check_settings(Path(resume_from_checkpoint), self.settings())
