@@ -3,6 +3,8 @@ Score sentence embeddings on the seven semantic textual similarity (STS) tasks, 
 models, and draw the figures of the paper.
 
     python eval_sts.py MODEL [MODEL ...] [--sts_dir DIR] [--tasks STS12 ... STSB SICKR] [--output_dir OUT]
+    python eval_sts.py MODEL [MODEL ...] --labelled FILE [--text_column text] [--label_column label] [--output_dir OUT]
+    python eval_sts.py MODEL [MODEL ...] --retrieval FOLDER
     python eval_sts.py MODEL --explain "A sentence." "Another." [--output_dir OUT]
 
 The setting is the one that SimCSE calls "all" (arXiv 2104.08821, appendix B): all subsets of a year are concatenated,
@@ -43,6 +45,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=STS_TASKS, default=list(STS_TASKS), help="Default: all seven.")
     parser.add_argument("--pairs", help="Score on this file instead: sentence1, sentence2, score (.tsv, .csv, ...).")
     parser.add_argument(
+        "--labelled",
+        metavar="FILE",
+        help="Score clusters and neighbours on texts with labels (.tsv, .csv, .jsonl, .parquet), instead of STS tasks "
+        "unless these are given, too.",
+    )
+    parser.add_argument("--text_column", default="text", help="The column with the texts (text).")
+    parser.add_argument("--label_column", default="label", help="The column with their labels (label).")
+    parser.add_argument("--reference", metavar="FILE", help="Labelled texts to find the neighbours in. Default: FILE.")
+    parser.add_argument(
+        "--retrieval", metavar="FOLDER", help="Score search on corpus.jsonl, queries.jsonl and qrels/ (BEIR's layout)."
+    )
+    parser.add_argument(
         "--explain",
         nargs=2,
         action="append",
@@ -64,11 +78,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def check_effect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with a message if an option was given that another one makes ineffective."""
-    of_scores = ("pooler", "sts_dir", "tasks", "pairs", "batch_size", "bf16")
+    of_labelled = ("text_column", "label_column", "reference")
+    of_scores = ("pooler", "sts_dir", "tasks", "pairs", "labelled", *of_labelled, "retrieval", "batch_size", "bf16")
     for given, without_effect in (("explain", of_scores), ("pairs", ("sts_dir", "tasks"))):
         for name in without_effect if getattr(args, given) else ():
             if getattr(args, name) != parser.get_default(name):
                 parser.error(f"argument --{name}: has no effect with --{given}. Leave it out.")
+    for name in of_labelled if args.labelled is None else ():
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"argument --{name}: has no effect without --labelled.")
+    without_pairs = args.pairs is None and args.sts_dir is None
+    if without_pairs and (args.labelled or args.retrieval) and args.tasks != parser.get_default("tasks"):
+        parser.error("argument --tasks: add --sts_dir, since --labelled and --retrieval replace the STS tasks.")
 
 
 def pooler_without_layers(name: str) -> str:
@@ -83,9 +104,7 @@ def pooler_without_layers(name: str) -> str:
 def main(arguments: list[str] | None = None) -> None:
     with one_line_errors("eval_sts.py"):
         args = parse_arguments(arguments)
-        from sarcse.evaluation.scoring import (
-            run,  # torch and the rest, which take seconds, are for options that are right
-        )
+        from sarcse.evaluation.scoring import run  # torch and the rest take seconds: for options that are right
     run(args)
 
 

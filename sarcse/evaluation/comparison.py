@@ -22,6 +22,7 @@ from scipy import stats
 from tqdm.auto import tqdm
 
 from sarcse.data.sts import loaded_as
+from sarcse.evaluation.jobs import Job
 from sarcse.options import STS_TASKS
 
 
@@ -59,6 +60,24 @@ class TaskScores(Correlation):
 
 @strict
 @dataclass
+class Score:
+    """A score, times 100, with its interval."""
+
+    value: float
+    interval: list[float]
+
+
+@strict
+@dataclass
+class JobScores:
+    """The scores of a model on labelled texts, duplicates or a retrieval, by name; `sizes` says how many there are."""
+
+    sizes: dict[str, int]
+    scores: dict[str, Score]
+
+
+@strict
+@dataclass
 class Geometry:
     """Alignment and uniformity of a model's embeddings; lower is better for both together."""
 
@@ -79,11 +98,12 @@ class ModelScores:
     average_interval: list[float] | None
     geometry: Geometry | None
     picked_on: str | None = None  # the task whose pairs picked the model's checkpoint
+    jobs: dict[str, JobScores] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         entry = asdict(self)
-        geometry = entry.pop("geometry") or {}
-        return entry | geometry
+        geometry, jobs = entry.pop("geometry") or {}, entry.pop("jobs")
+        return entry | geometry | ({"jobs": jobs} if jobs else {})
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> "ModelScores":
@@ -96,8 +116,11 @@ class ModelScores:
             subsets = {name: Correlation(**subset) for name, subset in scores["subsets"].items()}
             tasks[task] = TaskScores(**{**scores, "subsets": subsets})
         geometry = {part.name: entry[part.name] for part in fields(Geometry) if part.name in entry}
+        jobs = {}
+        for job, found in entry.get("jobs", {}).items():
+            jobs[job] = JobScores(found["sizes"], {name: Score(**score) for name, score in found["scores"].items()})
         own = entry["pooler"], tasks, entry["average"], entry["average_interval"]
-        return cls(*own, Geometry(**geometry) if geometry else None, entry.get("picked_on"))
+        return cls(*own, Geometry(**geometry) if geometry else None, entry.get("picked_on"), jobs)
 
 
 @dataclass
@@ -115,6 +138,11 @@ class Difference:
     tasks: dict[str, TaskDifference]
     average: float | None
     average_interval: list[float] | None
+    jobs: dict[str, JobScores] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        entry = asdict(self)
+        return entry if self.jobs else {name: value for name, value in entry.items() if name != "jobs"}
 
 
 @dataclass
@@ -130,19 +158,20 @@ class Results:
         results: dict[str, Any] = {"precision": self.precision}
         results["models"] = {name: scores.to_json() for name, scores in self.models.items()}
         if self.differences:
-            rows = {name: asdict(difference) for name, difference in self.differences.items()}
+            rows = {name: difference.to_json() for name, difference in self.differences.items()}
             results["differences"] = {"minus": next(iter(self.models)), "models": rows}
         return results
 
 
 @dataclass
 class Measurement:
-    """One model's similarities for the pairs of all tasks, and its geometry on the reference task."""
+    """One model's similarities for the pairs of all tasks, its geometry on the reference task, and its other jobs."""
 
     pooler: str | None
     similarities: dict[str, np.ndarray] = field(default_factory=dict)  # task -> (P,)
     geometry: Geometry | None = None
     picked_on: str | None = None  # the task whose pairs picked the model's checkpoint
+    jobs: dict[str, Job] = field(default_factory=dict)
 
 
 def reference_task(tasks: Collection[str]) -> str | None:
@@ -210,7 +239,11 @@ def bootstrap_spearman(similarities: np.ndarray, scores: np.ndarray, generator: 
 
 def interval(distribution: np.ndarray) -> list[float] | None:
     """The middle 95% of a bootstrap distribution, `(R,)`: the percentile interval."""
-    return None if np.isnan(distribution).any() else np.percentile(distribution, [2.5, 97.5]).tolist()
+    return None if np.isnan(distribution).any() else percentiles(distribution)
+
+
+def percentiles(distribution: np.ndarray) -> list[float]:
+    return np.percentile(distribution, [2.5, 97.5]).tolist()
 
 
 def none_if_nan(value: float) -> float | None:
@@ -233,11 +266,34 @@ def compare(
     for task, pairs in tqdm(tasks.items(), desc="Bootstrap", leave=False, disable=None):
         similarities = np.stack([measurement.similarities[task] for measurement in measurements.values()])  # (M, P)
         distributions.append(bootstrap_spearman(similarities, gold_scores(pairs), generator))
-    resampled = np.stack(distributions, axis=1)  # (M, T, R)
+    resampled = np.zeros((len(measurements), 0, BOOTSTRAP_RESAMPLES))
+    if distributions:
+        resampled = np.stack(distributions, axis=1)  # (M, T, R)
     models = {name: model_scores(measurements[name], tasks, own) for name, own in zip(measurements, resampled)}
     first, *others = models
     paired = zip(others, resampled[1:] - resampled[0])
-    return Results(models, {name: difference(models[name], models[first], own) for name, own in paired}, precision)
+    differences = {name: difference(models[name], models[first], own) for name, own in paired}
+    compare_jobs({name: measurement.jobs for name, measurement in measurements.items()}, models, differences)
+    return Results(models, differences, precision)
+
+
+def compare_jobs(
+    jobs: dict[str, dict[str, Job]], models: dict[str, ModelScores], differences: dict[str, Difference]
+) -> None:
+    """Add the scores of other jobs than graded pairs, by model and job, to what is known of models and differences."""
+    first = next(iter(jobs))
+    for job, baseline in jobs[first].items():
+        resampled = {name: score.resampled(BOOTSTRAP_RESAMPLES) for name, score in baseline.scores.items()}
+        for model in tqdm(jobs, desc=f"Bootstrap, {job}", leave=False, disable=None):
+            own, less = JobScores(baseline.sizes, {}), JobScores(baseline.sizes, {})
+            for name, score in jobs[model][job].scores.items():
+                value, values = score.value(), score.resampled(BOOTSTRAP_RESAMPLES)  # (R,)
+                own.scores[name] = Score(value, percentiles(values))
+                minus = baseline.scores[name].value()
+                less.scores[name] = Score(value - minus, percentiles(values - resampled[name]))
+            models[model].jobs[job] = own
+            if model != first:
+                differences[model].jobs[job] = less
 
 
 def model_scores(measurement: Measurement, tasks: dict[str, datasets.Dataset], resampled: np.ndarray) -> ModelScores:
@@ -270,6 +326,8 @@ def difference(scores: ModelScores, baseline: ModelScores, resampled: np.ndarray
 
 
 def mean_and_interval(spearman: list[float | None], resampled: np.ndarray) -> tuple[float | None, list[float] | None]:
+    if not spearman:
+        return None, None
     existing = [value for value in spearman if value is not None]
     mean = sum(existing) / len(spearman) if len(existing) == len(spearman) else None
     # Tasks are resampled independently, so the resamples can be averaged in any order.
@@ -332,19 +390,33 @@ def markdown_table(rows: list[list[str]]) -> str:
 
 def results_table(models: dict[str, ModelScores]) -> str:
     """
-    A Markdown table of Spearman x 100 by task, with the best in bold, and alignment and uniformity. The last two are
-    never bold: either one alone is best in a useless model.
+    A Markdown table of Spearman x 100 by task and the scores of other jobs, with the best in bold, and alignment and
+    uniformity. The last two are never bold: either one alone is best in a useless model.
     """
     rows = models.values()
     tasks = list(next(iter(rows)).tasks)
     columns = {markdown_text(task): [row.tasks[task].spearman for row in rows] for task in tasks}
     if len(tasks) > 1:
         columns["average"] = [row.average for row in rows]
+    for job, name in job_columns(models):
+        columns[job_label(models, job, name)] = [row.jobs[job].scores[name].value for row in rows]
     cells = [[key, *_bold_best([_cell(value) for value in values])] for key, values in columns.items()]
     # A geometry that was not measured, None, has no attributes.
-    cells += [[key, *(_cell(getattr(row.geometry, key, None)) for row in rows)] for key in ("alignment", "uniformity")]
+    measured = ("alignment", "uniformity") if tasks else ()
+    cells += [[key, *(_cell(getattr(row.geometry, key, None)) for row in rows)] for key in measured]
     labels = ["model", *(markdown_text(row_label(name, row)) for name, row in models.items())]
     return markdown_table([list(row) for row in zip(labels, *cells)])
+
+
+def job_columns(rows: Mapping[str, ModelScores | Difference]) -> list[tuple[str, str]]:
+    """Job and score of each column beside those of the tasks."""
+    return [(job, name) for job, found in next(iter(rows.values())).jobs.items() for name in found.scores]
+
+
+def job_label(rows: Mapping[str, ModelScores | Difference], job: str, name: str) -> str:
+    """The head of a column; it names the job if there are others, or tasks."""
+    row = next(iter(rows.values()))
+    return markdown_text(name if len(row.jobs) == 1 and not row.tasks else f"{job}: {name}")
 
 
 def _cell(value: float | None) -> str:
@@ -364,10 +436,13 @@ def intervals_table(rows: Mapping[str, ModelScores | Difference], sign: str = ""
     """
     tasks = list(next(iter(rows.values())).tasks)
     table = [["model", *map(markdown_text, tasks)] + ["average"] * (len(tasks) > 1)]
+    table[0] += [job_label(rows, *column) for column in job_columns(rows)]
     for name, row in rows.items():
         cells = [(task.spearman, task.interval) for task in row.tasks.values()]
         if len(tasks) > 1:
             cells.append((row.average, row.average_interval))
+        found = [row.jobs[job].scores[name] for job, name in job_columns(rows)]
+        cells += [(score.value, score.interval) for score in found]
         table.append(
             [markdown_text(row_label(name, row))] + [_interval_cell(value, bounds, sign) for value, bounds in cells]
         )
@@ -387,7 +462,8 @@ def report(results: Results) -> str:
     labels = {name: row_label(name, scores) for name, scores in results.models.items()}
     first = next(iter(results.models.values()))
     how = "" if results.precision == PRECISION else f" Encoded in {results.precision}."
-    parts = [f"Spearman x 100, the best in bold.{how}", results_table(results.models)]
+    what = "Spearman x 100" if first.tasks else "Scores x 100"
+    parts = [f"{what}, the best in bold.{how}", results_table(results.models)]
     notes = [
         f"{task} has {first.tasks[task].pairs} pairs here, but the published task has {pairs}: not comparable."
         for task, pairs in incomplete_tasks(first).items()
@@ -398,6 +474,7 @@ def report(results: Results) -> str:
         for name, scores in results.models.items()
         if scores.picked_on is not None
     ]
+    notes += job_notes(first)
     if first.geometry is not None:
         task = markdown_text(str(reference_task(first.tasks)))
         notes.append(
@@ -406,7 +483,8 @@ def report(results: Results) -> str:
         )
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     parts += [
-        f"With 95% bootstrap intervals ({BOOTSTRAP_RESAMPLES} resamples of the pairs; training seeds are not varied).",
+        f"With 95% bootstrap intervals ({BOOTSTRAP_RESAMPLES} resamples of the {resampled_items(first)}; training "
+        "seeds are not varied).",
         intervals_table(results.models),
     ]
     if results.differences:
@@ -416,6 +494,31 @@ def report(results: Results) -> str:
             intervals_table({labels[name]: row for name, row in results.differences.items()}, sign="+"),
         ]
     return "\n\n".join(parts)
+
+
+# What the scores of other jobs mean.
+MEANING = {
+    "clusters": "Clusters: V-measure of k-means with as many clusters as labels",
+    "neighbour": "neighbour: share of nearest neighbours with the text's own label",
+    "ten neighbours": "ten neighbours: the same for the nearest ten",
+    "average precision": "Average precision of the similarity in telling duplicates from other pairs",
+    "nDCG at 10": "nDCG at 10 of the documents most similar to each query",
+}
+
+
+def job_notes(scores: ModelScores) -> list[str]:
+    """A line on each job: how much it was measured on, and what its scores mean."""
+    return [
+        f"{markdown_text(job)}: {', '.join(f'{number:,} {what}' for what, number in found.sizes.items())}. "
+        f"{'; '.join(MEANING[name] for name in found.scores)}."
+        for job, found in scores.jobs.items()
+    ]
+
+
+def resampled_items(scores: ModelScores) -> str:
+    """What the bootstrap draws: pairs, texts, queries."""
+    items = ["pairs"] * bool(scores.tasks) + [next(iter(found.sizes)) for found in scores.jobs.values()]
+    return " or ".join(dict.fromkeys(items))
 
 
 def difference_in_words(results: Results) -> str:

@@ -40,6 +40,7 @@ from sarcse.evaluation.comparison import (
     row_label,
     short_name,
 )
+from sarcse.evaluation.jobs import Embed, Job, duplicates_job
 from sarcse.loading import check_tokenizer, config_fields, is_sarcse, kind_of_model, load_model
 from sarcse.options import FIRST_LAST
 from sarcse.output import RECORD_NAME, RESULTS_NAME
@@ -47,9 +48,6 @@ from sarcse.reconstruction import token_importance
 
 
 logger = logging.get_logger(__name__)
-
-# Turns n sentences into embeddings (n, d), float32 on the CPU: the common interface of all kinds of models.
-Embed = Callable[[list[str]], torch.Tensor]
 
 # Pairs with a score above this are positive, as in the SimCSE paper's figures of alignment on STS-B.
 POSITIVE_SCORE = 4
@@ -217,31 +215,44 @@ def embed_pairs(embed: Embed, pairs: datasets.Dataset, alone: bool = False) -> E
     first, second = pairs["sentence1"][:], pairs["sentence2"][:]
     sentences = sorted({*first, *second})
     row = {sentence: index for index, sentence in enumerate(sentences)}
-    if alone:
-        shares = [embed(sentences)]
-    else:
-        state = PartialState()
-        shares = gather_object([embed(sentences[state.process_index :: state.num_processes])])
-    embeddings = torch.empty(len(sentences), shares[0].shape[1], dtype=torch.float64)
-    for process, share in enumerate(shares):
-        embeddings[process :: len(shares)] = share.double()
+    embeddings = embed(sentences) if alone else embed_together(embed, sentences)
     return EmbeddedPairs(
-        F.normalize(embeddings, dim=1),
+        F.normalize(embeddings.double(), dim=1),
         torch.tensor([row[sentence] for sentence in first]),
         torch.tensor([row[sentence] for sentence in second]),
         np.array(pairs["score"][:], dtype=np.float64),
     )
 
 
-def measure(embed: Embed, tasks: dict[str, datasets.Dataset], pooler: str | None = None) -> Measurement:
+def embed_together(embed: Embed, sentences: list[str]) -> torch.Tensor:
+    """Embeddings, `(len(sentences), d)`, of which each process makes a share: all must call this, and all get all."""
+    state = PartialState()
+    shares = gather_object([embed(sentences[state.process_index :: state.num_processes])])
+    embeddings = torch.empty(len(sentences), shares[0].shape[1])
+    for process, share in enumerate(shares):
+        embeddings[process :: len(shares)] = share
+    return embeddings
+
+
+# By name, functions that give the scores of a job from the embeddings of its texts.
+Jobs = dict[str, Callable[[Embed], Job]]
+
+
+def measure(
+    embed: Embed, tasks: dict[str, datasets.Dataset], pooler: str | None = None, jobs: Jobs | None = None
+) -> Measurement:
     """
-    Similarities of every task's pairs, and alignment and uniformity on the reference task. All processes must call
-    this, and all get the same result.
+    Similarities of every task's pairs, alignment and uniformity on the reference task, and the scores of `jobs`. All
+    processes must call this, and all get the same result.
     """
     measurement = Measurement(pooler)
+    for name, job in (jobs or {}).items():
+        measurement.jobs[name] = job(partial(embed_together, embed))
     for name, pairs in tasks.items():
         embedded = embed_pairs(embed, pairs)
         measurement.similarities[name] = embedded.similarities()
+        if {*embedded.scores} == {0, 1}:
+            measurement.jobs[name] = duplicates_job(measurement.similarities[name], embedded.scores)
         if name == reference_task(tasks):
             measurement.geometry = embedded.geometry()
     return measurement
@@ -345,6 +356,21 @@ def draw_figures(
             },
             output_dir / "alignment_uniformity",
         )
+    figures.job_scores(
+        {
+            labels[name]: {
+                f"{job}: {of}": (score.value, *score.interval)
+                for job, found in scores.jobs.items()
+                for of, score in found.scores.items()
+            }
+            for name, scores in models.items()
+        },
+        output_dir / "job_scores",
+    )
+    for job, first in next(iter(measurements.values())).jobs.items():
+        if first.map is not None:
+            maps = {labels[name]: measurement.jobs[job].map for name, measurement in measurements.items()}
+            figures.text_map(maps, first.labels, output_dir / "text_map")
     figures.training_curve({labels[name]: log_history(name) for name in models}, output_dir / "training_curve")
 
 

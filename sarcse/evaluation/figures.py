@@ -20,6 +20,8 @@ FIGURES = {
     "similarity_densities": "Density of the cosine similarity by gold rating",
     "alignment_uniformity": "Alignment and uniformity",
     "training_curve": "Losses and scores during training",
+    "job_scores": "Scores with 95% intervals",
+    "text_map": "The texts by their embeddings, in the plane of the two principal components",
 }
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color) without its yellow, which is too light for lines.
@@ -141,6 +143,62 @@ def alignment_uniformity(points: dict[str, tuple[float | None, float | None, flo
     panel.set_xlabel("uniformity (further left: more evenly spread)")
     panel.set_ylabel("alignment (lower: similar pairs closer)")
     figure.legend(loc="outside right upper", title="model: average Spearman")
+    save(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
+def job_scores(scores: dict[str, dict[str, tuple[float, float, float]]], path: Path) -> None:
+    """
+    Draw the scores of other jobs than graded pairs, a panel for each and a row for each model. No scores, no figure.
+
+    Args:
+        scores (`dict[str, dict[str, tuple]]`): Model -> name of the score -> value and both ends of its interval.
+        path (`Path`): Where to write, without ending.
+    """
+    names = list(next(iter(scores.values())))
+    if not names:
+        return
+    figure = Figure(figsize=(1.6 + 2.2 * len(names), 0.9 + 0.4 * len(scores)))
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False).flat
+    rows = [-index for index in range(len(scores))]
+    for panel, name in zip(panels, names):
+        for index, of_model in enumerate(scores.values()):
+            value, low, high = of_model[name]
+            panel.barh(-index, value, xerr=[[value - low], [high - value]], color=COLORS[index % len(COLORS)])
+            panel.text(high, -index, f" {value:.1f}", va="center")
+        panel.set_title(name)
+        panel.margins(x=0.15)
+        panel.set_yticks(rows, [textwrap.fill(model, 26) for model in scores])
+        panel.grid(axis="y", visible=False)
+        panel.tick_params(left=False)
+    save(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
+def text_map(maps: dict[str, np.ndarray], labels: list[str], path: Path) -> None:
+    """
+    Draw labelled texts in the plane, with a panel for each model.
+
+    Args:
+        maps (`dict[str, np.ndarray]`): Model -> `(N, 2)`.
+        labels (`list[str]`): Of the N texts.
+        path (`Path`): Where to write, without ending.
+    """
+    columns = min(len(maps), 3)
+    rows = -(-len(maps) // columns)
+    figure = Figure(figsize=(2.6 * columns, 0.5 + 2.6 * rows))
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    of, size = np.array(labels), 16 if len(labels) < 500 else 4
+    for (model, points), panel in zip(maps.items(), panels):
+        for index, label in enumerate(dict.fromkeys(sorted(labels))):
+            x, y = points[of == label].T
+            panel.scatter(x, y, size, COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)], label=label)
+        panel.set_title(textwrap.fill(model, 26))
+        panel.set_xticks([])
+        panel.set_yticks([])
+    for panel in panels[len(maps) :]:
+        panel.set_visible(False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len({*labels}), 3))
     save(figure, path)
 
 

@@ -3,16 +3,19 @@
 import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
 
+from sarcse.data.labelled import check_reference, load_labelled, load_retrieval
 from sarcse.data.sts import load_tasks
 from sarcse.evaluation import figures
 from sarcse.evaluation.comparison import PRECISION, Measurement, compare, report, write_results
 from sarcse.evaluation.embedding import (
+    Jobs,
     draw_figures,
     explain,
     explanation_text,
@@ -21,6 +24,7 @@ from sarcse.evaluation.embedding import (
     recorded_picked_on,
     task_picked_on,
 )
+from sarcse.evaluation.jobs import labelled_job, retrieval_job
 
 
 def run(args: argparse.Namespace) -> None:
@@ -73,14 +77,16 @@ def writable_folder(name: str) -> Path:
 def score_command(args: argparse.Namespace, device: torch.device) -> None:
     output_dir = None if args.output_dir is None else writable_folder(args.output_dir)
     with PartialState().main_process_first():
-        tasks = load_tasks(args.tasks, args.sts_dir, args.pairs)
+        jobs = load_jobs(args)
+        of_pairs = args.pairs is not None or args.sts_dir is not None or not jobs
+        tasks = load_tasks(args.tasks, args.sts_dir, args.pairs) if of_pairs else {}
     measurements: dict[str, Measurement] = {}
     for model in args.models:
         for row, pooler, embed in load_embedders(
             model, args.pooler, args.revision, device, args.batch_size, args.trust_remote_code
         ):
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
-                measurements[row] = measure(embed, tasks, pooler)
+                measurements[row] = measure(embed, tasks, pooler, jobs)
             measurements[row].picked_on = task_picked_on(recorded_picked_on(model), tasks)
             if not all(np.isfinite(values).all() for values in measurements[row].similarities.values()):
                 raise ValueError(f"{row}: some embeddings are not finite numbers; check the model's weights.")
@@ -90,6 +96,26 @@ def score_command(args: argparse.Namespace, device: torch.device) -> None:
         if output_dir is not None:
             write_results(results, output_dir / "results.json")
             draw_figures(results, measurements, tasks, output_dir)
+
+
+def load_jobs(args: argparse.Namespace) -> Jobs:
+    """
+    What `--labelled` and `--retrieval` ask for, by the name of the file or folder.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    jobs: Jobs = {}
+    if args.labelled is not None:
+        columns = args.text_column, args.label_column
+        rows, reference = load_labelled(args.labelled, *columns), None
+        if args.reference is not None:
+            reference = load_labelled(args.reference, *columns)
+            check_reference(args.reference, reference, rows)
+        jobs[Path(args.labelled).name.split(".")[0]] = partial(labelled_job, rows=rows, reference=reference)
+    if args.retrieval is not None:
+        jobs[Path(args.retrieval).resolve().name] = partial(retrieval_job, collection=load_retrieval(args.retrieval))
+    return jobs
 
 
 def explain_command(args: argparse.Namespace, device: torch.device) -> None:
