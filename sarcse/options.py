@@ -27,6 +27,10 @@ MODEL_CARD = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "m
 RELEASE_COMMAND = ("python", "-m", "sarcse.model_card" if INSTALLED.is_dir() else "model_card")
 
 
+# The metric of labelled texts: the share of ten nearest neighbours with a text's own label.
+LABELLED = "labelled_neighbours"
+
+
 def metric_name(name: str) -> str:
     """A metric's name without the prefix that transformers adds."""
     return name.removeprefix("eval_")
@@ -118,6 +122,14 @@ class DataArguments:
         default=None,
         metadata={"help": "A file of graded pairs (sentence1, sentence2, score), used instead of all STS data."},
     )
+    eval_labelled: str | None = field(
+        default=None,
+        metadata={
+            "help": "A file of texts with labels, whose neighbours are scored at each evaluation, and their clusters "
+            "before and after. It may be the train_file: labels score and pick, but do not train."
+        },
+    )
+    label_column: str = field(default="label", metadata={"help": "The column of eval_labelled with the labels."})
 
 
 @dataclass(kw_only=True)

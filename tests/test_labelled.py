@@ -4,7 +4,9 @@ import csv
 import gzip
 import json
 import random
+from functools import partial
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -18,9 +20,15 @@ from sklearn.neighbors import NearestNeighbors
 import eval_sts
 from sarcse.data.labelled import check_reference, load_labelled, load_retrieval
 from sarcse.evaluation.comparison import Measurement, ModelScores, Results, compare
+from sarcse.evaluation.embedding import encode
 from sarcse.evaluation.jobs import Job, duplicates_job, labelled_job, nearest, retrieval_job, v_measure
+from sarcse.loading import load_model
+from sarcse.training.arguments import SarcseTrainingArguments
+from sarcse.training.build import check_together
+from sarcse.training.parsing import parse_arguments
+from sarcse.training.trainer import SarcseTrainer
 
-from .conftest import ENCODER, run_command
+from .conftest import ENCODER, PROJECT, TINY_RUN, run_command
 
 
 WORDS = {
@@ -331,3 +339,87 @@ def test_banking77_is_scored_as_published_tools_would(real_data):
     assert found["neighbour"] == pytest.approx(100 * (labels[near[:, 0]] == labels).mean(), abs=0.2)
     clusters = KMeans(77, n_init=5, random_state=0).fit_predict(embeddings)
     assert found["clusters"] == pytest.approx(100 * v_measure_score(labels, clusters), abs=1)
+
+
+# --- Training --------------------------------------------------------------------------------------------------------
+
+
+def test_labels_score_each_checkpoint_and_pick_one(tmp_path, ticket_file):
+    """The file with the sentences may be the one with the labels, which do not train."""
+    options = {**TINY_RUN, "train_file": ticket_file, "text_column": "body", "output_dir": tmp_path / "out"}
+    options |= {"max_train_samples": 90, "eval_labelled": ticket_file, "label_column": "queue"}
+    options.pop("eval_pairs")
+    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    process = run_command(PROJECT / "train.py", *flags, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    found = {line["step"]: line["eval_labelled_neighbours"] for line in state["log_history"] if "eval_health" in line}
+    assert {0, 2} <= found.keys()
+    record = json.loads((tmp_path / "out" / "training_record.json").read_text())
+    assert record["hyperparameters"]["metric_for_best_model"] == "labelled_neighbours"
+    assert record["hyperparameters"]["learning_rate_budget"] == 0, "the best checkpoint is kept, whatever follows"
+    rows = json.loads((tmp_path / "out" / "sts_results.json").read_text())["models"]
+    kept = next(row for name, row in rows.items() if name.startswith("after: "))
+    assert kept["jobs"]["tickets"]["scores"]["ten neighbours"]["value"] == pytest.approx(max(found.values()))
+    assert kept["picked_on"] == "tickets"
+    assert "the texts of tickets also picked its checkpoint" in process.stdout
+    assert "on the ten neighbours of tickets" in process.stderr or "Kept as it was" in process.stderr
+    release = run_command("-m", "model_card", tmp_path / "out", "--release_dir", tmp_path / "release", cwd=PROJECT)
+    assert release.returncode == 0, release.stderr
+    card = (tmp_path / "release" / "README.md").read_text()
+    assert "labelled texts picked the checkpoint" in " ".join(card.split())
+    assert "The texts of tickets also picked this model's checkpoint" in " ".join(card.split())
+    assert "| this model, words |" in " ".join(card.split()) and "Spearman correlation" not in card
+
+
+def test_a_trainer_takes_labelled_texts_as_its_evaluation_data(tmp_path):
+    """With names or numbers as labels; `predict` says for each text how many of its neighbours share its label."""
+    rows = as_rows(tickets())
+    classes = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=sorted(WORDS))})
+    arguments = SarcseTrainingArguments(
+        str(tmp_path), max_steps=2, eval_steps=1, save_steps=1, per_device_train_batch_size=8, report_to="none"
+    )
+    found = []
+    for given in (rows, rows.cast(classes)):
+        model, tokenizer = load_model(str(ENCODER), channels=4)
+        trainer = SarcseTrainer(model, arguments, train_dataset=rows["text"][:], eval_dataset=given)
+        assert trainer.args.metric_for_best_model == "labelled_neighbours"
+        output = trainer.predict(given)
+        found.append(output.metrics["test_labelled_neighbours"])
+        expected = values(labelled_job(partial(encode, model, tokenizer), rows))["ten neighbours"]
+        assert found[-1] == pytest.approx(expected) == 100 * output.predictions.mean()
+        assert trainer.evaluate()["eval_labelled_neighbours"] == found[-1]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"text": ["a", "b"], "label": ["x", "x"]}, "eval_dataset: all 2 texts have the label 'x'"),
+        ({"text": ["a", None], "label": ["x", "y"]}, "eval_dataset, row 1: has no text or no label"),
+        ({"text": ["a", "b"], "label": [0.5, 1.5]}, "eval_dataset, row 0: 'label' is 0.5, not a label"),
+        ({"text": ["a", "b"], "topic": ["x", "y"]}, "or text and label, not"),
+    ],
+)
+def test_labelled_texts_that_cannot_be_scored_are_refused_by_the_trainer(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        SarcseTrainer(
+            load_model(str(ENCODER), channels=4)[0],
+            SarcseTrainingArguments(str(tmp_path), report_to="none"),
+            train_dataset=[text for text, _ in tickets()],
+            eval_dataset=Dataset.from_dict(rows),
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--label_column", "x"], "--label_column has no effect without --eval_labelled"),
+        (["--eval_labelled", "x.csv", "--eval_pairs", "y.csv"], "--eval_pairs and --eval_labelled: one of them"),
+        (["--metric_for_best_model", "labelled_neighbours"], "metric_for_best_model labelled_neighbours: the evalu"),
+    ],
+)
+def test_options_of_a_training_that_do_not_go_together_are_refused(tmp_path, options, message):
+    flags = ["--train_file", "x.txt", "--output_dir", str(tmp_path), *options]
+    with pytest.raises(ValueError, match=message):
+        check_together(*parse_arguments(flags))

@@ -59,6 +59,30 @@ def label_of(place: str, column: str, value: Any) -> str:
     return (text_of(place, column, str(value)) or "").strip()
 
 
+def is_labelled(rows: Any) -> bool:
+    """Whether evaluation data are texts with labels, rather than graded pairs."""
+    return isinstance(rows, datasets.Dataset) and {"text", "label"} <= {*rows.column_names}
+
+
+def check_labelled(name: str, rows: datasets.Dataset) -> datasets.Dataset:
+    """
+    A data set's texts and labels, both as text.
+
+    Raises:
+        ValueError: if a cell is neither, or the labels say nothing about neighbours.
+    """
+    texts, labels = (rows.with_format(None)[column][:] for column in ("text", "label"))
+    feature = rows.features["label"]
+    if isinstance(feature, datasets.ClassLabel):
+        labels = feature.int2str(labels)
+    for row, (text, label) in enumerate(zip(texts, labels)):
+        place = f"{name}, row {row}"
+        if not text_of(place, "text", text) or not label_of(place, "label", label):
+            raise ValueError(f"{place}: has no text or no label.")
+    checked = datasets.Dataset.from_dict({"text": texts, "label": [str(label) for label in labels]})
+    return with_shared_labels(checked, name)
+
+
 def with_shared_labels(rows: datasets.Dataset, name: str) -> datasets.Dataset:
     """
     Return labelled texts unchanged, after checking that neighbours and clusters can be scored on them.

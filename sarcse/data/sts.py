@@ -179,7 +179,8 @@ def check_pairs(name: str, pairs: Any) -> None:
     columns = pairs.column_names if isinstance(pairs, datasets.Dataset) else type(pairs).__name__
     if isinstance(columns, str) or not {"sentence1", "sentence2", "score"} <= {*columns}:
         raise ValueError(
-            f"{name} must be a data set with the columns sentence1, sentence2 and score (from 0 to 5), not {columns}."
+            f"{name} must be a data set with the columns sentence1, sentence2 and score (from 0 to 5), or text and "
+            f"label, not {columns}."
         )
     rows = pairs.with_format(None)
     for column in ("sentence1", "sentence2"):

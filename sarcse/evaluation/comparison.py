@@ -469,8 +469,8 @@ def report(results: Results) -> str:
         for task, pairs in incomplete_tasks(first).items()
     ]
     notes += [
-        f"{markdown_text(labels[name])}: the pairs of {markdown_text(scores.picked_on)} also picked its checkpoint, "
-        "which makes its score on them too high."
+        f"{markdown_text(labels[name])}: {picked_on_words(scores)} also picked its checkpoint, which makes its score "
+        "on them too high."
         for name, scores in results.models.items()
         if scores.picked_on is not None
     ]
@@ -497,10 +497,11 @@ def report(results: Results) -> str:
 
 
 # What the scores of other jobs mean.
+NEIGHBOURS_SCORE = "ten neighbours"
 MEANING = {
     "clusters": "Clusters: V-measure of k-means with as many clusters as labels",
     "neighbour": "neighbour: share of nearest neighbours with the text's own label",
-    "ten neighbours": "ten neighbours: the same for the nearest ten",
+    NEIGHBOURS_SCORE: "ten neighbours: the same for the nearest ten",
     "average precision": "Average precision of the similarity in telling duplicates from other pairs",
     "nDCG at 10": "nDCG at 10 of the documents most similar to each query",
 }
@@ -521,18 +522,32 @@ def resampled_items(scores: ModelScores) -> str:
     return " or ".join(dict.fromkeys(items))
 
 
+def picked_on_words(scores: ModelScores) -> str:
+    """What picked a model's checkpoint."""
+    what = "texts" if scores.picked_on in scores.jobs else "pairs"
+    return f"the {what} of {markdown_text(str(scores.picked_on))}"
+
+
 def difference_in_words(results: Results) -> str:
-    """Whether a trained model, the last row, is better than the one before, the first, on average over the tasks."""
+    """
+    Whether a trained model, the last row, is better than the one before, the first: on the neighbours of labelled
+    texts, if there are any, or else on average over the tasks.
+    """
     first, (last, difference) = next(iter(results.models)), list(results.differences.items())[-1]
     encoder = first.removeprefix("before: ").removesuffix(", mean")  # the row of a SARCSE model names no pooling
     before = f"{encoder} with mean pooling" if first.endswith(", mean") else "before"
-    tasks, picked_on = list(difference.tasks), results.models[last].picked_on
+    tasks, value, interval = list(difference.tasks), difference.average, difference.average_interval
     where = f"on {tasks[0]}" if len(tasks) == 1 else f"on the average of {len(tasks)} tasks"
-    if picked_on is not None:
-        where += f"; the pairs of {picked_on} also picked the checkpoint"
-    if difference.average is None or difference.average_interval is None:
+    for job, found in difference.jobs.items():
+        if NEIGHBOURS_SCORE in found.scores:
+            score = found.scores[NEIGHBOURS_SCORE]
+            value, interval, where = score.value, score.interval, f"on the {NEIGHBOURS_SCORE} of {job}"
+            break
+    if results.models[last].picked_on is not None:
+        where += f"; {picked_on_words(results.models[last])} also picked the checkpoint"
+    if value is None or interval is None:
         return f"Unknown whether better than {before}: no interval {where}."
-    value, low, high = difference.average, *difference.average_interval
+    low, high = interval
     if low > 0:
         return f"Better than {before} by {value:.2f} [{low:.2f}, {high:.2f}] {where}."
     if high < 0:

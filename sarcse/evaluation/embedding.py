@@ -270,21 +270,25 @@ def recorded_picked_on(name_or_path: str) -> str | None:
 
 
 def measure_before(
-    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, tasks: dict[str, datasets.Dataset], revision: str
+    model: SarcseModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: dict[str, datasets.Dataset],
+    revision: str,
+    jobs: Jobs | None = None,
 ) -> dict[str, Measurement]:
     """
-    Measure a model on the tasks before it is trained. If its layers are fresh, its encoder is measured instead, with
-    mean and first-token pooling. Mean pooling, the baseline that is hard to beat, comes first, because the differences
-    in sts_results.json are from the first row.
+    Measure a model on the tasks and `jobs` before it is trained. If its layers are fresh, its encoder is measured
+    instead, with mean and first-token pooling. Mean pooling, the baseline that is hard to beat, comes first, because
+    the differences in sts_results.json are from the first row.
     """
     name = model.name_or_path
     if is_sarcse(config_fields(name, revision)):  # whatever sentence-transformers makes of it
-        return {f"before: {name}": measure(partial(encode, model, tokenizer), tasks, model.config.pooler)}
+        return {f"before: {name}": measure(partial(encode, model, tokenizer), tasks, model.config.pooler, jobs)}
     measurements = {}
     for pooler in ("mean", "cls"):
         config = SarcseConfig(encoder_config=model.config.encoder_config, pooler=pooler)
         baseline = SarcseModel(config, encoder=model.encoder)
-        measurements[f"before: {name}, {pooler}"] = measure(partial(encode, baseline, tokenizer), tasks, pooler)
+        measurements[f"before: {name}, {pooler}"] = measure(partial(encode, baseline, tokenizer), tasks, pooler, jobs)
     return measurements
 
 

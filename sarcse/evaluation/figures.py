@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from scipy import stats
 
+from sarcse.options import LABELLED
+
 
 # The figures of scores: file name -> caption in a model card.
 FIGURES = {
@@ -222,6 +224,7 @@ def training_curve(histories: dict[str, list[dict[str, float]]], path: Path) -> 
         for key in sorted(logged)
         if key.startswith("eval_") and key.endswith("_spearman")
     }
+    titles[f"eval_{LABELLED}"] = "ten neighbours with the own label, %"
     titles["eval_health"] = "health: what neighbours have in common"
     titles = {key: title for key, title in titles.items() if key in logged}
     if not titles:

@@ -85,13 +85,7 @@ def labelled_job(embed: Embed, rows: datasets.Dataset, reference: datasets.Datas
     """
     embeddings = F.normalize(embed(rows["text"][:]), dim=1)  # (N, d)
     names, labels = np.unique(rows["label"][:], return_inverse=True)  # (N,)
-    others, own = embeddings, labels
-    if reference is not None:
-        number = {name: index for index, name in enumerate(names)}
-        own = np.array([number.get(label, -1) for label in reference["label"][:]])  # (D,)
-        others = F.normalize(embed(reference["text"][:]), dim=1)  # (D, d)
-    near = nearest(embeddings, others, NEIGHBOURS, leave_out_own=reference is None)  # (N, NEIGHBOURS)
-    same = own[near] == labels[:, None]  # (N, NEIGHBOURS)
+    same = same_labels(embed, rows, reference, embeddings)
     some = evenly_spaced(len(labels), CLUSTERED)
     clusters = k_means(embeddings[some].numpy(), len(set(labels[some])))
     return Job(
@@ -104,6 +98,25 @@ def labelled_job(embed: Embed, rows: datasets.Dataset, reference: datasets.Datas
         map=plane(embeddings) if len(names) <= MAPPED_LABELS else None,
         labels=[str(names[label]) for label in labels],
     )
+
+
+def same_labels(
+    embed: Embed,
+    rows: datasets.Dataset,
+    reference: datasets.Dataset | None = None,
+    embeddings: torch.Tensor | None = None,
+) -> np.ndarray:
+    """
+    Whether each of a text's ten nearest neighbours has its label, the nearest first: `(N, NEIGHBOURS)`. `embeddings`
+    are those of the texts, `(N, d)`, of length 1, if they are known.
+    """
+    if embeddings is None:
+        embeddings = F.normalize(embed(rows["text"][:]), dim=1)
+    others, own = embeddings, np.array(rows["label"][:])
+    if reference is not None:
+        others, own = F.normalize(embed(reference["text"][:]), dim=1), np.array(reference["label"][:])  # (D, d), (D,)
+    near = nearest(embeddings, others, NEIGHBOURS, leave_out_own=reference is None)  # (N, NEIGHBOURS)
+    return own[near] == np.array(rows["label"][:])[:, None]
 
 
 def nearest(queries: torch.Tensor, documents: torch.Tensor, number: int, leave_out_own: bool = False) -> np.ndarray:

@@ -17,16 +17,21 @@ from sarcse.evaluation.comparison import (
     ModelScores,
     incomplete_tasks,
     intervals_table,
+    job_columns,
+    job_label,
+    job_notes,
     markdown_code,
     markdown_table,
     markdown_text,
+    picked_on_words,
     reference_task,
+    resampled_items,
     results_table,
     short_name,
 )
 from sarcse.evaluation.figures import FIGURES
 from sarcse.loading import ARCHITECTURE
-from sarcse.options import HEALTH, MODEL_CARD, STS_TASKS, metric_name
+from sarcse.options import HEALTH, LABELLED, MODEL_CARD, STS_TASKS, metric_name
 from sarcse.release.facts import Facts, Onnx
 from sarcse.release.plain import max_length, missing_weights
 
@@ -198,9 +203,13 @@ def scores_section(facts: Facts) -> str | None:
         label = "this model" if name == facts.row else short_name(name)
         models[f"{label} ({len(models) + 1})" if label in models else label] = scores
     incomplete = incomplete_tasks(own)
-    parts = [
+    of_pairs = (
         "Spearman correlation x 100 between cosine similarities and human ratings, with all subsets of a task "
-        "concatenated. The best score of each column is in bold.",
+        "concatenated. "
+    )
+    parts = [
+        of_pairs * bool(own.tasks) + "The best score of each column is in bold.",
+        *(f"- {note}" for note in job_notes(own)),
         *(
             [f"The sentences were encoded in {facts.precision}, so these are not the scores of the model as released."]
             if facts.precision != PRECISION
@@ -215,11 +224,11 @@ def scores_section(facts: Facts) -> str | None:
         )
     if own.picked_on is not None:
         parts.append(
-            f"The pairs of {markdown_text(own.picked_on)} also picked this model's checkpoint, which makes its score "
-            "on them too high."
+            f"{picked_on_words(own).capitalize()} also picked this model's checkpoint, which makes its score on them "
+            "too high."
         )
     parts += [
-        "This model's scores with 95% bootstrap intervals over the pairs:",
+        f"This model's scores with 95% bootstrap intervals over the {resampled_items(own)}:",
         intervals_table({"this model": own}),
     ]
     if facts.seeds:
@@ -238,17 +247,19 @@ def scores_section(facts: Facts) -> str | None:
 
 def seeds_table(seeds: dict[int, ModelScores]) -> str:
     """One row per seed, then mean and sample standard deviation."""
-    tasks = list(next(iter(seeds.values())).tasks)
+    tasks, columns = list(next(iter(seeds.values())).tasks), job_columns(named := {"": next(iter(seeds.values()))})
+    heads = [*map(markdown_text, tasks)] + ["average"] * bool(tasks) + [job_label(named, *of) for of in columns]
     rows = {}
     for seed, scores in sorted(seeds.items()):
-        values = [*(scores.tasks[task].spearman for task in tasks), scores.average]
+        values = [scores.tasks[task].spearman for task in tasks] + [scores.average] * bool(tasks)
+        values += [scores.jobs[job].scores[name].value for job, name in columns]
         # A missing score becomes NaN, and so does any mean that includes it.
         rows[f"seed {seed}"] = [math.nan if value is None else value for value in values]
-    columns = list(zip(*rows.values()))
-    rows["mean"] = [float(np.mean(column)) for column in columns]
-    rows["standard deviation"] = [float(np.std(column, ddof=1)) for column in columns]
+    of_columns = list(zip(*rows.values()))
+    rows["mean"] = [float(np.mean(values)) for values in of_columns]
+    rows["standard deviation"] = [float(np.std(values, ddof=1)) for values in of_columns]
     cells = [[name, *(f"{value:.2f}" for value in row)] for name, row in rows.items()]
-    return markdown_table([["", *map(markdown_text, tasks), "average"], *cells])
+    return markdown_table([["", *heads], *cells])
 
 
 def training_section(facts: Facts) -> str | None:
@@ -312,7 +323,7 @@ def selected_on(facts: Facts) -> str | None:
     name = markdown_code(metric)
     if metric_name(metric) == HEALTH:
         return f"The training used no labels: the health check, which needs none, picked the checkpoint ({name})."
-    pairs = "STS-B dev" if metric == "stsb_spearman" else "graded pairs"
+    pairs = {"stsb_spearman": "STS-B dev", LABELLED: "labelled texts"}.get(metric_name(metric), "graded pairs")
     return f"The training used labels for one thing only: {pairs} picked the checkpoint ({name})."
 
 

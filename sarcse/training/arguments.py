@@ -13,7 +13,7 @@ from configuration_sarcse import SarcseConfig
 from modeling_sarcse import POOLERS
 from sarcse.data.tokens import FREQUENCY_WEIGHTINGS
 from sarcse.loading import ARCHITECTURE
-from sarcse.options import AUTO, ENGLISH, HEALTH, ReleaseArguments, metric_name
+from sarcse.options import AUTO, ENGLISH, HEALTH, LABELLED, ReleaseArguments, metric_name
 
 
 def _architecture(name: str, help: str, choices: list[str] | None = None) -> Any:
@@ -304,9 +304,9 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
     metric_for_best_model: str | None = field(
         default=AUTO,
         metadata={
-            "help": "The metric that picks the best: stsb_spearman, or pairs_spearman with eval_pairs; health, which "
-            "needs no graded pairs. auto: the correlation with eval_pairs, sts_dir or the default sentences, else "
-            "health."
+            "help": f"The metric that picks the best: stsb_spearman, or pairs_spearman with eval_pairs; {LABELLED} "
+            "with eval_labelled; health, which needs neither. auto: the correlation with eval_pairs, sts_dir or the "
+            "default sentences, the neighbours with eval_labelled, else health."
         },
     )
     # InfoNCE over a smaller last batch would be an easier task with too large a weight.
@@ -424,7 +424,7 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
 
     @property
     def picked_by_pairs(self) -> bool:
-        """Whether graded pairs pick the checkpoint to keep, so that a fall after the best one costs nothing."""
+        """Whether pairs or labelled texts pick the checkpoint to keep: a fall after the best one costs nothing."""
         return self.load_best_model_at_end and self.metric_for_best_model not in (None, AUTO, HEALTH)
 
     def view_dropout_of(self, pooler: str) -> float | None:
@@ -484,21 +484,21 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
         if self.lr_scheduler_type == "reduce_lr_on_plateau":
             self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}
 
-    def resolve_metric(self, pairs: str | None) -> None:
+    def resolve_metric(self, measured: str | None) -> None:
         """
         Replace `auto` by the metric that it means, and check that evaluations will measure the metric.
 
         Args:
-            pairs (`str`, *optional*): Name of the graded pairs of the evaluations; None without pairs.
+            measured (`str`, *optional*): The metric of the graded pairs or labelled texts; None without either.
 
         Raises:
             ValueError: if no evaluation will have a metric of this name.
         """
-        known = (HEALTH,) if pairs is None else (f"{pairs}_spearman", HEALTH)
+        known = (HEALTH,) if measured is None else (measured, HEALTH)
         if self.metric_for_best_model == AUTO:
             self.metric_for_best_model = known[0]
         if self.metric_for_best_model not in (None, *known):
-            without = " without graded pairs" if pairs is None else ""
+            without = " without graded pairs or labelled texts" if measured is None else ""
             raise ValueError(
                 f"--metric_for_best_model {self.metric_for_best_model}: the evaluations measure {', '.join(known)}"
                 f"{without}."

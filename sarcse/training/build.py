@@ -9,10 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_sarcse import SarcseModel
 from sarcse.data.general import general_file
+from sarcse.data.labelled import load_labelled
 from sarcse.data.sentences import load_sentences, source_of_sentences
 from sarcse.data.sts import load_sts, load_tasks
 from sarcse.loading import load_model
-from sarcse.options import AUTO, CORPUS, HEALTH, STS_TASKS, DataArguments
+from sarcse.options import AUTO, CORPUS, HEALTH, LABELLED, STS_TASKS, DataArguments
 from sarcse.training.arguments import ModelArguments, SarcseTrainingArguments, check_reconstruction
 from sarcse.training.checkpoints import check_settings, checkpoint_to_resume, checkpoints
 from sarcse.training.trainer import SarcseTrainer
@@ -28,8 +29,8 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
     check_reconstruction(model.pooler or "", training.reconstruction_weight)
     if data.eval_pairs is not None and training.metric_for_best_model == "stsb_spearman":
         training.metric_for_best_model = "pairs_spearman"
-    without_labels = training.metric_for_best_model == AUTO and not names_pairs(data)
-    training.resolve_metric(None if without_labels else eval_name(data))
+    without_labels = training.metric_for_best_model == AUTO and not names_labels(data)
+    training.resolve_metric(None if without_labels else eval_metric(data))
     if not needs_pairs(data, training) and data.sts_tasks != list(STS_TASKS):
         raise ValueError(
             "--sts_tasks has no effect without STS data: add --sts_dir or --metric_for_best_model stsb_spearman."
@@ -38,6 +39,10 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
         training.train_sampling_strategy = "random"  # for the record: a stream cannot be sorted
     if data.streaming and training.max_steps <= 0:
         raise ValueError("--streaming needs --max_steps, because the length of the corpus is unknown.")
+    if data.eval_labelled is None and data.label_column != DataArguments.label_column:
+        raise ValueError("--label_column has no effect without --eval_labelled.")
+    if data.eval_pairs is not None and data.eval_labelled is not None:
+        raise ValueError("--eval_pairs and --eval_labelled: one of them scores the evaluations, leave the other out.")
     if data.eval_pairs is not None and data.sts_dir is not None:
         raise ValueError("--sts_dir has no effect with --eval_pairs, which replaces the STS data: leave one out.")
     if training.weighs_tokens and training.token_frequencies != CORPUS:
@@ -69,16 +74,16 @@ def check_together(model: ModelArguments, data: DataArguments, training: SarcseT
         )
 
 
-def names_pairs(data: DataArguments) -> bool:
-    """Whether the data have graded pairs. To the default sentences, SimCSE's, belongs its protocol, on STS-B."""
+def names_labels(data: DataArguments) -> bool:
+    """Whether the data have labels of any kind. To the default sentences, SimCSE's, belongs its protocol, on STS-B."""
     own_sentences = data.train_file is not None or data.dataset_name is not None
-    return data.eval_pairs is not None or data.sts_dir is not None or not own_sentences
+    return any((data.eval_pairs, data.eval_labelled, data.sts_dir)) or not own_sentences
 
 
 def needs_pairs(data: DataArguments, training: SarcseTrainingArguments) -> bool:
     """Whether pairs are loaded: to pick the checkpoint by them, or because they were given to be scored."""
     picks = training.metric_for_best_model not in (None, HEALTH)  # None: no evaluations
-    return picks or data.eval_pairs is not None or data.sts_dir is not None
+    return picks or any((data.eval_pairs, data.eval_labelled, data.sts_dir))
 
 
 def eval_name(data: DataArguments) -> str:
@@ -86,18 +91,27 @@ def eval_name(data: DataArguments) -> str:
     return "stsb" if data.eval_pairs is None else "pairs"
 
 
+def eval_metric(data: DataArguments) -> str:
+    """The metric of the evaluations' pairs or labelled texts."""
+    return f"{eval_name(data)}_spearman" if data.eval_labelled is None else LABELLED
+
+
 def load_sts_data(
     data: DataArguments, training: SarcseTrainingArguments
 ) -> tuple[datasets.Dataset | None, dict[str, datasets.Dataset]]:
     """
-    Load the pairs for evaluations during training, and the tasks to score before and after; None and `{}` if neither
-    is needed.
+    Load the pairs or labelled texts for evaluations during training, and the tasks to score before and after; None and
+    `{}` if neither is needed.
 
     Raises:
         ValueError: if they cannot be loaded.
     """
     if not needs_pairs(data, training):
         return None, {}
+    if data.eval_labelled is not None:
+        rows = load_labelled(data.eval_labelled, data.text_column, data.label_column)
+        tasks = load_tasks(data.sts_tasks, data.sts_dir, None) if data.sts_dir is not None else {}
+        return rows, {**tasks, Path(data.eval_labelled).name.split(".")[0]: rows}
     try:
         tasks = load_tasks(data.sts_tasks, data.sts_dir, data.eval_pairs)
         if data.eval_pairs is not None:

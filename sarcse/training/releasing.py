@@ -47,6 +47,7 @@ class ReleasingTrainer(Trainer):
         commit (`str`, *optional*): Commit of the code when the training began.
         seconds (`float`, *optional*): Duration of the training with its evaluations; None if it was interrupted.
         tasks (`dict[str, datasets.Dataset]`): Graded pairs to score on, by name.
+        labelled (`dict[str, datasets.Dataset]`): Labelled texts to score on, by name.
         measurements (`dict[str, Measurement]`): Measurements on these before and after the training, by row.
         results (`Results`, *optional*): The scores from these measurements, on the first process only.
     """
@@ -59,6 +60,7 @@ class ReleasingTrainer(Trainer):
     commit: str | None
     seconds: float | None
     tasks: dict[str, datasets.Dataset]
+    labelled: dict[str, datasets.Dataset]
     measurements: dict[str, Measurement]
     results: Results | None
 
@@ -69,7 +71,7 @@ class ReleasingTrainer(Trainer):
 
     @property
     def picked_on(self) -> str | None:
-        """SHA-256 of the graded pairs that pick the checkpoint; None if the health does, or nothing."""
+        """SHA-256 of the pairs or labelled texts that pick the checkpoint; None if the health does, or nothing."""
         pairs, args = self.eval_dataset, self.args
         return fingerprint(pairs) if pairs and args.load_best_model_at_end and not args.picked_by_health else None
 

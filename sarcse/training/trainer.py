@@ -33,12 +33,15 @@ from transformers.utils import logging
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import SarcseModel, SarcseModelOutput
 from sarcse.data.general import general_counts, tell_foreign
+from sarcse.data.labelled import check_labelled, is_labelled
 from sarcse.data.sentences import SentenceStream, fingerprint
 from sarcse.data.sts import check_pairs, with_two_scores
 from sarcse.data.tokens import LengthGroupedSampler, token_lengths, token_weights
 from sarcse.evaluation.comparison import compare
 from sarcse.evaluation.embedding import (
+    Jobs,
     embed_pairs,
+    embed_together,
     encode,
     in_own_precision,
     measure,
@@ -46,6 +49,7 @@ from sarcse.evaluation.embedding import (
     pair_metrics,
     task_picked_on,
 )
+from sarcse.evaluation.jobs import labelled_job, same_labels
 from sarcse.loading import (
     ARCHITECTURE,
     SENTENCE_ENCODER_FIELD,
@@ -56,7 +60,7 @@ from sarcse.loading import (
     sentence_encoder,
     tokenizer_as_loaded,
 )
-from sarcse.options import CORPUS, ENGLISH, HEALTH
+from sarcse.options import CORPUS, ENGLISH, HEALTH, LABELLED
 from sarcse.reconstruction import reconstruction_errors
 from sarcse.training.arguments import SarcseTrainingArguments, check_reconstruction
 from sarcse.training.budget import keep_to_budget
@@ -120,15 +124,16 @@ class SarcseTrainer(ReleasingTrainer):
             Sentences in `text` or the only column, or `input_ids`. A stream is shuffled, distributed over the
             processes and restarted at its end: set `max_steps`.
         eval_dataset (`datasets.Dataset`, *optional*):
-            Graded pairs: columns sentence1, sentence2 and score (from 0 to 5). Default: evaluations only check the
-            health, which then picks the best checkpoint.
+            Graded pairs: columns sentence1, sentence2 and score (from 0 to 5). Or labelled texts: text and label.
+            Default: evaluations only check the health, which then picks the best checkpoint.
         processing_class (`PreTrainedTokenizerBase`, *optional*): Default: the tokenizer beside the model.
         token_weights (`torch.Tensor` of shape `(vocabulary_size,)`, *optional*):
             Weights of the reconstruction errors by token id. Default: from the tokens' frequencies, as the arguments
             say (`token_frequencies`, `frequency_weighting`, `frequency_smoothing`).
         eval_name (`str`): Name of the pairs in the metrics, as in `eval_{eval_name}_spearman`.
         tasks (`dict[str, datasets.Dataset]`, *optional*):
-            Graded pairs that are scored before and after training, for the card. Default: the `eval_dataset`.
+            Graded pairs or labelled texts that are scored before and after training, for the card. Default: the
+            `eval_dataset`.
         train_source (`dict`, *optional*): `name` and `hub_id` of the training data, for the card.
         model_revision (`str`, *optional*): Branch, tag or commit of the model, for the card. Default: as loaded.
 
@@ -166,14 +171,17 @@ class SarcseTrainer(ReleasingTrainer):
             raise ValueError(f"`args` must be SarcseTrainingArguments, whose defaults are SARCSE's, not {found}.")
         own_args = copy.copy(args) if args else SarcseTrainingArguments()  # what is changed below is not the caller's
         own_args.hub_strategy = HubStrategy.END  # checkpoints stay local, and only a release is pushed
-        own_args.resolve_metric(None if eval_dataset is None else eval_name)
+        self.eval_name = eval_name
+        own_args.resolve_metric(None if eval_dataset is None else self.metric_of(eval_dataset))
         for unused in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
             if kwargs.get(unused) is not None:
                 raise ValueError(f"{unused} has no effect: the losses and the metrics are SARCSE's own.")
-        for pairs_name, pairs in {"eval_dataset": eval_dataset, **(tasks or {})}.items():
-            if pairs is not None:
-                check_pairs(pairs_name, pairs)
-                with_two_scores(pairs, pairs_name)
+        eval_dataset = None if eval_dataset is None else check_evaluation("eval_dataset", eval_dataset)
+        if tasks is None:
+            tasks = (
+                {} if eval_dataset is None else {"labelled" if is_labelled(eval_dataset) else "pairs": eval_dataset}
+            )
+        tasks = {task: check_evaluation(task, rows) for task, rows in tasks.items()}
         if model is None and model_init is None:
             raise ValueError("SarcseTrainer needs a `model` or a `model_init`.")
         # Without pairs, evaluations only check the health; transformers would require a data set.
@@ -196,11 +204,11 @@ class SarcseTrainer(ReleasingTrainer):
             check_tokenizer(name or "the model", processing_class, self.model.config.encoder_config)
             fit_tokenizer(name or "the model", self.model, processing_class)
         elif eval_dataset is not None or tasks:
-            raise ValueError("The pairs are text: pass the tokenizer as `processing_class`.")
+            raise ValueError("Pairs and labelled texts are text: pass the tokenizer as `processing_class`.")
         self.processing_class = self.callback_handler.processing_class = processing_class
         self.check_form()
-        self.eval_name = eval_name
-        self.tasks = tasks if tasks is not None else {} if eval_dataset is None else {"pairs": eval_dataset}
+        self.tasks = {task: rows for task, rows in tasks.items() if not is_labelled(rows)}
+        self.labelled = {task: rows for task, rows in tasks.items() if is_labelled(rows)}
         self.measurements, self.results = {}, None
         revision = model_revision or self.unwrapped.source.get("revision", "main")
         self.base_model = describe_base_model(name, revision)
@@ -406,11 +414,12 @@ class SarcseTrainer(ReleasingTrainer):
             if not self.rehearsed:
                 self.rehearse()
             self.commit = code_commit()
-            scored = self.tasks and trial is None  # a search only uses its evaluations
+            scored = (self.tasks or self.labelled) and trial is None  # a search only uses its evaluations
+            jobs: Jobs = {task: partial(labelled_job, rows=rows) for task, rows in self.labelled.items()}
             if scored and not self.measurements:
                 model = self.call_model_init() if self.model is None else self.model  # after a search there is none
                 self.measurements = measure_before(
-                    model, self.processing_class, self.tasks, self.base_model["revision"] or "main"
+                    model, self.processing_class, self.tasks, self.base_model["revision"] or "main", jobs
                 )
             start = time.monotonic()
             try:
@@ -422,8 +431,9 @@ class SarcseTrainer(ReleasingTrainer):
             if scored:
                 model = self.unwrapped
                 with in_own_precision(model):  # as its file will be read
-                    after = measure(partial(encode, model, self.processing_class), self.tasks, model.config.pooler)
-                after.picked_on = task_picked_on(self.picked_on, self.tasks)
+                    embed = partial(encode, model, self.processing_class)
+                    after = measure(embed, self.tasks, model.config.pooler, jobs)
+                after.picked_on = task_picked_on(self.picked_on, {**self.tasks, **self.labelled})
                 self.measurements[f"after: {self.args.output_dir}"] = after
                 if self.is_world_process_zero():
                     self.results = compare(self.measurements, self.tasks)
@@ -456,7 +466,7 @@ class SarcseTrainer(ReleasingTrainer):
                 "hyperparameter_search needs an eval_dataset: graded pairs to compare the runs on. (Or a "
                 "compute_objective; the health tells better from worse than before, and does not rank models.)"
             )
-        metric = self.args.metric_for_best_model or f"{self.eval_name}_spearman"
+        metric = self.args.metric_for_best_model or self.metric_of(self.eval_dataset)
         if direction is None:
             direction = "minimize" if compute_objective else "maximize"
         objective = compute_objective or itemgetter(f"eval_{metric}")
@@ -605,17 +615,26 @@ class SarcseTrainer(ReleasingTrainer):
             metrics[f"{metric_key_prefix}_{HEALTH}"] = self.health(self.unwrapped)
         return broadcast_object_list([metrics])[0]
 
+    def metric_of(self, rows: datasets.Dataset) -> str:
+        """The name of the metric that evaluations have of graded pairs or labelled texts."""
+        return LABELLED if is_labelled(rows) else f"{self.eval_name}_spearman"
+
     def predict(
         self, test_dataset: datasets.Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """
         Cosine similarities of graded pairs, `(P,)`, with their gold scores and the metrics of `evaluate` without the
-        health.
+        health. Of labelled texts: the share of each one's ten nearest neighbours with its label, `(N,)`, and no
+        scores.
 
         Raises:
-            ValueError: if `test_dataset` lacks a column of graded pairs.
+            ValueError: if `test_dataset` has neither the columns of graded pairs nor those of labelled texts.
         """
-        check_pairs("eval_dataset", test_dataset)
+        test_dataset = check_evaluation("eval_dataset", test_dataset)
+        if is_labelled(test_dataset):
+            embed = partial(embed_together, partial(encode, self.unwrapped, self.processing_class))
+            same = same_labels(embed, test_dataset).mean(axis=1)  # (N, NEIGHBOURS) -> (N,)
+            return PredictionOutput(same, None, {f"{metric_key_prefix}_{LABELLED}": 100 * float(same.mean())})
         embedded = embed_pairs(partial(encode, self.unwrapped, self.processing_class), test_dataset)
         measured = pair_metrics(embedded, self.eval_name)
         metrics = {f"{metric_key_prefix}_{name}": math.nan if v is None else v for name, v in measured.items()}
@@ -693,6 +712,19 @@ class SarcseTrainer(ReleasingTrainer):
         if not given and not has_adapters(self.model):  # adapters are not pretrained weights
             keep_to_budget(self, scheduler, num_training_steps)
         return scheduler
+
+
+def check_evaluation(name: str, rows: Any) -> datasets.Dataset:
+    """
+    Graded pairs or labelled texts, checked.
+
+    Raises:
+        ValueError: if they are neither, or nothing can be measured on them.
+    """
+    if is_labelled(rows):
+        return check_labelled(name, rows)
+    check_pairs(name, rows)
+    return with_two_scores(rows, name)
 
 
 def split_groups(optimizer: torch.optim.Optimizer, encoder: set[torch.nn.Parameter], learning_rate: float) -> None:

@@ -141,7 +141,10 @@ def verdict(trainer: Trainer) -> str:
     if (health := kept_health(trainer)) is not None and before is not None:
         return health_in_words(health, before)
     labels = "No labels" if trainer.eval_dataset is None else "No tasks"
-    return f"{labels}: nothing measured says whether it is better. --eval_pairs FILE with a few hundred pairs would."
+    return (
+        f"{labels}: nothing measured says whether it is better. --eval_pairs FILE with a few hundred pairs would, or "
+        "--eval_labelled FILE."
+    )
 
 
 def kept_health(trainer: Trainer) -> float | None:
