@@ -9,9 +9,9 @@ import sys
 import pytest
 import yaml
 
-import eval_sts
 import train
 from model_card import __main__ as model_card
+from sarcse.evaluation import command as eval_sts
 from sarcse.loading import load_model
 from sarcse.output import write_json
 from sarcse.training.arguments import RANGES, WITHOUT_EFFECT, ModelArguments, SarcseTrainingArguments

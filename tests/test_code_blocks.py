@@ -10,6 +10,7 @@ import csv
 import lzma
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -30,7 +31,7 @@ from .loopback_hub import LoopbackHub
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 LANGUAGES = {"python", "bash", "yaml", "text"}  # text: what a command prints, or how it is called
-PROGRAMS = ("python", "accelerate", "make", "pip", "hf", "diff")
+PROGRAMS = ("python", "sarcse", "accelerate", "make", "pip", "hf", "diff")
 NOTE = """#!/bin/bash
 printf '%s\\x1f' "${0##*/}" "$@" >> "$CALLS"
 printf '\\x1e' >> "$CALLS"
@@ -78,6 +79,10 @@ def folder(finished_run, tmp_path_factory) -> Path:
         if path.name not in ("output", ".git", ".venv"):
             (tmp_path / path.name).symlink_to(path)
     (tmp_path / "output").mkdir()
+    # Which a page trains and uses; its Python is run first.
+    shutil.copytree(
+        finished_run[0], tmp_path / "output" / "tickets-model", ignore=shutil.ignore_patterns("checkpoint-*")
+    )
     for name in ("demo", "mine"):  # the trainings that push, to output/mine, are not run here
         (tmp_path / "output" / name).symlink_to(finished_run[0])
     for name in ENCODERS:
@@ -130,6 +135,9 @@ def check(call: list[str], folder: Path, hub: LoopbackHub) -> None:
         assert extra is None or f"\n{extra} = [" in (PROJECT / "pyproject.toml").read_text()
     elif program == "accelerate":
         check_launch(arguments, folder)
+    elif program == "sarcse":
+        script = {"train": "train.py", "eval": "eval_sts.py"}.get(arguments[0], arguments[0])
+        succeeds(run_command("-m", "sarcse", arguments[0], *shortened([script, *arguments[1:]])[1:], cwd=folder))
     elif program == "diff":
         subprocess.run(["diff", *arguments], cwd=folder, check=True)
     elif program == "hf":

@@ -17,8 +17,8 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import average_precision_score, v_measure_score
 from sklearn.neighbors import NearestNeighbors
 
-import eval_sts
 from sarcse.data.labelled import check_reference, load_labelled, load_retrieval
+from sarcse.evaluation import command as eval_sts
 from sarcse.evaluation.comparison import Measurement, ModelScores, Results, compare
 from sarcse.evaluation.embedding import encode
 from sarcse.evaluation.jobs import Job, duplicates_job, labelled_job, nearest, retrieval_job, v_measure

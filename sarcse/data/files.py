@@ -117,7 +117,7 @@ def file_kind(name: str) -> str:
 Row = tuple[str, dict[str, Any]]
 
 
-def read_rows(files: Iterable[str], columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> Iterator[Row]:
+def read_rows(files: Iterable[str], columns: tuple[str, ...], optional: tuple[str, ...] | None = ()) -> Iterator[Row]:
     """
     Yield the place and the cells of every row of the files, in order. Cells are strings, or any type in JSON and
     Parquet. None stands for null, and for a key that a line of JSON lacks.
@@ -125,7 +125,7 @@ def read_rows(files: Iterable[str], columns: tuple[str, ...], optional: tuple[st
     Args:
         files (`list[str]`): From `matching_files`.
         columns (`tuple[str, ...]`): The columns to read.
-        optional (`tuple[str, ...]`): More columns to read, if the file has them.
+        optional (`tuple[str, ...]`, *optional*): More columns to read, if the file has them; None for all.
 
     Raises:
         UnreadableDataError: if a file is empty, is not of the kind its name says, is not UTF-8, or lacks a column.
@@ -182,7 +182,7 @@ def opened_text(file: str, newline: str | None = None) -> Iterator[io.TextIOWrap
         yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
 
 
-def text_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
+def text_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...] | None) -> Iterator[Row]:
     """One sentence per line, as the column `text`."""
     check_columns(file, columns, ["text"])
     number = 0
@@ -193,7 +193,7 @@ def text_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) ->
         raise UnreadableDataError(f"{file}: the file is empty.")
 
 
-def json_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
+def json_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...] | None) -> Iterator[Row]:
     """One JSON object per line. The first must have all columns; a key missing from a later one is null."""
     names: list[str] | None = None
     with opened_text(file) as lines:
@@ -210,12 +210,12 @@ def json_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) ->
             if names is None:
                 names = list(cells)
                 check_columns(file, columns, names)
-            yield place, {name: cells.get(name) for name in (*columns, *optional) if name in columns or name in cells}
+            yield place, {name: cells.get(name) for name in wanted(columns, optional, cells)}
     if names is None:
         raise UnreadableDataError(f"{file}: the file is empty.")
 
 
-def csv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
+def csv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...] | None) -> Iterator[Row]:
     """Comma-separated cells, quoted as usual; the first row names the columns."""
     with opened_text(file, newline="") as lines:
         # Without `strict`, csv would read the rest of the file as one cell after a quotation mark that is not closed.
@@ -227,7 +227,7 @@ def csv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> 
             raise UnreadableDataError(f"{file}, line {reader.line_num}: not CSV ({error}).") from error
 
 
-def tsv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
+def tsv_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...] | None) -> Iterator[Row]:
     """
     Tab-separated cells. As in SentEval's files, quotation marks have no special meaning; a warning says so where
     pandas or a spreadsheet seems to have quoted a cell.
@@ -257,7 +257,7 @@ def table_rows(
     file: str,
     numbered: Iterator[tuple[int, list[str]]],
     columns: tuple[str, ...],
-    optional: tuple[str, ...],
+    optional: tuple[str, ...] | None,
     suspect: str,
 ) -> Iterator[Row]:
     """
@@ -269,7 +269,7 @@ def table_rows(
     if header is None:
         raise UnreadableDataError(f"{file}: the file is empty.")
     check_columns(file, columns, header)
-    wanted = {name: header.index(name) for name in (*columns, *optional) if name in header}
+    indices = {name: header.index(name) for name in wanted(columns, optional, header)}
     for number, cells in rows:
         place = f"{file}, line {number}"
         if len(cells) != len(header):
@@ -277,21 +277,27 @@ def table_rows(
                 f"{place}: {len(cells)} cells, but the header has {len(header)} ({', '.join(header)}). Does the text "
                 f"have {suspect}?"
             )
-        yield place, {name: cells[index] for name, index in wanted.items()}
+        yield place, {name: cells[index] for name, index in indices.items()}
 
 
-def parquet_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[Row]:
+def parquet_rows(file: str, columns: tuple[str, ...], optional: tuple[str, ...] | None) -> Iterator[Row]:
     """The rows of a Parquet file, read in batches."""
     with opened(file) as stream:
         table = parquet.ParquetFile(stream)
         names = table.schema_arrow.names
         check_columns(file, columns, names)
-        wanted = [name for name in (*columns, *optional) if name in names]
         number = 0
-        for batch in table.iter_batches(columns=wanted):
+        for batch in table.iter_batches(columns=wanted(columns, optional, names)):
             for cells in batch.to_pylist():
                 number += 1
                 yield f"{file}, row {number}", cells
+
+
+def wanted(columns: tuple[str, ...], optional: tuple[str, ...] | None, found: Iterable[str]) -> list[str]:
+    """The columns to read of those that a file, or a line of JSON, has: the requested ones, and the optional ones."""
+    if optional is None:
+        return list(dict.fromkeys([*found, *columns]))
+    return [*columns, *(name for name in optional if name in found)]
 
 
 def check_columns(file: str, columns: tuple[str, ...], found: list[str]) -> None:
@@ -309,7 +315,7 @@ def check_columns(file: str, columns: tuple[str, ...], found: list[str]) -> None
             raise UnreadableDataError(f"{file}: the column {name} occurs {found.count(name)} times.")
 
 
-READERS: dict[str, Callable[[str, tuple[str, ...], tuple[str, ...]], Iterator[Row]]] = {
+READERS: dict[str, Callable[[str, tuple[str, ...], tuple[str, ...] | None], Iterator[Row]]] = {
     ".txt": text_rows,
     ".jsonl": json_rows,
     ".csv": csv_rows,

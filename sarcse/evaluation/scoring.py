@@ -27,14 +27,14 @@ from sarcse.evaluation.embedding import (
 from sarcse.evaluation.jobs import labelled_job, retrieval_job
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, prog: str) -> None:
     """Do what the options of `eval_sts.py` ask for. What the user can fix ends the process with one line."""
     try:
         device = choose_device(args.device)
         explain_command(args, device) if args.explain else score_command(args, device)
     except ValueError as error:
         if PartialState().is_main_process:
-            print(f"eval_sts.py: error: {error}", file=sys.stderr)
+            print(f"{prog}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
