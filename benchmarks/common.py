@@ -146,9 +146,7 @@ def speed_rows(speeds: dict[str, Any]) -> list[list[str]]:
 
 def print_table(title: str, rows: list[list[str]]) -> None:
     """A Markdown table; the first row is its header."""
-    from sarcse.evaluation.comparison import (
-        markdown_table,  # imported here: it loads libraries that no measurement needs
-    )
+    from sarcse.evaluation.report import markdown_table
 
     print(f"\n{title}:\n\n{markdown_table(rows)}", flush=True)
 

@@ -20,7 +20,8 @@ from sentence_transformers import SentenceTransformer
 from benchmarks.common import SHARED, arguments_for, print_table, speed_rows, speeds_in_turns, write_output
 from sarcse.data.sentences import load_sentences
 from sarcse.data.sts import load_sts
-from sarcse.evaluation.embedding import Embed, encode
+from sarcse.evaluation.embedding import encode
+from sarcse.evaluation.jobs import Embed
 from sarcse.loading import load_model
 from sarcse.options import DataArguments
 from sarcse.release import onnx_files

@@ -23,14 +23,10 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def train(arguments: list[str]) -> None:
-    with one_line_errors("sarcse train"):
-        if not arguments:
-            raise ValueError("give a recipe or --train_file FILE; --help lists all options.")
-        from sarcse.training.parsing import parse_arguments
+    from sarcse.training import command
 
-        parsed = parse_arguments(arguments)
-        from sarcse.training.running import train as run
-    run(*parsed)
+    command.main(arguments, "sarcse train")
+    command.leave_group()
 
 
 def evaluate(arguments: list[str]) -> None:

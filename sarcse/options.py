@@ -14,6 +14,8 @@ from pathlib import Path
 
 # A pooling of plain encoders that evaluations have as a baseline: SimCSE's "first-last avg.".
 FIRST_LAST = "first_last_average"
+# What `eval_sts.py` prints: a report, or its main table alone (sarcse/evaluation/report.py).
+TABLE_FORMATS = ("markdown", "latex", "csv")
 # Where the counts for the token weights come from, if not from a file.
 ENGLISH, CORPUS = "english", "corpus"
 # The metric that needs no labels (sarcse/training/health.py).

@@ -46,8 +46,9 @@ from modeling_sarcse import POOLERS, SarcseModel
 from sarcse.data.general import general_counts
 from sarcse.data.sts import load_sts
 from sarcse.data.tokens import LONGEST, token_counts, tokenize
-from sarcse.evaluation.comparison import correlations, markdown_table
+from sarcse.evaluation.comparison import correlations
 from sarcse.evaluation.embedding import encode, measure, uniformity
+from sarcse.evaluation.report import markdown_table
 from sarcse.loading import load_model
 from sarcse.options import ENGLISH
 from sarcse.training.arguments import SENTENCE_ENCODER_BUDGET, SarcseTrainingArguments

@@ -21,8 +21,9 @@ from transformers import AutoTokenizer
 
 from modeling_sarcse import SarcseModel
 from sarcse.data.sts import load_tasks
-from sarcse.evaluation.comparison import correlations, gold_scores, markdown_table
+from sarcse.evaluation.comparison import correlations, gold_scores
 from sarcse.evaluation.embedding import encode, measure
+from sarcse.evaluation.report import markdown_table
 from sarcse.options import STS_TASKS
 from study.configurations import FINAL, START
 from study.reading import mean_and_deviation

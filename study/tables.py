@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from sarcse.evaluation.comparison import markdown_table
+from sarcse.evaluation.report import markdown_table
 from study import own_text
 from study.configurations import (
     ADDED,

@@ -15,12 +15,10 @@ from sarcse.evaluation.comparison import (
     StsCorrelation,
     bootstrap_spearman,
     compare,
-    difference_in_words,
     interval,
     reference_task,
-    report,
-    results_table,
 )
+from sarcse.evaluation.report import difference_in_words, report, results_table
 
 
 @pytest.fixture(scope="module")

@@ -35,10 +35,9 @@ from sarcse.evaluation.comparison import (
     TaskScores,
     compare,
     difference,
-    report,
-    write_results,
 )
 from sarcse.evaluation.embedding import encode, measure
+from sarcse.evaluation.report import report, write_results
 from sarcse.loading import load_model
 from sarcse.options import STS_TASKS, ReleaseOptions
 from sarcse.release import folder as folder_module

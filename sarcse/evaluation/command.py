@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from sarcse.options import FIRST_LAST, STS_TASKS, in_utf8, one_line_errors
+from sarcse.options import FIRST_LAST, STS_TASKS, TABLE_FORMATS, in_utf8, one_line_errors
 
 
 def parse_arguments(arguments: list[str] | None = None, prog: str = "eval_sts.py") -> argparse.Namespace:
@@ -56,6 +56,12 @@ def parse_arguments(arguments: list[str] | None = None, prog: str = "eval_sts.py
     parser.add_argument(
         "--output_dir", help="Where to write results.json, results.md and the figures (--explain: output/explain)."
     )
+    parser.add_argument(
+        "--format",
+        choices=TABLE_FORMATS,
+        default="markdown",
+        help="latex, csv: print the main table alone (markdown).",
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="Sentences encoded at once (64).")
     parser.add_argument("--bf16", action="store_true", help="Encode under bfloat16 autocast.")
     parser.add_argument("--device", help="Default: a GPU, or whatever accelerate launch gives.")
@@ -69,7 +75,18 @@ def parse_arguments(arguments: list[str] | None = None, prog: str = "eval_sts.py
 def check_effect(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with a message if an option was given that another one makes ineffective."""
     of_labelled = ("text_column", "label_column", "reference")
-    of_scores = ("pooler", "sts_dir", "tasks", "pairs", "labelled", *of_labelled, "retrieval", "batch_size", "bf16")
+    of_scores = (
+        "pooler",
+        "sts_dir",
+        "tasks",
+        "pairs",
+        "labelled",
+        *of_labelled,
+        "retrieval",
+        "format",
+        "batch_size",
+        "bf16",
+    )
     for given, without_effect in (("explain", of_scores), ("pairs", ("sts_dir", "tasks"))):
         for name in without_effect if getattr(args, given) else ():
             if getattr(args, name) != parser.get_default(name):

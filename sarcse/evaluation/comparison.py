@@ -1,17 +1,14 @@
 """
-Compare models by the similarities that they give to graded pairs: scores, bootstrap intervals and paired differences,
-as one JSON file and as Markdown tables.
+Compare models by the similarities that they give to graded pairs, and by other jobs: scores, bootstrap intervals and
+paired differences.
 
 Shapes: P pairs, T tasks, M models, R bootstrap resamples.
 """
 
-import json
 import math
-import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -152,6 +149,7 @@ class Results:
     models: dict[str, ModelScores]
     differences: dict[str, Difference]  # each model except the first, minus the first
     precision: str = PRECISION  # of the encoding
+    groups: dict[str, dict[int, str]] = field(default_factory=dict)  # rows of the same training, by name and seed
 
     def to_json(self) -> dict[str, Any]:
         """The content of results.json."""
@@ -160,6 +158,8 @@ class Results:
         if self.differences:
             rows = {name: difference.to_json() for name, difference in self.differences.items()}
             results["differences"] = {"minus": next(iter(self.models)), "models": rows}
+        if self.groups:
+            results["groups"] = self.groups
         return results
 
 
@@ -346,217 +346,3 @@ def subset_correlations(similarities: np.ndarray, pairs: datasets.Dataset) -> di
     return {
         str(name): correlations(similarities[subsets == name], scores[subsets == name]) for name in np.unique(subsets)
     }
-
-
-# --- Reports ---------------------------------------------------------------------------------------------------------
-
-
-def row_label(name: str, row: ModelScores | Difference) -> str:
-    pooler = getattr(row, "pooler", None)  # a difference has none
-    return name if pooler is None or name.endswith(f", {pooler}") else f"{name}, {pooler}"
-
-
-def short_name(name: str) -> str:
-    """A row's name without folders: `before: demo/encoder, mean` becomes `before: encoder, mean`."""
-    stage, colon, path = name.rpartition(": ")
-    return stage + colon + Path(path).name
-
-
-def markdown_text(text: str) -> str:
-    """
-    Text that Markdown shows as it is, in one line: a file's or folder's name could hold a link, HTML or a cell's end.
-    Common names stay as they are; an underscore within a word has no meaning.
-    """
-    return re.sub(r"[\\`*\[\]<>&|~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))
-
-
-def markdown_code(text: str) -> str:
-    """The text as Markdown code, in one line that is not wrapped: a part of it could begin a list."""
-    text = "\N{NO-BREAK SPACE}".join(text.split())
-    quotes = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    space = " " * (text != text.strip("`"))
-    return f"{quotes}{space}{text}{space}{quotes}"
-
-
-def markdown_table(rows: list[list[str]]) -> str:
-    """A Markdown table with the first row as its header, aligned to be readable in a terminal too."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
-    return "\n".join(
-        "| " + " | ".join([row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:])]) + " |"
-        for row in [rows[0], rule, *rows[1:]]
-    )
-
-
-def results_table(models: dict[str, ModelScores]) -> str:
-    """
-    A Markdown table of Spearman x 100 by task and the scores of other jobs, with the best in bold, and alignment and
-    uniformity. The last two are never bold: either one alone is best in a useless model.
-    """
-    rows = models.values()
-    tasks = list(next(iter(rows)).tasks)
-    columns = {markdown_text(task): [row.tasks[task].spearman for row in rows] for task in tasks}
-    if len(tasks) > 1:
-        columns["average"] = [row.average for row in rows]
-    for job, name in job_columns(models):
-        columns[job_label(models, job, name)] = [row.jobs[job].scores[name].value for row in rows]
-    cells = [[key, *_bold_best([_cell(value) for value in values])] for key, values in columns.items()]
-    # A geometry that was not measured, None, has no attributes.
-    measured = ("alignment", "uniformity") if tasks else ()
-    cells += [[key, *(_cell(getattr(row.geometry, key, None)) for row in rows)] for key in measured]
-    labels = ["model", *(markdown_text(row_label(name, row)) for name, row in models.items())]
-    return markdown_table([list(row) for row in zip(labels, *cells)])
-
-
-def job_columns(rows: Mapping[str, ModelScores | Difference]) -> list[tuple[str, str]]:
-    """Job and score of each column beside those of the tasks."""
-    return [(job, name) for job, found in next(iter(rows.values())).jobs.items() for name in found.scores]
-
-
-def job_label(rows: Mapping[str, ModelScores | Difference], job: str, name: str) -> str:
-    """The head of a column; it names the job if there are others, or tasks."""
-    row = next(iter(rows.values()))
-    return markdown_text(name if len(row.jobs) == 1 and not row.tasks else f"{job}: {name}")
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _bold_best(cells: list[str]) -> list[str]:
-    """Put the best cells in bold, including ties after rounding; a single model gets no bold."""
-    best = max((float(cell) for cell in cells if cell != "-"), default=None)
-    return [f"**{cell}**" if len(cells) > 1 and cell != "-" and float(cell) == best else cell for cell in cells]
-
-
-def intervals_table(rows: Mapping[str, ModelScores | Difference], sign: str = "") -> str:
-    """
-    A Markdown table of scores or differences with their 95% intervals. With a `sign`, those whose interval excludes 0
-    are bold.
-    """
-    tasks = list(next(iter(rows.values())).tasks)
-    table = [["model", *map(markdown_text, tasks)] + ["average"] * (len(tasks) > 1)]
-    table[0] += [job_label(rows, *column) for column in job_columns(rows)]
-    for name, row in rows.items():
-        cells = [(task.spearman, task.interval) for task in row.tasks.values()]
-        if len(tasks) > 1:
-            cells.append((row.average, row.average_interval))
-        found = [row.jobs[job].scores[name] for job, name in job_columns(rows)]
-        cells += [(score.value, score.interval) for score in found]
-        table.append(
-            [markdown_text(row_label(name, row))] + [_interval_cell(value, bounds, sign) for value, bounds in cells]
-        )
-    return markdown_table(table)
-
-
-def _interval_cell(value: float | None, bounds: list[float] | None, sign: str) -> str:
-    if value is None or bounds is None:
-        return "-"
-    low, high = bounds
-    cell = f"{value:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
-    return f"**{cell}**" if sign and (low > 0 or high < 0) else cell
-
-
-def report(results: Results) -> str:
-    """The content of results.md: the table, notes on its data, the intervals, and the differences from the first."""
-    labels = {name: row_label(name, scores) for name, scores in results.models.items()}
-    first = next(iter(results.models.values()))
-    how = "" if results.precision == PRECISION else f" Encoded in {results.precision}."
-    what = "Spearman x 100" if first.tasks else "Scores x 100"
-    parts = [f"{what}, the best in bold.{how}", results_table(results.models)]
-    notes = [
-        f"{task} has {first.tasks[task].pairs} pairs here, but the published task has {pairs}: not comparable."
-        for task, pairs in incomplete_tasks(first).items()
-    ]
-    notes += [
-        f"{markdown_text(labels[name])}: {picked_on_words(scores)} also picked its checkpoint, which makes its score "
-        "on them too high."
-        for name, scores in results.models.items()
-        if scores.picked_on is not None
-    ]
-    notes += job_notes(first)
-    if first.geometry is not None:
-        task = markdown_text(str(reference_task(first.tasks)))
-        notes.append(
-            f"On {task}: alignment of {first.geometry.positive_pairs} pairs with a score above 4, uniformity of "
-            f"{first.geometry.sentences} distinct sentences. Lower is better for both together."
-        )
-    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
-    parts += [
-        f"With 95% bootstrap intervals ({BOOTSTRAP_RESAMPLES} resamples of the {resampled_items(first)}; training "
-        "seeds are not varied).",
-        intervals_table(results.models),
-    ]
-    if results.differences:
-        parts += [
-            f"Minus {markdown_text(next(iter(labels.values())))}, on the same resamples; bold where the interval "
-            "excludes 0.",
-            intervals_table({labels[name]: row for name, row in results.differences.items()}, sign="+"),
-        ]
-    return "\n\n".join(parts)
-
-
-# What the scores of other jobs mean.
-NEIGHBOURS_SCORE = "ten neighbours"
-MEANING = {
-    "clusters": "Clusters: V-measure of k-means with as many clusters as labels",
-    "neighbour": "neighbour: share of nearest neighbours with the text's own label",
-    NEIGHBOURS_SCORE: "ten neighbours: the same for the nearest ten",
-    "average precision": "Average precision of the similarity in telling duplicates from other pairs",
-    "nDCG at 10": "nDCG at 10 of the documents most similar to each query",
-}
-
-
-def job_notes(scores: ModelScores) -> list[str]:
-    """A line on each job: how much it was measured on, and what its scores mean."""
-    return [
-        f"{markdown_text(job)}: {', '.join(f'{number:,} {what}' for what, number in found.sizes.items())}. "
-        f"{'; '.join(MEANING[name] for name in found.scores)}."
-        for job, found in scores.jobs.items()
-    ]
-
-
-def resampled_items(scores: ModelScores) -> str:
-    """What the bootstrap draws: pairs, texts, queries."""
-    items = ["pairs"] * bool(scores.tasks) + [next(iter(found.sizes)) for found in scores.jobs.values()]
-    return " or ".join(dict.fromkeys(items))
-
-
-def picked_on_words(scores: ModelScores) -> str:
-    """What picked a model's checkpoint."""
-    what = "texts" if scores.picked_on in scores.jobs else "pairs"
-    return f"the {what} of {markdown_text(str(scores.picked_on))}"
-
-
-def difference_in_words(results: Results) -> str:
-    """
-    Whether a trained model, the last row, is better than the one before, the first: on the neighbours of labelled
-    texts, if there are any, or else on average over the tasks.
-    """
-    first, (last, difference) = next(iter(results.models)), list(results.differences.items())[-1]
-    encoder = first.removeprefix("before: ").removesuffix(", mean")  # the row of a SARCSE model names no pooling
-    before = f"{encoder} with mean pooling" if first.endswith(", mean") else "before"
-    tasks, value, interval = list(difference.tasks), difference.average, difference.average_interval
-    where = f"on {tasks[0]}" if len(tasks) == 1 else f"on the average of {len(tasks)} tasks"
-    for job, found in difference.jobs.items():
-        if NEIGHBOURS_SCORE in found.scores:
-            score = found.scores[NEIGHBOURS_SCORE]
-            value, interval, where = score.value, score.interval, f"on the {NEIGHBOURS_SCORE} of {job}"
-            break
-    if results.models[last].picked_on is not None:
-        where += f"; {picked_on_words(results.models[last])} also picked the checkpoint"
-    if value is None or interval is None:
-        return f"Unknown whether better than {before}: no interval {where}."
-    low, high = interval
-    if low > 0:
-        return f"Better than {before} by {value:.2f} [{low:.2f}, {high:.2f}] {where}."
-    if high < 0:
-        return f"Worse than {before} by {-value:.2f} [{-high:.2f}, {-low:.2f}] {where}."
-    return f"No better than {before}: {value:.2f} [{low:.2f}, {high:.2f}] {where}."
-
-
-def write_results(results: Results, json_file: Path) -> None:
-    """Write `json_file`, and the report as Markdown beside it."""
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps(results.to_json(), indent=2) + "\n", encoding="utf-8")
-    json_file.with_suffix(".md").write_text(report(results) + "\n", encoding="utf-8")

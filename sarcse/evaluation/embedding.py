@@ -30,17 +30,9 @@ from modeling_sarcse import SarcseModel, list_of_sentences
 from sarcse.data.sentences import fingerprint
 from sarcse.data.tokens import unknown_share
 from sarcse.evaluation import figures
-from sarcse.evaluation.comparison import (
-    Geometry,
-    Measurement,
-    Results,
-    correlations,
-    none_if_nan,
-    reference_task,
-    row_label,
-    short_name,
-)
+from sarcse.evaluation.comparison import Geometry, Measurement, Results, correlations, none_if_nan, reference_task
 from sarcse.evaluation.jobs import Embed, Job, duplicates_job
+from sarcse.evaluation.report import row_label, short_name
 from sarcse.loading import check_tokenizer, config_fields, is_sarcse, kind_of_model, load_model
 from sarcse.options import FIRST_LAST
 from sarcse.output import RECORD_NAME, RESULTS_NAME

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from sarcse.data.labelled import check_reference, load_labelled, load_retrieval
 from sarcse.data.sts import load_tasks
 from sarcse.evaluation import figures
-from sarcse.evaluation.comparison import PRECISION, Measurement, compare, report, write_results
+from sarcse.evaluation.comparison import PRECISION, Measurement, compare
 from sarcse.evaluation.embedding import (
     Jobs,
     draw_figures,
@@ -25,6 +25,8 @@ from sarcse.evaluation.embedding import (
     task_picked_on,
 )
 from sarcse.evaluation.jobs import labelled_job, retrieval_job
+from sarcse.evaluation.report import report, table_in, write_results
+from sarcse.evaluation.seeds import groups_of
 
 
 def run(args: argparse.Namespace, prog: str) -> None:
@@ -92,7 +94,8 @@ def score_command(args: argparse.Namespace, device: torch.device) -> None:
                 raise ValueError(f"{row}: some embeddings are not finite numbers; check the model's weights.")
     if PartialState().is_main_process:
         results = compare(measurements, tasks, "bfloat16" if args.bf16 else PRECISION)
-        print(report(results))
+        results.groups = groups_of(list(results.models))
+        print(report(results) if args.format == "markdown" else table_in(args.format, results))
         if output_dir is not None:
             write_results(results, output_dir / "results.json")
             draw_figures(results, measurements, tasks, output_dir)

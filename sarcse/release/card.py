@@ -2,7 +2,6 @@
 The README.md of a release, written from what was measured and recorded. Nothing else is stated.
 """
 
-import math
 import re
 import textwrap
 from pathlib import Path
@@ -12,24 +11,20 @@ import numpy as np
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import validate_repo_id
 
-from sarcse.evaluation.comparison import (
-    PRECISION,
-    ModelScores,
-    incomplete_tasks,
+from sarcse.evaluation.comparison import PRECISION, ModelScores, incomplete_tasks, reference_task
+from sarcse.evaluation.figures import FIGURES
+from sarcse.evaluation.report import (
+    columns_of,
     intervals_table,
-    job_columns,
-    job_label,
     job_notes,
     markdown_code,
     markdown_table,
     markdown_text,
     picked_on_words,
-    reference_task,
     resampled_items,
     results_table,
     short_name,
 )
-from sarcse.evaluation.figures import FIGURES
 from sarcse.loading import ARCHITECTURE
 from sarcse.options import HEALTH, LABELLED, MODEL_CARD, STS_TASKS, metric_name
 from sarcse.release.facts import Facts, Onnx
@@ -247,19 +242,13 @@ def scores_section(facts: Facts) -> str | None:
 
 def seeds_table(seeds: dict[int, ModelScores]) -> str:
     """One row per seed, then mean and sample standard deviation."""
-    tasks, columns = list(next(iter(seeds.values())).tasks), job_columns(named := {"": next(iter(seeds.values()))})
-    heads = [*map(markdown_text, tasks)] + ["average"] * bool(tasks) + [job_label(named, *of) for of in columns]
-    rows = {}
-    for seed, scores in sorted(seeds.items()):
-        values = [scores.tasks[task].spearman for task in tasks] + [scores.average] * bool(tasks)
-        values += [scores.jobs[job].scores[name].value for job, name in columns]
-        # A missing score becomes NaN, and so does any mean that includes it.
-        rows[f"seed {seed}"] = [math.nan if value is None else value for value in values]
-    of_columns = list(zip(*rows.values()))
-    rows["mean"] = [float(np.mean(values)) for values in of_columns]
-    rows["standard deviation"] = [float(np.std(values, ddof=1)) for values in of_columns]
+    columns = columns_of({f"seed {seed}": scores for seed, scores in sorted(seeds.items())})
+    # A missing score becomes NaN, and so does any mean that includes it.
+    values = np.array([*columns.values()], dtype=np.float64).T  # (seeds, columns)
+    rows = dict(zip((f"seed {seed}" for seed in sorted(seeds)), values))
+    rows |= {"mean": values.mean(axis=0), "standard deviation": values.std(axis=0, ddof=1)}
     cells = [[name, *(f"{value:.2f}" for value in row)] for name, row in rows.items()]
-    return markdown_table([["", *heads], *cells])
+    return markdown_table([["", *map(markdown_text, columns)], *cells])
 
 
 def training_section(facts: Facts) -> str | None:

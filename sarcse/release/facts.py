@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_sarcse import SarcseModel
 from sarcse.evaluation.comparison import PRECISION, ModelScores
 from sarcse.evaluation.figures import FIGURES
+from sarcse.evaluation.seeds import training_of
 from sarcse.output import RECORD_NAME, RESULTS_NAME, read_json
 
 
@@ -165,14 +166,8 @@ def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[
     common = None
     folders = [model_dir, *map(Path, seed_dirs)]
     records = [read_json(folder / RECORD_NAME) for folder in folders]
-    order_follows = all(
-        record["hyperparameters"].get("data_seed") == record["hyperparameters"]["seed"] for record in records
-    )
     for folder, record in zip(folders, records):
-        seed = record["hyperparameters"].pop("seed")
-        if order_follows:  # as by default: each run has its own order of the sentences
-            del record["hyperparameters"]["data_seed"]
-        trained = {name: record[name] for name in ("base_model", "architecture", "train_data", "hyperparameters")}
+        trained, seed = training_of(record)
         if common is not None and trained != common:
             pairs = [(part, name) for part in trained for name in {**trained[part], **common[part]}]
             differing = [f"{part}.{name}" for part, name in pairs if trained[part].get(name) != common[part].get(name)]

@@ -23,7 +23,7 @@ from transformers.utils.hub import cached_file
 
 import configuration_sarcse
 from configuration_sarcse import AUTO_MAP
-from sarcse.evaluation.comparison import markdown_text
+from sarcse.evaluation.report import markdown_text
 from sarcse.loading import kind_of_model, loadable, plain_poolers, released_pooler
 from sarcse.options import MODEL_CARD, RELEASE_COMMAND, SpaceOptions
 from sarcse.output import write_json

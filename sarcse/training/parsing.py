@@ -35,6 +35,16 @@ class ArgumentParser(HfArgumentParser):
         sys.exit(2)
 
 
+def number_of_seeds(arguments: list[str]) -> tuple[int, list[str]]:
+    """The value of `--seeds`, which is no field of a training, and the other arguments."""
+    parser = ArgumentParser((), add_help=False, allow_abbrev=False)
+    parser.add_argument("--seeds", type=int, default=1)
+    given, others = parser.parse_known_args(arguments)
+    if given.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {given.seeds}.")
+    return given.seeds, others
+
+
 def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, SarcseTrainingArguments]:
     """
     Parse a recipe, if the first argument is one, and the flags after it, which override it, into the three groups.
@@ -48,7 +58,8 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     parser = ArgumentParser(
         groups,
         description="Train a SARCSE model. The fields of RECIPE.yaml are these flags without the dashes. "
-        "Flags of transformers that would have no effect here are refused, with the reason.",
+        "Flags of transformers that would have no effect here are refused, with the reason. --seeds N trains N times, "
+        "into OUTPUT_DIR-1 to OUTPUT_DIR-N, and compares.",
         usage="train.py [RECIPE.yaml] [--field value ...]",
         formatter_class=HelpFormatter,
         allow_abbrev=False,

@@ -14,8 +14,9 @@ from transformers.utils import logging
 from modeling_sarcse import SarcseModel
 from sarcse.data.sentences import fingerprint
 from sarcse.evaluation import figures
-from sarcse.evaluation.comparison import Measurement, Results, write_results
+from sarcse.evaluation.comparison import Measurement, Results
 from sarcse.evaluation.embedding import draw_figures, remove_results
+from sarcse.evaluation.report import write_results
 from sarcse.loading import tokenizer_as_loaded
 from sarcse.options import ReleaseArguments, ReleaseOptions
 from sarcse.output import RECORD_NAME, RESULTS_NAME, write_json

@@ -3,17 +3,54 @@
 import signal
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
+from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import ProgressCallback
 
 from sarcse.data.files import UnreadableDataError
-from sarcse.evaluation.comparison import report
+from sarcse.evaluation.comparison import ModelScores, Results
+from sarcse.evaluation.report import report
 from sarcse.options import DataArguments, one_line_errors
+from sarcse.output import RECORD_NAME, RESULTS_NAME, read_json
 from sarcse.training.arguments import ModelArguments, SarcseTrainingArguments
 from sarcse.training.build import build_trainer
 from sarcse.training.checkpoints import OtherRunError, alone_in_folder, last_good_checkpoint
+from sarcse.training.parsing import parse_arguments
 from sarcse.training.trainer import SarcseTrainer
+
+
+def train_with_seeds(number: int, arguments: list[str], output_dir: str, prog: str) -> None:
+    """
+    Train with the seeds from 1 to `number`, each into a folder of its own, and print a comparison. Again with the same
+    arguments, this goes on where it was interrupted.
+    """
+    folders = {seed: f"{output_dir}-{seed}" for seed in range(1, number + 1)}
+    for seed, folder in folders.items():
+        if Path(folder, RECORD_NAME).is_file():
+            print(f"{folder} is trained already.")
+            continue
+        resume = ["--resume_from_checkpoint", "last"] if last_good_checkpoint(folder) else []
+        with one_line_errors(prog):
+            own = parse_arguments([*arguments, "--seed", str(seed), "--output_dir", folder, *resume])
+        train(*own)
+    if PartialState().is_main_process:
+        print(seeds_report(output_dir, folders))
+
+
+def seeds_report(output_dir: str, folders: dict[int, str]) -> str:
+    """The scores of the same training with several seeds, by seed, beside those before it."""
+    models: dict[str, ModelScores] = {}
+    groups: dict[str, dict[int, str]] = {}
+    for seed, folder in folders.items():
+        if not Path(folder, RESULTS_NAME).is_file():
+            return "Nothing was scored: --eval_pairs, --eval_labelled or --sts_dir would compare the seeds."
+        for name, row in read_json(Path(folder, RESULTS_NAME))["models"].items():
+            group, name = (output_dir, folder) if name.startswith("after: ") else (name, name)
+            models[name] = ModelScores.from_json(row)
+            groups.setdefault(group, {})[seed if group == output_dir else 0] = name
+    return report(Results(models, {}, groups=groups))
 
 
 def train(model: ModelArguments, data: DataArguments, training: SarcseTrainingArguments) -> None:

@@ -9,7 +9,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from sarcse.evaluation.comparison import difference_in_words
+from sarcse.evaluation.report import difference_in_words
 from sarcse.options import HEALTH
 from sarcse.training.checkpoints import last_good_checkpoint
 
