@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The demo and the tests run offline; only the installation needs the package index.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test compat benchmarks lint docs clean
+.PHONY: demo test test-fast compat benchmarks lint docs clean
 
 # Trains SARCSE and SimCSE on demo/ with the same data, steps and batch size, scores both and the encoder that they
 # start from, and loads the result in a new process. SimCSE gets the learning rate and temperature that suit it better.
@@ -18,6 +18,11 @@ demo: .venv/installed
 
 test: .venv/installed-dev .venv/fastembed/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # so that the fixtures of a file are built once
+
+# An answer within a minute: what needs neither a training from the shell nor another program.
+FAST := arguments comparison configuration figures losses modeling structure
+test-fast: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(FAST:%=tests/test_%.py) -m "not realdata"
 
 # The compatibility tables of docs/usage.md: a release of the demo's model and a plain one, with older and newer versions of
 # their libraries and in programs that read ONNX files, each in a separate environment. Also scores the first with mteb.
