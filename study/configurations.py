@@ -110,7 +110,7 @@ SARCSE_TWICE = "SARCSE, two passes"
 # The paper's ladder in the paper's form (docs/method.md): the TextCNN alone is the embedding, in two passes, with one
 # learning rate for all layers and without a budget. SimCSE is the rung below.
 TEXTCNN, TEXTCNN_RECONSTRUCTED, PAPER = "TextCNN", "TextCNN + reconstruction", "SARCSE as in the paper"
-# Temperature and learning rate. On the first encoder a run takes four times as long, so it has fewer candidates, around
+# Temperature and learning rate. On the first encoder a run takes four times as long: it has fewer candidates, around
 # the best of the second.
 PAPER_SETTINGS = {
     ENCODER: [(0.05, 1e-4), (0.05, 3e-4)],

@@ -53,6 +53,19 @@ def test_without_common_seeds_there_is_a_difference_and_no_interval():
     assert "| b | 1 | +5.00 |" in " ".join(seeds_tables(found)[1].split())
 
 
+def test_no_group_takes_the_name_of_another(tmp_path):
+    """Of six trainings two are with another learning rate, and two have names without a number."""
+    for index, name in enumerate(("a-1", "a-2", "a-11", "a-12", "x", "y")):
+        values = {"seed": index, "data_seed": index, "learning_rate": index // 2}
+        record = {"base_model": "e", "architecture": {}, "train_data": {}, "hyperparameters": values}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "training_record.json").write_text(json.dumps(record))
+    rows = [str(tmp_path / name) for name in ("a-1", "a-2", "a-11", "a-12", "x", "y")]
+    found = groups_of(rows)
+    assert [*found] == [str(tmp_path / "a"), f"{rows[2]}, {rows[3]}", f"{rows[4]}, {rows[5]}"]
+    assert [list(of.values()) for of in found.values()] == [rows[:2], rows[2:4], rows[4:]]
+
+
 def test_tables_are_written_as_latex_and_csv():
     found = results(a=[50.0, 52.0], b_c=[55.0, 57.0])
     assert list(csv.reader(io.StringIO(table_in("csv", found)))) == seeds_tables(found)[0]

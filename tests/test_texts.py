@@ -121,6 +121,10 @@ def test_the_cache_is_for_the_same_texts_and_the_same_model(tmp_path, ticket_fil
         (["search", "{encoder}", "{file}", "x"], "no column text; it has id, body, length, queue"),
         (["cluster", "{encoder}", "{file}", "--text_column", "body", "--clusters", "90"], "has only 41 texts"),
         (["cluster", "{encoder}", "{file}", "-o", "x.xls"], "the name must end in .csv, .tsv, .jsonl, .parquet"),
+        (
+            ["cluster", "{encoder}", "{file}", "-o", "nowhere/x.csv"],
+            "--output nowhere/x.csv: its folder does not exist",
+        ),
         (["cluster", "{encoder}", "{file}", "--clusters", "0"], "must be a whole number from 1 on, got '0'"),
         (["duplicates", "nowhere", "{file}", "--text_column", "body"], "sarcse duplicates: error: nowhere"),
         (["duplicates", "{encoder}", "{one}", "--text_column", "body"], "needs at least two texts"),

@@ -4,7 +4,7 @@ that are paired by seed.
 """
 
 import json
-import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,8 @@ def training_of(record: dict[str, Any]) -> tuple[dict[str, Any], int]:
     seed = values.pop("seed")
     if values.get("data_seed") == seed:  # as by default: each run has its own order of the sentences
         del values["data_seed"]
-    return {
-        **{name: record[name] for name in ("base_model", "architecture", "train_data")},
-        "hyperparameters": values,
-    }, seed
+    others = {name: record[name] for name in ("base_model", "architecture", "train_data")}
+    return {**others, "hyperparameters": values}, seed
 
 
 def groups_of(rows: list[str]) -> dict[str, dict[int, str]]:
@@ -42,12 +40,17 @@ def groups_of(rows: list[str]) -> dict[str, dict[int, str]]:
         of_training[seed] = row
     if len(trainings) == len(rows):
         return {}
-    return {name_of(list(found.values())): found for _, found in trainings}
+    groups: dict[str, dict[int, str]] = {}
+    for _, found in trainings:
+        name = name_of(list(found.values()))
+        groups[name if name not in groups else ", ".join(found.values())] = found
+    return groups
 
 
 def name_of(rows: list[str]) -> str:
-    """What the names of folders have in common: `out/a-1` and `out/a-2` are `out/a`."""
-    return rows[0] if len(rows) == 1 else os.path.commonprefix(rows).rstrip("-_./ ") or ", ".join(rows)
+    """What the names of folders are without their numbers: `out/a-1` and `out/a-2` are `out/a`."""
+    names = {re.sub(r"[-_/]*\d+$", "", row.rstrip("/")) for row in rows}
+    return rows[0] if len(rows) == 1 else names.pop() if len(names) == 1 else ", ".join(rows)
 
 
 def pairs_of(found: dict[int, np.ndarray], baseline: dict[int, np.ndarray]) -> list[np.ndarray]:

@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: if the file or the model cannot be read, or the file has too few texts.
     """
+    if args.output is not None and not Path(args.output).resolve().parent.is_dir():
+        raise ValueError(f"--output {args.output}: its folder does not exist.")
     rows, texts = read_texts(args.file, args.text_column)
     query = [args.query] if args.command == "search" else []
     embeddings = embed_texts(args, [*texts, *query])  # (N, d), or (N + 1, d) with a query
@@ -84,7 +86,10 @@ def embed_texts(args: argparse.Namespace, texts: list[str]) -> torch.Tensor:
     kept = torch.from_numpy(saved["embeddings"]) if str(saved["key"]) == key else torch.empty(0)
     if kept.shape[1:] != first.shape[1:] or not torch.allclose(kept[:1], first, atol=1e-4):
         kept = embed(texts[:own])
-        np.savez(file, key=key, embeddings=kept.numpy())
+        try:
+            np.savez(file, key=key, embeddings=kept.numpy())
+        except OSError as error:
+            raise ValueError(f"--cache: {file} cannot be written ({error.strerror}).") from error
     new = embed(texts[own:]) if own < len(texts) else kept[:0]
     return F.normalize(torch.cat([kept, new]), dim=1)
 
