@@ -123,7 +123,7 @@ def test_the_cache_is_for_the_same_texts_and_the_same_model(tmp_path, ticket_fil
         (["cluster", "{encoder}", "{file}", "-o", "x.xls"], "the name must end in .csv, .tsv, .jsonl, .parquet"),
         (
             ["cluster", "{encoder}", "{file}", "-o", "nowhere/x.csv"],
-            "--output nowhere/x.csv: its folder does not exist",
+            "nowhere/x.csv: its folder does not exist",
         ),
         (["cluster", "{encoder}", "{file}", "--clusters", "0"], "must be a whole number from 1 on, got '0'"),
         (["duplicates", "nowhere", "{file}", "--text_column", "body"], "sarcse duplicates: error: nowhere"),
