@@ -6,6 +6,7 @@ Build, verify and push a release, and its Space.
 """
 
 import argparse
+import shlex
 import sys
 from dataclasses import fields
 
@@ -93,7 +94,10 @@ def run(arguments: list[str] | None = None) -> None:
         raise ValueError(f"--{min(needing)} needs --space DIR, the folder that the Space is written to.")
     space = SpaceOptions(**of_space) if of_space["space"] is not None else None
     if space is None and given["release_dir"] is None:
-        raise ValueError("give --release_dir OUT to build a release, --space DIR to write a Space, or both.")
+        release_dir = shlex.quote(f"{given['model_dir'].rstrip('/')}/release")
+        raise ValueError(
+            f"give --release_dir {release_dir} to build a release, --space DIR to write a Space, or both."
+        )
     of_release = [name for name in changed if name not in (*OF_SPACE, *of_space)]
     if given["release_dir"] is None and of_release:
         raise ValueError(f"--{of_release[0]} applies to a new release: add --release_dir OUT, or leave it out.")

@@ -159,6 +159,8 @@ def load_config_and_tokenizer(
     except Exception as error:
         if fields.get("model_type") == SarcseConfig.model_type:  # a field has an impossible value
             raise ValueError(f"{name_or_path}: {error}") from error
+        if name_or_path.count("/") != 1 or name_or_path.startswith((".", "~", "/")):  # what the Hub says does not help
+            raise ValueError(f"{name_or_path}: neither a model folder nor a model on a reachable Hub.") from error
         raise ValueError(f"{name_or_path}: neither a model folder nor a model on a reachable Hub.\n{error}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)

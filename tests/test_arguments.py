@@ -281,12 +281,16 @@ def test_the_metric_that_auto_stands_for_is_in_the_settings_of_the_run(tmp_path)
     assert (neither.args.eval_strategy, neither.settings()["metric_for_best_model"]) == ("no", None)
 
 
-def test_help_lists_every_field_and_unknown_flags_exit_with_2(tmp_path):
-    listed = run_python(PROJECT / "train.py", "--help", cwd=tmp_path)
-    assert "Refused: InfoNCE has no labels." in listed.stdout  # instead of transformers' own help
-    assert listed.returncode == 0
-    for field in ("kernel_sizes", "train_file", "contrastive_temperature", "frequency_weighting", "learning_rate"):
-        assert f"--{field}" in listed.stdout
+def test_help_lists_our_fields_help_all_every_field_and_unknown_flags_exit_with_2(tmp_path):
+    listed = {option: run_command(PROJECT / "train.py", option, cwd=tmp_path) for option in ("--help", "--help_all")}
+    assert all(process.returncode == 0 for process in listed.values())
+    assert "Refused: InfoNCE has no labels." in listed["--help_all"].stdout  # instead of transformers' own help
+    for field in ("kernel_sizes", "train_file", "contrastive_temperature", "learning_rate", "output_dir", "max_steps"):
+        for process in listed.values():
+            assert f"--{field} " in process.stdout and f"--{field.replace('_', '-')}," not in process.stdout
+    assert "--adam_beta1 " in listed["--help_all"].stdout and "--adam_beta1" not in listed["--help"].stdout
+    dashes = run_command(PROJECT / "train.py", "--train-file", "none.txt", "--output-dir", "x", cwd=tmp_path)
+    assert dashes.stderr.splitlines()[-1] == "train.py: error: none.txt: no such file."
     wrong = run_command(PROJECT / "train.py", "--sts_dri", "x", cwd=tmp_path)
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines()[-1] == "train.py: error: unknown field --sts_dri. Did you mean --sts_dir?"

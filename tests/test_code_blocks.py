@@ -197,7 +197,7 @@ def check_flags(arguments: list[str], folder: Path) -> None:
     """Whether `--help` of a module, or of the training that it measures, knows what it is called with."""
     module, *rest = arguments
     helped = run_command("-m", module, "--help", cwd=folder).stdout
-    known = helped + (run_command("train.py", "--help", cwd=folder).stdout if "train.py's" in helped else "")
+    known = helped + (run_command("train.py", "--help_all", cwd=folder).stdout if "train.py's" in helped else "")
     for argument in rest:
         if argument.startswith("--"):
             assert re.search(rf"{argument}\b", known), (module, argument)

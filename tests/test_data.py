@@ -56,7 +56,7 @@ def test_every_kind_of_file_gives_the_same_sentences(tmp_path, kind, caplog):
     sentences = load_sentences(DataArguments(train_file=str(path)))
     assert sentences.column_names == ["text"]
     assert sentences["text"][:] == EXPECTED
-    assert f"{path}: 2 of 5 lines are blank, and are skipped." in caplog.text
+    assert f"{path}: 2 of 5 texts are blank, and are skipped." in caplog.text
 
 
 def test_a_changed_file_is_read_anew(tmp_path):

@@ -122,7 +122,7 @@ def test_a_space_is_written_over_an_earlier_one_and_leaves_what_else_is_there(sp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{release}"], "give --release_dir OUT to build a release, --space DIR to write a Space, or both"),
+        (["{release}"], "/release to build a release, --space DIR to write a Space, or both"),
         (["{model}", "--space", "{tmp}/out"], "{model}: not a release. Add --release_dir OUT"),
         (["{tmp}/none", "--space", "{tmp}/out"], "{tmp}/none: no such folder, and not the name of a model on the Hub"),
         (["no/where", "--space", "{tmp}/out"], "no/where: no such folder, and HF_HUB_OFFLINE is set"),

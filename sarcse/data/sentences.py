@@ -77,7 +77,7 @@ def without_blank(
     (column,) = sentences.column_names
     kept = sentences.filter(Cached(_not_blank), input_columns=column, desc="Dropping blank lines")
     if len(kept) < len(sentences):
-        logger.warning(f"{name}: {len(sentences) - len(kept)} of {len(sentences)} lines are blank, and are skipped.")
+        logger.warning(f"{name}: {len(sentences) - len(kept)} of {len(sentences)} texts are blank, and are skipped.")
     if len(kept) == 0:
         raise ValueError(f"{name}: no sentence in it.")
     return kept

@@ -69,9 +69,9 @@ def _load_from_hub(task: StsTask, split: str) -> datasets.Dataset:
     try:
         return load_or_explain(task.hub_id, task.hub_id, split="validation" if split == "dev" else split)
     except ValueError as error:
-        raise ValueError(
-            f"{error} Set --sts_dir to a folder in SentEval's layout, or try again with a connection."
-        ) from error
+        what = str(error).rstrip(".")
+        advice = "Set --sts_dir to a folder in SentEval's layout, or try again with a connection."
+        raise ValueError(f"{what}. {advice}") from error
 
 
 def read_table(path: Path, columns: dict[str, int], has_header: bool) -> datasets.Dataset:

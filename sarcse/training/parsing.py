@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from sarcse.options import DataArguments, in_utf8
 from sarcse.training.arguments import WITHOUT_EFFECT, ModelArguments, SarcseTrainingArguments
@@ -58,12 +58,14 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     parser = ArgumentParser(
         groups,
         description="Train a SARCSE model. The fields of RECIPE.yaml are these flags without the dashes. "
-        "Flags of transformers that would have no effect here are refused, with the reason. --seeds N trains N times, "
+        "--seeds N trains N times, "
         "into OUTPUT_DIR-1 to OUTPUT_DIR-N, and compares.",
         usage="train.py [RECIPE.yaml] [--field value ...]",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--help_all", action="help", help="Show transformers' options, too, and those refused.")
+    show_own_options(parser, "--help_all" in arguments)
     known = [f.name for group in groups for f in fields(group) if f.init]
     recipe = []
     if arguments and not arguments[0].startswith("-"):
@@ -73,6 +75,25 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     if unknown:
         raise ValueError(unknown_field(unknown[0], known))
     return tuple(parsed)
+
+
+# Of transformers' own options those that many trainings need.
+OFTEN_NEEDED = (
+    *("output_dir", "resume_from_checkpoint", "max_steps", "seed", "bf16", "gradient_checkpointing", "warmup_steps"),
+    *("gradient_accumulation_steps", "report_to", "push_to_hub", "hub_model_id", "hub_private_repo"),
+)
+
+
+def show_own_options(parser: argparse.ArgumentParser, all_options: bool) -> None:
+    """
+    Let the help list each option once, as `--max_steps` and not as `--max-steps`, too, and without `all_options` only
+    those that this project has defined, and those `OFTEN_NEEDED`.
+    """
+    theirs = {f.name for f in fields(TrainingArguments)} - {*SarcseTrainingArguments.__annotations__, *OFTEN_NEEDED}
+    for action in parser._actions:
+        action.option_strings = [option for option in action.option_strings if "-" not in option.lstrip("-")]
+        if not all_options and action.dest.removeprefix("no_") in theirs:
+            action.help = argparse.SUPPRESS
 
 
 def read_recipe(path: Path, known: list[str]) -> list[str]:
@@ -119,6 +140,9 @@ OTHER_NAMES = {
     "pooler_type": "pooler",
     "mlp_only_train": "pooler cls, whose extra layer is for training only",
     # sentence-transformers and common sense
+    "model": "model_name_or_path",
+    "train_data": "train_file",
+    "output": "output_dir",
     "temperature": "contrastive_temperature",
     "max_length": "max_seq_length",
     "batch_size": "per_device_train_batch_size",

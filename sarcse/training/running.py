@@ -1,5 +1,6 @@
 """What `train.py` does with its options: train, write the output folder, and push."""
 
+import shlex
 import signal
 import sys
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from transformers import ProgressCallback
 from sarcse.data.files import UnreadableDataError
 from sarcse.evaluation.comparison import ModelScores, Results
 from sarcse.evaluation.report import report
-from sarcse.options import DataArguments, one_line_errors
+from sarcse.options import RELEASE_COMMAND, DataArguments, one_line_errors
 from sarcse.output import RECORD_NAME, RESULTS_NAME, read_json
 from sarcse.training.arguments import ModelArguments, SarcseTrainingArguments
 from sarcse.training.build import build_trainer
@@ -64,7 +65,7 @@ def train(model: ModelArguments, data: DataArguments, training: SarcseTrainingAr
 
 def run_and_push(trainer: SarcseTrainer) -> None:
     """Run, and push a release if requested. What ends the run ends the process with one line."""
-    training = trainer.args
+    training, trainer.pushed_later = trainer.args, True
     try:
         run(trainer)
     except KeyboardInterrupt as interrupt:
@@ -104,17 +105,26 @@ def run(trainer: SarcseTrainer) -> None:
     trainer.save_metrics("train", metrics, combined=False)
     if results is not None:
         print(f"\n{report(results)}")
-    print(how_to_load(trainer.args.output_dir))
+    print(what_next(trainer.args.output_dir))
 
 
-def how_to_load(output_dir: str) -> str:
+def what_next(output_dir: str) -> str:
+    folder, release = shlex.quote(output_dir), " ".join(RELEASE_COMMAND)
     return f"""
-The model is in {output_dir}. Load it with
+The model is in {output_dir}. With sentence-transformers, or with transformers alone:
+
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer("{output_dir}", trust_remote_code=True)
 
 from transformers import AutoModel, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{output_dir}", trust_remote_code=True)
 model = AutoModel.from_pretrained("{output_dir}", trust_remote_code=True)
 embeddings = model(**tokenizer(["A sentence.", "Another."], padding=True, return_tensors="pt")).pooler_output
+
+To search in a file of texts, and to release the model for the Hub:
+
+python -m sarcse search {folder} FILE "a question"
+{release} {folder} --release_dir {folder}/release
 """
 
 

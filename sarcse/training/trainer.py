@@ -215,7 +215,7 @@ class SarcseTrainer(ReleasingTrainer):
         self.sentence_encoder = self.kept_of_sentence_encoder(name, revision)
         self.args.resolve_learning_rate()
         self.commit = self.seconds = None
-        self.rehearsed = False
+        self.rehearsed = self.pushed_later = False
         self.given_weights = token_weights
         self.corpus, self.health = None, None
         if train_dataset is not None:
@@ -439,6 +439,8 @@ class SarcseTrainer(ReleasingTrainer):
                     self.results = compare(self.measurements, self.tasks)
             if trial is None and self.is_world_process_zero():
                 logger.warning(verdict(self))
+                if self.args.push_to_hub and not self.pushed_later:
+                    logger.warning("push_to_hub is set: `trainer.push_to_hub()` makes the release and pushes it.")
             return output
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
