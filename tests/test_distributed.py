@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, XLNetConfig, XLNetModel
 
-from .conftest import ENCODER, PROJECT, flags, start_command, start_python, whole_model
+from .conftest import DEMO, ENCODER, PROJECT, flags, start_command, start_python, whole_model
 
 
 BATCH = 16
@@ -200,3 +200,16 @@ def test_a_run_goes_on_with_the_same_sentences_on_other_processes_and_workers(ru
         for n, ranks in ((1, [0]), (2, [0, 1]))
     )
     assert one == several and len(one) == BATCH
+
+
+def test_labelled_texts_have_the_same_scores_on_several_processes(tmp_path):
+    """Each process embeds a share of the texts."""
+    texts = (DEMO / "sentences.txt").read_text().splitlines()[:61]
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text, "label": len(text) % 3}) + "\n" for text in texts))
+    scores = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        start_side_by_side(processes, "sarcse", "eval", ENCODER, "--labelled", file, "--output_dir", out)
+        scores.append(json.loads((out / "results.json").read_text())["models"])
+    assert scores[0] == scores[1]
