@@ -178,9 +178,9 @@ def final_choices(encoder: str) -> dict[str, list[dict[str, Any]]]:
 CHOSEN: dict[str, dict[str, dict[str, float]]] = {
     ENCODER: {
         "SimCSE": {"contrastive_temperature": 0.002, "learning_rate": 3e-5},
-        TEXTCNN: {"contrastive_temperature": 0.05, "learning_rate": 3e-4},
-        TEXTCNN_RECONSTRUCTED: {"contrastive_temperature": 0.05, "learning_rate": 3e-4},
-        PAPER: {"contrastive_temperature": 0.05, "learning_rate": 3e-4},
+        TEXTCNN: {"contrastive_temperature": 0.05, "learning_rate": 1e-4},
+        TEXTCNN_RECONSTRUCTED: {"contrastive_temperature": 0.05, "learning_rate": 1e-4},
+        PAPER: {"contrastive_temperature": 0.05, "learning_rate": 1e-4},
         "mean pooling": {"contrastive_temperature": 0.1, "learning_rate": 1e-4},
         MEAN_RECONSTRUCTED: {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-5},
         ADDED: {"contrastive_temperature": 0.05, "frequency_smoothing": 1e-4},

@@ -370,7 +370,6 @@ FORMS = {
     "equal_weights": "mean of words added, no TextCNN",
     "one_weight": "TextCNN weighs words, one weight per word",
     "words": "SARCSE: TextCNN weighs words",
-    "textcnn": "SARCSE as in the paper",
 }
 
 
