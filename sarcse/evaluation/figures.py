@@ -78,7 +78,7 @@ def similarity_densities(
         path (`Path`): Where to write, without ending.
     """
     groups = gold_groups(scores)
-    columns = min(len(similarities), 3)
+    columns = 2 if len(similarities) == 4 else min(len(similarities), 3)
     rows = -(-len(similarities) // columns)
     figure = Figure(figsize=(1.3 + 2.2 * columns, 0.5 + 2.7 * rows))
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
@@ -186,7 +186,7 @@ def text_map(maps: dict[str, np.ndarray], labels: list[str], path: Path) -> None
         labels (`list[str]`): Of the N texts.
         path (`Path`): Where to write, without ending.
     """
-    columns = min(len(maps), 3)
+    columns = 2 if len(maps) == 4 else min(len(maps), 3)
     rows = -(-len(maps) // columns)
     figure = Figure(figsize=(2.6 * columns, 0.5 + 2.6 * rows))
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
