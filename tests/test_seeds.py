@@ -57,7 +57,7 @@ def test_no_group_takes_the_name_of_another(tmp_path):
     """Of six trainings two are with another learning rate, and two have names without a number."""
     for index, name in enumerate(("a-1", "a-2", "a-11", "a-12", "x", "y")):
         values = {"seed": index, "data_seed": index, "learning_rate": index // 2}
-        record = {"base_model": "e", "architecture": {}, "train_data": {}, "hyperparameters": values}
+        record = {"base_model": {}, "architecture": {}, "train_data": {}, "hyperparameters": values}
         (tmp_path / name).mkdir()
         (tmp_path / name / "training_record.json").write_text(json.dumps(record))
     rows = [str(tmp_path / name) for name in ("a-1", "a-2", "a-11", "a-12", "x", "y")]

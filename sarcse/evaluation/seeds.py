@@ -3,7 +3,6 @@ Rows of a comparison that are the same training with other seeds, as one row: me
 that are paired by seed.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,25 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from sarcse.output import RECORD_NAME
+from sarcse.output import RECORD_NAME, read_json
 
 
-def training_of(record: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """What determines a training besides its seed, from its record, and the seed."""
-    values = dict(record["hyperparameters"])
-    seed = values.pop("seed")
-    if values.get("data_seed") == seed:  # as by default: each run has its own order of the sentences
-        del values["data_seed"]
-    others = {name: record[name] for name in ("base_model", "architecture", "train_data")}
-    return {**others, "hyperparameters": values}, seed
+PARTS = ("base_model", "architecture", "train_data", "hyperparameters")  # of a record, which determine a training
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What differs besides the seed between two trainings, by their records."""
+    seeds = [
+        (record["hyperparameters"]["seed"], record["hyperparameters"].get("data_seed")) for record in (one, other)
+    ]
+    # By default each run has its own order of the sentences.
+    ignored = {"seed", "data_seed"} if all(seed == data_seed for seed, data_seed in seeds) else {"seed"}
+    return [
+        f"{part}.{name}"
+        for part in PARTS
+        for name in {**one[part], **other[part]}
+        if name not in ignored and one[part].get(name) != other[part].get(name)
+    ]
 
 
 def groups_of(rows: list[str]) -> dict[str, dict[int, str]]:
@@ -29,22 +36,30 @@ def groups_of(rows: list[str]) -> dict[str, dict[int, str]]:
     The rows whose folders have records that differ in the seed alone, by the name of the group and the seed; a row
     without others is a group of its own. Empty if no row has another seed.
     """
-    trainings: list[tuple[Any, dict[int, str]]] = []
-    for number, row in enumerate(rows):
-        file = Path(row, RECORD_NAME)
-        training, seed = (row, number) if not file.is_file() else training_of(json.loads(file.read_text("utf-8")))
-        of_training = next((found for other, found in trainings if other == training and seed not in found), None)
-        if of_training is None:
-            of_training = {}
-            trainings.append((training, of_training))
-        of_training[seed] = row
-    if len(trainings) == len(rows):
+    groups: list[dict[int, str]] = []
+    records: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if Path(row, RECORD_NAME).is_file():
+            records[row] = read_json(Path(row, RECORD_NAME))
+            seed = records[row]["hyperparameters"]["seed"]
+            same = [g for g in groups if seed not in g and all(is_same(records, row, other) for other in g.values())]
+            if same:
+                same[0][seed] = row
+                continue
+            groups.append({seed: row})
+        else:
+            groups.append({0: row})
+    if len(groups) == len(rows):
         return {}
-    groups: dict[str, dict[int, str]] = {}
-    for _, found in trainings:
-        name = name_of(list(found.values()))
-        groups[name if name not in groups else ", ".join(found.values())] = found
-    return groups
+    named: dict[str, dict[int, str]] = {}
+    for group in groups:
+        name = name_of(list(group.values()))
+        named[name if name not in named else ", ".join(group.values())] = group
+    return named
+
+
+def is_same(records: dict[str, dict[str, Any]], row: str, other: str) -> bool:
+    return row in records and other in records and not differing(records[row], records[other])
 
 
 def name_of(rows: list[str]) -> str:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_sarcse import SarcseModel
 from sarcse.evaluation.comparison import PRECISION, ModelScores
 from sarcse.evaluation.figures import FIGURES
-from sarcse.evaluation.seeds import training_of
+from sarcse.evaluation.seeds import differing
 from sarcse.output import RECORD_NAME, RESULTS_NAME, read_json
 
 
@@ -163,20 +163,16 @@ def read_seeds(model_dir: Path, seed_dirs: list[str] | tuple[str, ...]) -> dict[
     if not seed_dirs:
         return {}
     seeds: dict[int, ModelScores] = {}
-    common = None
     folders = [model_dir, *map(Path, seed_dirs)]
     records = [read_json(folder / RECORD_NAME) for folder in folders]
     for folder, record in zip(folders, records):
-        trained, seed = training_of(record)
-        if common is not None and trained != common:
-            pairs = [(part, name) for part in trained for name in {**trained[part], **common[part]}]
-            differing = [f"{part}.{name}" for part, name in pairs if trained[part].get(name) != common[part].get(name)]
+        seed = record["hyperparameters"]["seed"]
+        if different := differing(record, records[0]):
             raise ValueError(
-                f"--seeds {folder}: differs from {model_dir} in more than the seed: {', '.join(differing)}."
+                f"--seeds {folder}: differs from {model_dir} in more than the seed: {', '.join(different)}."
             )
         if seed in seeds:
             raise ValueError(f"--seeds {folder}: seed {seed} was given already.")
-        common = trained
         models, row, precision = read_scores(folder / RESULTS_NAME, folder)
         if precision != PRECISION:
             raise ValueError(f"--seeds {folder}: scored in {precision}, not in {PRECISION}.")
