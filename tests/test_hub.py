@@ -25,8 +25,8 @@ from huggingface_hub.errors import HTTPError
 from sarcse import SarcseTrainer, SarcseTrainingArguments
 from sarcse.loading import load_model
 from sarcse.options import ReleaseOptions
+from sarcse.release import build as release_module
 from sarcse.release import hub as hub_module
-from sarcse.release.build import build as release_module
 from sarcse.release.hub import files_of
 from sarcse.training.parsing import parse_arguments
 
@@ -401,7 +401,7 @@ def test_files_of_the_hub_are_found_by_name_and_by_pattern(tmp_path):
 
 def test_the_lines_of_the_readme_train_a_model_and_push_a_release(tmp_path):
     """As written, except for the encoder's name and the batch size. The card says what was done."""
-    section = (PROJECT / "README.md").read_text().split("## Train\n")[1]
+    section = (PROJECT / "README.md").read_text().split("## Your own text\n")[1]
     (code,) = re.findall(r"^```python\n(.*?)^```", section.split("\n## ")[0], re.DOTALL | re.MULTILINE)
     sentences = (DEMO / "sentences.txt").read_text().splitlines()[:32]
     (tmp_path / "sentences.txt").write_text("\n".join([*sentences, "", " "]) + "\n")

@@ -281,7 +281,7 @@ def test_a_missing_file_of_a_collection_is_named(tmp_path, name, message):
 
 def test_the_command_compares_models_on_labelled_texts(tmp_path, ticket_file):
     """Without STS data; the results are a table, a file, bars and a map."""
-    command = [eval_sts.__file__, ENCODER, "--pooler", "mean", "cls", "--labelled", ticket_file]
+    command = [PROJECT / "eval_sts.py", ENCODER, "--pooler", "mean", "cls", "--labelled", ticket_file]
     command += ["--text_column", "body", "--label_column", "queue", "--output_dir", tmp_path / "out"]
     process = run_command(*command, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
@@ -302,7 +302,7 @@ def test_the_command_takes_pairs_and_a_collection_too(tmp_path, ticket_file):
     beir(tmp_path / "search")
     pairs = [["sentence1", "sentence2", "score"], ["A dog.", "A dog runs.", "1"], ["A dog.", "Tax law.", "0"]]
     (tmp_path / "dup.tsv").write_text("".join("\t".join(row) + "\n" for row in [*pairs, ["Hi.", "Hello.", "1"]]))
-    command = [eval_sts.__file__, ENCODER, "--labelled", ticket_file, "--text_column", "body"]
+    command = [PROJECT / "eval_sts.py", ENCODER, "--labelled", ticket_file, "--text_column", "body"]
     command += ["--label_column", "queue", "--retrieval", tmp_path / "search", "--pairs", tmp_path / "dup.tsv"]
     process = run_command(*command, cwd=tmp_path)
     assert process.returncode == 0, process.stderr

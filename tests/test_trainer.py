@@ -498,7 +498,9 @@ def test_pairs_that_cannot_be_scored_end_in_a_message(tmp_path, column, values, 
 def test_pairs_without_a_tokenizer_end_in_a_message(tmp_path, pairs):
     model = fresh_model()
     model.config._name_or_path = model.name_or_path = ""
-    with pytest.raises(ValueError, match="The pairs are text: pass the tokenizer as `processing_class`"):
+    with pytest.raises(
+        ValueError, match="Pairs and labelled texts are text: pass the tokenizer as `processing_class`"
+    ):
         SarcseTrainer(model, SarcseTrainingArguments(str(tmp_path), **SMALL), None, None, pairs)
 
 

@@ -83,8 +83,14 @@ def test_output_folder_holds_what_a_user_needs(finished_run):
 
 def test_printed_lines_load_the_model(finished_run, tmp_path):
     folder, process = finished_run
-    lines = process.stdout[process.stdout.index("from transformers import") :].splitlines()
-    assert len([line for line in lines if line]) == 4
+    printed = process.stdout[process.stdout.index("from sentence_transformers") :]
+    code, _, commands = printed.partition("To search in a file of texts, and to release the model for the Hub:\n")
+    lines = code.splitlines()
+    assert len([line for line in lines if line]) == 6
+    assert commands.split("\n")[1:3] == [
+        f'python -m sarcse search {folder} FILE "a question"',
+        f"python -m model_card {folder} --release_dir {folder}/release",
+    ]
     check = "assert embeddings.shape == (2, 128) and embeddings.isfinite().all()"
     loaded = run_python("-c", "\n".join([*lines, check]), cwd=tmp_path, HF_HOME=str(tmp_path / "hf_home"))
     assert loaded.returncode == 0, loaded.stderr

@@ -632,11 +632,12 @@ class SarcseTrainer(ReleasingTrainer):
         Raises:
             ValueError: if `test_dataset` has neither the columns of graded pairs nor those of labelled texts.
         """
-        test_dataset = check_evaluation("eval_dataset", test_dataset)
         if is_labelled(test_dataset):
+            test_dataset = check_labelled("eval_dataset", test_dataset)
             embed = partial(embed_together, partial(encode, self.unwrapped, self.processing_class))
             same = same_labels(embed, test_dataset).mean(axis=1)  # (N, NEIGHBOURS) -> (N,)
             return PredictionOutput(same, None, {f"{metric_key_prefix}_{LABELLED}": 100 * float(same.mean())})
+        check_pairs("eval_dataset", test_dataset)
         embedded = embed_pairs(partial(encode, self.unwrapped, self.processing_class), test_dataset)
         measured = pair_metrics(embedded, self.eval_name)
         metrics = {f"{metric_key_prefix}_{name}": math.nan if v is None else v for name, v in measured.items()}
