@@ -244,5 +244,6 @@ def test_shell_blocks_on_real_data_run(page, folder, hub, made, real_data, tmp_p
     with lzma.open(tmp_path / "data" / "wiki500k.txt.xz", "wt") as file:
         file.write((folder / "sentences.txt").read_text())
     (tmp_path / "encoders").mkdir()
-    (tmp_path / "encoders" / "roberta-mini-wiki").symlink_to(ENCODER)
+    for name in ("roberta-mini-wiki", "roberta-tiny-wiki"):
+        (tmp_path / "encoders" / name).symlink_to(ENCODER)
     check_page(page, folder, hub, made, tmp_path)
