@@ -31,10 +31,8 @@ def load_labelled(path: str, text_column: str = "text", label_column: str = "lab
     rows, number = [], 0
     for place, cells in read_rows(matching_files(path), (text_column, label_column)):
         number += 1
-        text, label = (
-            text_of(place, text_column, cells[text_column]),
-            label_of(place, label_column, cells[label_column]),
-        )
+        text = text_of(place, text_column, cells[text_column])
+        label = label_of(place, label_column, cells[label_column])
         if text and text.strip() and label:
             rows.append({"text": text, "label": label})
     if number > len(rows):

@@ -39,10 +39,15 @@ def check_length(tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> Non
 MEASURED_TEXTS, LONGEST = 10_000, 512
 
 
+def evenly_spaced(number: int, at_most: int) -> np.ndarray:
+    """Up to `at_most` of the rows, evenly spaced because they may be sorted."""
+    chosen = min(number, at_most)
+    return np.arange(chosen) * number // max(chosen, 1)
+
+
 def text_lengths(texts: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """The numbers of tokens of up to 10,000 evenly spaced texts, special tokens included; 512 for longer texts."""
-    number = min(len(texts), MEASURED_TEXTS)
-    some = texts.select(np.arange(number) * len(texts) // number)
+    some = texts.select(evenly_spaced(len(texts), MEASURED_TEXTS))
     return token_lengths(tokenize(some, tokenizer, LONGEST)).numpy()
 
 

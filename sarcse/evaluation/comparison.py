@@ -281,19 +281,23 @@ def compare_jobs(
     jobs: dict[str, dict[str, Job]], models: dict[str, ModelScores], differences: dict[str, Difference]
 ) -> None:
     """Add the scores of other jobs than graded pairs, by model and job, to what is known of models and differences."""
-    first = next(iter(jobs))
+    first, *others = jobs
     for job, baseline in jobs[first].items():
-        resampled = {name: score.resampled(BOOTSTRAP_RESAMPLES) for name, score in baseline.scores.items()}
+        resampled = {}  # by model and score, (R,)
         for model in tqdm(jobs, desc=f"Bootstrap, {job}", leave=False, disable=None):
-            own, less = JobScores(baseline.sizes, {}), JobScores(baseline.sizes, {})
-            for name, score in jobs[model][job].scores.items():
-                value, values = score.value(), score.resampled(BOOTSTRAP_RESAMPLES)  # (R,)
-                own.scores[name] = Score(value, percentiles(values))
-                minus = baseline.scores[name].value()
-                less.scores[name] = Score(value - minus, percentiles(values - resampled[name]))
-            models[model].jobs[job] = own
-            if model != first:
-                differences[model].jobs[job] = less
+            scores = jobs[model][job].scores
+            resampled[model] = {name: score.resampled(BOOTSTRAP_RESAMPLES) for name, score in scores.items()}
+            found = {name: Score(score.value(), percentiles(resampled[model][name])) for name, score in scores.items()}
+            models[model].jobs[job] = JobScores(baseline.sizes, found)
+        for model in others:
+            found = {
+                name: Score(
+                    score.value - models[first].jobs[job].scores[name].value,
+                    percentiles(resampled[model][name] - resampled[first][name]),
+                )
+                for name, score in models[model].jobs[job].scores.items()
+            }
+            differences[model].jobs[job] = JobScores(baseline.sizes, found)
 
 
 def model_scores(measurement: Measurement, tasks: dict[str, datasets.Dataset], resampled: np.ndarray) -> ModelScores:

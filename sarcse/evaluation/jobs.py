@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from sarcse.data.labelled import Retrieval
+from sarcse.data.tokens import evenly_spaced
 
 
 # Turns n sentences into embeddings (n, d), float32 on the CPU: the common interface of all kinds of models.
@@ -134,12 +135,6 @@ def nearest(queries: torch.Tensor, documents: torch.Tensor, number: int, leave_o
             similarities[rows, start + rows] = -torch.inf
         found.append(similarities.topk(number).indices)
     return torch.cat(found).numpy()
-
-
-def evenly_spaced(number: int, at_most: int) -> np.ndarray:
-    """Up to `at_most` of the rows, evenly spaced because they may be sorted."""
-    chosen = min(number, at_most)
-    return np.arange(chosen) * number // chosen
 
 
 def k_means(embeddings: np.ndarray, number: int) -> np.ndarray:

@@ -19,8 +19,9 @@ import torch
 from torch.nn import functional as F
 
 from sarcse.data.files import matching_files, read_rows, text_of
+from sarcse.data.tokens import evenly_spaced
 from sarcse.evaluation.embedding import load_embedders
-from sarcse.evaluation.jobs import evenly_spaced, k_means, nearest
+from sarcse.evaluation.jobs import k_means, nearest
 from sarcse.evaluation.scoring import choose_device
 
 

@@ -22,6 +22,7 @@ from sarcse.data.tokens import (
     check_ids,
     check_length,
     check_readable,
+    evenly_spaced,
     text_lengths,
     token_counts,
     token_lengths,
@@ -158,8 +159,8 @@ def keep_aside(tokens: datasets.Dataset, number: int, batch_size: int) -> tuple[
     remaining rows. If there are too few rows, or the rest does not fill a batch, all remain. So do those of a stream,
     where `tokens` are only its first sentences.
     """
-    number = min(number, len(tokens))
-    places = np.arange(number) * len(tokens) // max(number, 1)
+    places = evenly_spaced(len(tokens), number)
+    number = len(places)
     chosen = tokens.select(places).with_format(None)  # lists, whatever format the caller's data set has
     aside = chosen["input_ids"][:]
     if "attention_mask" in chosen.column_names:
