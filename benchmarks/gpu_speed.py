@@ -128,7 +128,7 @@ def sentence_transformers_step(shape: str) -> tuple[torch.nn.Module, Step]:
 
     with tempfile.TemporaryDirectory() as folder:
         encoder = Transformer(random_encoder(shape, str(PROJECT / "demo" / "encoder"), folder))
-    pooling = Pooling(encoder.get_word_embedding_dimension(), "cls")
+    pooling = Pooling(encoder.get_embedding_dimension(), "cls")
     model = SentenceTransformer(modules=[encoder, pooling], device=DEVICE).train()
     loss = MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE)
 

@@ -118,7 +118,7 @@ def sentence_transformers(settings: argparse.Namespace, turns: Turns) -> None:
 
     encoder = Transformer(settings.model, max_seq_length=MAX_SEQ_LENGTH)
     model = SentenceTransformer(
-        modules=[encoder, Pooling(encoder.get_word_embedding_dimension(), "cls")], device="cpu"
+        modules=[encoder, Pooling(encoder.get_embedding_dimension(), "cls")], device="cpu"
     )
     sentences = read_sentences(settings)
     with tempfile.TemporaryDirectory() as folder:

@@ -16,13 +16,9 @@ Shapes: N texts, d dimensions.
 import argparse
 import json
 import lzma
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +33,6 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import v_measure_score
 from sklearn.preprocessing import normalize
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, QUIET, SHARED
@@ -53,10 +48,11 @@ from sarcse.loading import load_model
 from sarcse.options import ENGLISH
 from sarcse.training.arguments import SENTENCE_ENCODER_BUDGET, SarcseTrainingArguments
 from sarcse.training.health import HealthCheck
-from sarcse.training.record import code_commit, versions
+from sarcse.training.record import versions
 from sarcse.training.trainer import SarcseTrainer
 from study import tried  # noqa: F401  # adds the poolers that were tried
 from study.candidates import Halves
+from study.lines import make_missing, read_lines
 from study.run import encoder_folder, mean_pooled, sick_pairs
 
 
@@ -313,22 +309,6 @@ def key_of(run: dict[str, Any]) -> str:
     return json.dumps([run.get(name) for name in names])
 
 
-def read_lines() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()] if LINES.is_file() else []
-
-
-def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """`one_run` in a separate process."""
-    command = [sys.executable, "-m", "study.own_text", "--run", json.dumps(run), "--data", arguments.data]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TOKENIZERS_PARALLELISM": "false"}
-    process = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
-    if process.returncode != 0:
-        raise RuntimeError(f"{key_of(run)} failed:\n{process.stderr[-3000:]}")
-    line = json.dumps({**run, **json.loads(process.stdout.splitlines()[-1]), "commit": arguments.commit})
-    with LINES.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-
-
 def untrained(line: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
     """The line of the same encoder and corpus before training, under mean pooling."""
     same = ("encoder", "corpus")
@@ -456,12 +436,11 @@ def main() -> None:
     parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.table:
-        print(*(made(read_lines()) for made in (table, candidates_table, forms_table)), sep="\n\n")
+        print(*(made(read_lines(LINES)) for made in (table, candidates_table, forms_table)), sep="\n\n")
         return
     if arguments.run:
         print(json.dumps({**one_run(arguments.run, arguments.data), "versions": versions()}))
         return
-    arguments.commit = code_commit()
     given = [name for name in ("pooler", "architecture", "fields") if getattr(arguments, name)]
     runs = [
         {"encoder": encoder, "corpus": corpus, "weighting": weighting, "seed": seed}
@@ -472,15 +451,7 @@ def main() -> None:
         for corpus in arguments.corpora
         if seed == 1 or weighting != "none"
     ]
-    done = {key_of(line) for line in read_lines()}
-    missing = [run for run in runs if key_of(run) not in done]
-    with ThreadPoolExecutor(arguments.processes) as pool:
-        futures = [pool.submit(make_line, run, arguments) for run in missing]
-        try:
-            for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
-                future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    make_missing("study.own_text", LINES, runs, key_of, arguments.data, arguments.threads, arguments.processes)
 
 
 if __name__ == "__main__":

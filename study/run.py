@@ -17,23 +17,18 @@ run continues from its checkpoint.
 import argparse
 import hashlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, SHARED
@@ -50,13 +45,13 @@ from sarcse.training.parsing import parse_arguments
 from sarcse.training.record import code_commit, hardware, versions
 from sarcse.training.trainer import SarcseTrainer
 from sarcse.training.watch import EvaluationAtStart
+from study import lines
 from study.candidates import Candidates, Halves
 from study.configurations import ENCODER, ENCODERS, PARTS, SECOND_ENCODER, START
 
 
 LINES = PROJECT / "study" / "results" / "study.jsonl"
 TASKS = ["STS12", "STS14", "STS15", "STSB"]
-WRITING = Lock()
 MODEL, KEPT = "model", "models"  # folder names: the picked model inside a run's folder; the models that --keep keeps
 EVALUATIONS = 4  # evaluations on STS-B dev per run; the best one picks the checkpoint, as in SimCSE's protocol
 
@@ -96,12 +91,7 @@ def flags_of(run: dict[str, Any], data: str, folder: str, bf16: bool) -> list[st
     Raises:
         ValueError: there is no such encoder.
     """
-    fields = dict(run["configuration"])
-    # None does not mean train.py's defaults, which came out of this study: it means the same learning rate for the new
-    # layers, and two passes.
-    fields["autoencoder_learning_rate"] = fields["autoencoder_learning_rate"] or fields["learning_rate"]
-    fields["view_dropout"] = fields["view_dropout"] or 0.0
-    fields.setdefault("token_frequencies", CORPUS)
+    fields = program_fields(run["configuration"])
     fields["health_sentences"] = 0  # the candidates have their own sentences, so that all are left for training
     fields |= {"model_name_or_path": encoder_folder(run["encoder"], data), "seed": run["seed"], "output_dir": folder}
     fields |= {"train_file": f"{data}/data/wiki500k.txt.xz", "max_seq_length": MAX_SEQ_LENGTH}
@@ -111,6 +101,18 @@ def flags_of(run: dict[str, Any], data: str, folder: str, bf16: bool) -> list[st
         fields["resume_from_checkpoint"] = "last"
     fields = {name: value for name, value in fields.items() if value is not None}
     return [*(f"--{name}={value}" for name, value in fields.items()), "--sts_tasks", *TASKS]
+
+
+def program_fields(configuration: dict[str, Any]) -> dict[str, Any]:
+    """
+    train.py's fields for a configuration. None does not mean train.py's defaults, which came out of this study: it
+    means the same learning rate for the new layers, and two passes.
+    """
+    fields = dict(configuration)
+    fields["autoencoder_learning_rate"] = fields["autoencoder_learning_rate"] or fields["learning_rate"]
+    fields["view_dropout"] = fields["view_dropout"] or 0.0
+    fields.setdefault("token_frequencies", CORPUS)
+    return fields
 
 
 def one_run(run: dict[str, Any], data: str, folder: str, candidates: bool, bf16: bool) -> dict[str, Any]:
@@ -220,7 +222,7 @@ def health_of(model: SarcseModel, tokenizer: PreTrainedTokenizerBase, held_out: 
 
 def read_lines() -> list[dict[str, Any]]:
     """All runs made so far."""
-    return [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()] if LINES.is_file() else []
+    return lines.read_lines(LINES)
 
 
 def key_of(run: dict[str, Any]) -> str:
@@ -249,26 +251,21 @@ def runs_of(part: str, seeds: int) -> list[dict[str, Any]]:
 
 
 def make_line(run: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """`one_run` in a separate process, since the number of threads is set per process."""
+    """`one_run` in a separate process."""
     folder = arguments.output_dir / folder_of(run)
-    command = [sys.executable, "-m", "study.run", "one", "--run", json.dumps(run), "--output_dir", str(folder)]
+    command = ["-m", "study.run", "one", "--run", json.dumps(run), "--output_dir", str(folder)]
     command += ["--data", arguments.data]
     if arguments.part.startswith("health") and run["seed"] == 1:  # one seed is enough: they take a third of the time
         command += ["--candidates"]
     command += ["--float32"] if arguments.float32 else []
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TOKENIZERS_PARALLELISM": "false"}
     started = time.time()
-    process = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
-    if process.returncode != 0:
-        raise RuntimeError(f"{key_of(run)} failed with exit code {process.returncode}:\n{process.stderr[-3000:]}")
+    found = lines.run_in_new_process(command, arguments.threads, key_of(run))
     if run["seed"] <= arguments.keep:
         shutil.copytree(folder / MODEL, kept_folder(run, arguments.output_dir), dirs_exist_ok=True)
     shutil.rmtree(folder)
     whole = {"seconds_with_start": round(time.time() - started, 1), "commit": arguments.commit}
-    line = json.dumps({**run, **json.loads(process.stdout.splitlines()[-1]), **whole})
     if key_of(run) not in arguments.done:  # otherwise only its model was missing
-        with WRITING, LINES.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        lines.add_line(LINES, {**run, **found, **whole})
 
 
 def kept_folder(run: dict[str, Any], output_dir: Path) -> Path:
@@ -289,13 +286,7 @@ def study(arguments: argparse.Namespace) -> None:
         or (run["seed"] <= arguments.keep and not kept_folder(run, arguments.output_dir).is_dir())
     ]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {LINES.name}.")
-    with ThreadPoolExecutor(arguments.processes) as pool:
-        futures = [pool.submit(make_line, run, arguments) for run in missing]
-        try:
-            for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
-                future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # running ones still finish, with a line or a checkpoint
+    lines.in_processes(arguments.processes, partial(make_line, arguments=arguments), missing)
 
 
 def main() -> None:

@@ -1,0 +1,227 @@
+"""
+The study on what people do with embeddings: train on short texts without their labels, and score by the labels.
+
+    python -m study.jobs [--encoders ...] [--corpora ...] [--methods ...] [--seeds 5] [--processes 2]
+    python -m study.jobs --table
+
+The methods are the encoder before training, the ladder of the STS study with the settings that it chose there,
+sentence-transformers' TSDAE and Contrastive Tension, and SARCSE with train.py's defaults. All see each text once. No
+label picks a checkpoint. The scores are those of `eval_sts.py --labelled` on the odd rows, since defaults were chosen
+on the even ones, and the average of the STS tasks. Each run is a line of study/results/jobs.jsonl.
+"""
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.losses import ContrastiveTensionLossInBatchNegatives, DenoisingAutoEncoderLoss
+from sentence_transformers.models import Pooling, Transformer
+from transformers import set_seed
+
+from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, QUIET, SHARED
+from sarcse.data.labelled import load_labelled
+from sarcse.data.sts import load_sts
+from sarcse.evaluation.comparison import correlations
+from sarcse.evaluation.embedding import encode, measure
+from sarcse.evaluation.jobs import Embed, labelled_job
+from sarcse.evaluation.report import markdown_table
+from sarcse.training.build import build_trainer
+from sarcse.training.parsing import parse_arguments
+from sarcse.training.record import versions
+from study.configurations import (
+    ENCODER,
+    FINAL,
+    MEAN_RECONSTRUCTED,
+    PAPER,
+    SECOND_ENCODER,
+    SMALL_ENCODER,
+    START,
+    TEXTCNN,
+    TEXTCNN_RECONSTRUCTED,
+    UNTRAINED_MEAN,
+)
+from study.lines import make_missing, read_lines
+from study.run import TASKS, encoder_folder, program_fields
+
+
+LINES = PROJECT / "study" / "results" / "jobs.jsonl"
+ENCODERS = (ENCODER, SMALL_ENCODER, SECOND_ENCODER)
+CORPORA = {"Stack Overflow": "stackoverflow.tsv.xz", "Banking77": "banking77_train.tsv.xz"}
+TSDAE, TENSION, SARCSE = "TSDAE", "Contrastive Tension", "SARCSE"
+RUNGS = ("SimCSE", TEXTCNN, TEXTCNN_RECONSTRUCTED, PAPER, "mean pooling", MEAN_RECONSTRUCTED)
+METHODS = (UNTRAINED_MEAN, TSDAE, TENSION, *RUNGS, SARCSE)
+
+
+# --- Methods ---------------------------------------------------------------------------------------------------------
+
+
+def trained(run: dict[str, Any], data: str, texts: list[str], folder: str) -> Embed:
+    """The model of a run."""
+    method, encoder = run["method"], str(encoder_folder(run["encoder"], data))
+    set_seed(run["seed"])
+    if method in BASELINES or method == UNTRAINED_MEAN:
+        model = SentenceTransformer(modules=mean_pooled(encoder), device="cpu")
+        if method != UNTRAINED_MEAN:
+            BASELINES[method](model, texts, run["seed"], folder)
+        return partial(embedded, model.eval())
+    fields = {"model_name_or_path": encoder, "output_dir": folder, "seed": run["seed"], "report_to": "none"}
+    fields |= {"train_file": str(Path(data, "data", "jobs", CORPORA[run["corpus"]])), "disable_tqdm": True}
+    if method != SARCSE:
+        ladder = FINAL[ENCODER if run["encoder"] == SECOND_ENCODER else run["encoder"]][method]
+        fields |= {**program_fields({**START, **ladder, "max_train_samples": None}), **QUIET, "health_sentences": 0}
+    flags = [f"--{name}={value}" for name, value in fields.items() if value is not None]
+    trainer = build_trainer(*parse_arguments(flags))
+    trainer.train()
+    return partial(encode, trainer.model.eval(), trainer.processing_class)
+
+
+def mean_pooled(encoder: str) -> list[Any]:
+    transformer = Transformer(encoder, max_seq_length=MAX_SEQ_LENGTH)
+    return [transformer, Pooling(transformer.get_embedding_dimension(), "mean")]
+
+
+def embedded(model: SentenceTransformer, texts: list[str]) -> Any:
+    return model.encode(texts, convert_to_tensor=True, show_progress_bar=False).cpu()
+
+
+def sentence_transformers_training(
+    model: SentenceTransformer, rows: datasets.Dataset, loss: Any, seed: int, folder: str, **fields: Any
+) -> None:
+    arguments = SentenceTransformerTrainingArguments(
+        folder, seed=seed, num_train_epochs=1, use_cpu=True, **fields, **QUIET
+    )
+    SentenceTransformerTrainer(model, arguments, train_dataset=rows, loss=loss).train()
+
+
+def tsdae(model: SentenceTransformer, texts: list[str], seed: int, folder: str) -> None:
+    """
+    TSDAE (arXiv 2104.06979) with its batch size, learning rate and share of deleted words. Mean pooling instead of the
+    first token, which the paper finds no better.
+    """
+
+    def deleted(text: str) -> str:
+        words = text.split()
+        return " ".join(word for word in words if random.random() > 0.6) or random.choice(words)
+
+    rows = datasets.Dataset.from_dict({"text": texts})
+    rows.set_transform(lambda batch: {"noisy": [*map(deleted, batch["text"])], "text": batch["text"]})
+    fields = {"per_device_train_batch_size": 8, "learning_rate": 3e-5, "lr_scheduler_type": "constant"}
+    sentence_transformers_training(model, rows, DenoisingAutoEncoderLoss(model), seed, folder, **fields)
+
+
+def tension(model: SentenceTransformer, texts: list[str], seed: int, folder: str) -> None:
+    """Contrastive Tension with in-batch negatives, and the learning rate of sentence-transformers' example."""
+    rows = datasets.Dataset.from_dict({"text": texts})
+    fields = {"per_device_train_batch_size": 64, "learning_rate": 5e-5}
+    sentence_transformers_training(model, rows, ContrastiveTensionLossInBatchNegatives(model), seed, folder, **fields)
+
+
+BASELINES: dict[str, Callable[[SentenceTransformer, list[str], int, str], None]] = {TSDAE: tsdae, TENSION: tension}
+
+
+# --- Runs ------------------------------------------------------------------------------------------------------------
+
+
+def one_run(run: dict[str, Any], data: str) -> dict[str, Any]:
+    """The content of a line apart from `run` itself."""
+    rows = load_labelled(str(Path(data, "data", "jobs", CORPORA[run["corpus"]])))
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.time()
+        embed = trained(run, data, rows["text"][:], folder)
+        seconds = time.time() - started
+    halves = {"choose": range(0, len(rows), 2), "report": range(1, len(rows), 2)}
+    sts = {task: load_sts(task, f"{data}/data/senteval") for task in TASKS}
+    similarities = measure(embed, sts).similarities
+    return {
+        **{half: scores(embed, rows.select(of)) for half, of in halves.items()},
+        "sts": {task: correlations(similarities[task], np.array(sts[task]["score"][:])).spearman for task in TASKS},
+        "seconds": round(seconds, 1),
+        "versions": versions(),
+    }
+
+
+def scores(embed: Embed, rows: datasets.Dataset) -> dict[str, float]:
+    return {name: score.value() for name, score in labelled_job(embed, rows).scores.items()}
+
+
+def key_of(run: dict[str, Any]) -> str:
+    """Identifies a run."""
+    return json.dumps([run[name] for name in ("encoder", "corpus", "method", "seed")])
+
+
+def runs(encoders: list[str], corpora: list[str], methods: list[str], seeds: int) -> list[dict[str, Any]]:
+    """Ordered by seed, so that stopping early leaves whole tables. The untrained encoder has one seed."""
+    return [
+        {"encoder": encoder, "corpus": corpus, "method": method, "seed": seed}
+        for seed in range(1, seeds + 1)
+        for encoder in encoders
+        for method in methods
+        for corpus in corpora
+        if seed == 1 or method != UNTRAINED_MEAN
+    ]
+
+
+# --- The table -------------------------------------------------------------------------------------------------------
+
+SCORES = {"clusters": "V", "ten neighbours": "P@10"}
+
+
+def jobs_table(lines: list[dict[str, Any]], methods: tuple[str, ...] = METHODS) -> str:
+    """Scores of the odd rows of each corpus, mean and standard deviation over seeds, and STS after each training."""
+    heads = [f"{corpus}, {head}" for corpus in CORPORA for head in (*SCORES.values(), "STS")]
+    rows = [["encoder", "method", "seeds", *heads]]
+    for encoder in ENCODERS:
+        for method in methods:
+            of_method = [line for line in lines if line["encoder"] == encoder and line["method"] == method]
+            cells = []
+            for corpus in CORPORA:
+                of = [line for line in of_method if line["corpus"] == corpus]
+                columns = [[line["report"][name] for line in of] for name in SCORES]
+                columns.append([np.mean([*line["sts"].values()]) for line in of])
+                cells += [mean_and_deviation(values) for values in columns]
+            if of_method:
+                rows.append([encoder, method, str(len({line["seed"] for line in of_method})), *cells])
+    return markdown_table(rows)
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{deviation}" if values else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS))
+    parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--data", default=str(SHARED))
+    parser.add_argument("--table", action="store_true", help="Print the table of all runs, and train nothing.")
+    parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(jobs_table(read_lines(LINES)))
+    elif arguments.run:
+        print(json.dumps(one_run(arguments.run, arguments.data)))
+    else:
+        missing = runs(arguments.encoders, arguments.corpora, arguments.methods, arguments.seeds)
+        make_missing("study.jobs", LINES, missing, key_of, arguments.data, arguments.threads, arguments.processes)
+
+
+if __name__ == "__main__":
+    main()
