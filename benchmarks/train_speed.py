@@ -117,9 +117,7 @@ def sentence_transformers(settings: argparse.Namespace, turns: Turns) -> None:
     from sentence_transformers.models import Pooling, Transformer
 
     encoder = Transformer(settings.model, max_seq_length=MAX_SEQ_LENGTH)
-    model = SentenceTransformer(
-        modules=[encoder, Pooling(encoder.get_embedding_dimension(), "cls")], device="cpu"
-    )
+    model = SentenceTransformer(modules=[encoder, Pooling(encoder.get_embedding_dimension(), "cls")], device="cpu")
     sentences = read_sentences(settings)
     with tempfile.TemporaryDirectory() as folder:
         trainer = SentenceTransformerTrainer(

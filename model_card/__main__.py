@@ -52,6 +52,13 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="Output folders of the same training with other seeds; adds mean and deviation to the card.",
     )
+    parser.add_argument(
+        "--prompt",
+        nargs="+",
+        default=[],
+        metavar="NAME=TEXT",
+        help='What sentence-transformers puts before a text, by name: query="query: ". No training uses it.',
+    )
     for argument in fields(ReleaseArguments):
         parser.add_argument(f"--{argument.name}", action="store_true", help=argument.metadata["help"])
     parser.add_argument("--sts_dir", metavar="DIR", help="For --onnx_int8: where STS-B is, as in eval_sts.py.")

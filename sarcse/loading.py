@@ -77,6 +77,19 @@ POOLING_MODES = {
 }
 
 
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Hide the progress bars that transformers shows for each model it reads or writes, which take a moment."""
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
+@without_progress_bars()
 def load_model(
     name_or_path: str, revision: str = "main", trust_remote_code: bool = False, **options: Any
 ) -> tuple[SarcseModel, PreTrainedTokenizerBase]:

@@ -133,6 +133,22 @@ class DataArguments:
     )
     label_column: str = field(default="label", metadata={"help": "The column of eval_labelled with the labels."})
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: if options are possible one by one, but not together.
+        """
+        for one, other in (("train_file", "dataset_name"), ("eval_pairs", "eval_labelled"), ("eval_pairs", "sts_dir")):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise ValueError(f"give either --{one} or --{other}, not both.")
+        for name, needed in (("dataset_config_name", "dataset_name"), ("label_column", "eval_labelled")):
+            if getattr(self, name) != getattr(type(self), name) and getattr(self, needed) is None:
+                raise ValueError(f"--{name} has no effect without --{needed}.")
+        if self.max_train_samples is not None and self.max_train_samples < 1:
+            raise ValueError(f"--max_train_samples must be at least 1, got {self.max_train_samples}.")
+        if self.streaming and self.max_train_samples is not None:
+            raise ValueError("--max_train_samples is for a corpus in memory; --max_steps limits how much is streamed.")
+
 
 @dataclass(kw_only=True)
 class ReleaseArguments:
@@ -204,6 +220,7 @@ class ReleaseOptions(ReleaseArguments):
         language (`list[str]`): Languages of the training text, for the card.
         results (`str`, *optional*): results.json of eval_sts.py. Default: the scores that train.py wrote.
         seeds (`list[str]`): Folders of the same training with other seeds, for mean and deviation.
+        prompt (`list[str]`): Each `NAME=TEXT`, for sentence-transformers' `encode(..., prompt_name=NAME)`.
         sts_dir (`str`, *optional*), pairs (`str`, *optional*):
             What to score int8 on: STS-B in a folder with SentEval's layout, or a file of graded pairs. Default: STS-B
             from the Hub.
@@ -221,6 +238,7 @@ class ReleaseOptions(ReleaseArguments):
     language: list[str] = field(default_factory=list)
     results: str | None = None
     seeds: list[str] = field(default_factory=list)
+    prompt: list[str] = field(default_factory=list)
     sts_dir: str | None = None
     pairs: str | None = None
     space: SpaceOptions | None = None
@@ -234,7 +252,7 @@ class ReleaseOptions(ReleaseArguments):
         for name in ("private", *(f.name for f in fields(ReleaseArguments))):
             parts += [f"--{name}"] * getattr(self, name)
         parts += ["--revision", self.revision] if self.revision != "main" else []
-        for name in ("language", "seeds"):
+        for name in ("language", "seeds", "prompt"):
             parts += [f"--{name}", *getattr(self, name)] if getattr(self, name) else []
         parts += self.space.flags() if self.space is not None else []
         return shlex.join(parts)

@@ -15,7 +15,7 @@ from sarcse.evaluation import command as eval_sts
 from sarcse.loading import load_model
 from sarcse.output import write_json
 from sarcse.training.arguments import RANGES, WITHOUT_EFFECT, ModelArguments, SarcseTrainingArguments
-from sarcse.training.build import build_model, build_trainer, check_together, needs_pairs
+from sarcse.training.build import build_model, build_trainer, evaluated
 from sarcse.training.parsing import parse_arguments
 from train import DEMO_RECIPE
 
@@ -63,8 +63,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipe_has_the_published_protocol_and_nothing_is_scaled(name, form):
     """Whether in the paper's form or in this project's, whose new layers have a rate of their own."""
-    model, data, training = parse_arguments([str(PROJECT / "recipes" / form / f"{name}.yaml")])
-    check_together(model, data, training)
+    model, _, training = parse_arguments([str(PROJECT / "recipes" / form / f"{name}.yaml")])
     given = (model.model_name_or_path, training.per_device_train_batch_size, training.learning_rate)
     assert given == PUBLISHED[name] and training.rate_budget == 0
     assert training.new_layers_learning_rate == (training.learning_rate if form else 1e-3)
@@ -116,9 +115,12 @@ STREAM = ["--streaming", "true", "--max_steps", "3"]
         (["--max_seq_length", "129"], "--max_seq_length must be between 3 and 128"),
         (["--max_train_samples", "5"], "5 sentences do not fill one batch of 8"),
         ([*STREAM, "--train_file", "{tmp}/short.txt"], "5 sentences do not fill one batch of 8"),
-        ([*STREAM, "--max_steps", "-1"], "--streaming needs --max_steps, because the length"),
+        ([*STREAM, "--max_steps", "-1"], "max_steps has to be specified"),
         ([*STREAM, "--max_train_samples", "3"], "--max_train_samples is for a corpus in memory"),
-        ([*STREAM, "--token_count_samples", "7"], "--token_count_samples must be at least one batch, 8, got 7"),
+        (
+            [*STREAM, "--token_count_samples", "7"],
+            "7 sentences .* batch of 8: .* or raise --token_count_samples",
+        ),
         (
             ["--metric_for_best_model", "health", "--health_sentences", "0"],
             "health needs held-out sentences: raise --health_sentences",
@@ -244,30 +246,25 @@ def test_without_sts_data_the_message_comes_before_any_model(tmp_path):
     assert "no/model" not in process.stderr and "Traceback" not in process.stderr
 
 
-# What is given, and the metric that then picks the checkpoint.
-PICKED_BY = [
+# What is given, and the metric of the evaluations.
+EVALUATED = [
     ({}, "stsb_spearman"),  # SimCSE's sentences, and its protocol
-    ({"train_file": "mine.txt"}, "health"),
-    ({"dataset_name": "me/mine"}, "health"),
+    ({"train_file": "mine.txt"}, None),
+    ({"dataset_name": "me/mine"}, None),
     ({"train_file": "mine.txt", "sts_dir": "senteval"}, "stsb_spearman"),
     ({"train_file": "mine.txt", "eval_pairs": "pairs.tsv"}, "pairs_spearman"),
-    ({"eval_pairs": "pairs.tsv"}, "pairs_spearman"),
-    ({"eval_pairs": "pairs.tsv", "metric_for_best_model": "stsb_spearman"}, "pairs_spearman"),  # a recipe's
+    ({"train_file": "mine.txt", "eval_labelled": "labelled.tsv"}, "labelled_neighbours"),
     ({"train_file": "mine.txt", "metric_for_best_model": "stsb_spearman"}, "stsb_spearman"),
     ({"train_file": "mine.txt", "metric_for_best_model": "eval_stsb_spearman"}, "stsb_spearman"),
-    ({"metric_for_best_model": "health"}, "health"),
+    ({"metric_for_best_model": "health"}, None),
     ({"train_file": "mine.txt", "eval_strategy": "no"}, None),
 ]
 
 
-@pytest.mark.parametrize(("given", "metric"), PICKED_BY)
-def test_graded_pairs_pick_the_checkpoint_where_there_are_some_and_health_elsewhere(tmp_path, given, metric):
-    """Only a metric of pairs has STS data loaded that were not given."""
-    model, data, training = parse_arguments([f"--{k}={v}" for k, v in {"output_dir": tmp_path, **given}.items()])
-    check_together(model, data, training)
-    assert training.metric_for_best_model == metric
-    loaded = metric not in ("health", None) or "sts_dir" in given or "eval_pairs" in given
-    assert needs_pairs(data, training) == loaded
+@pytest.mark.parametrize(("given", "metric"), EVALUATED)
+def test_only_a_metric_of_pairs_has_data_loaded_that_were_not_given(tmp_path, given, metric):
+    _, data, training = parse_arguments([f"--{k}={v}" for k, v in {"output_dir": tmp_path, **given}.items()])
+    assert evaluated(data, training) == metric
 
 
 def test_the_metric_that_auto_stands_for_is_in_the_settings_of_the_run(tmp_path):
@@ -275,8 +272,9 @@ def test_the_metric_that_auto_stands_for_is_in_the_settings_of_the_run(tmp_path)
     own = build_trainer(*parse_arguments(flags(tmp_path / "own", eval_pairs=None)))
     assert own.eval_dataset is None and own.tasks == {} and own.args.greater_is_better
     assert own.settings()["metric_for_best_model"] == "health"
-    graded = build_trainer(*parse_arguments(flags(tmp_path / "graded")))
-    assert graded.settings()["metric_for_best_model"] == "pairs_spearman"
+    for given in ("auto", "stsb_spearman"):  # of a recipe, whose pairs these replace
+        graded = build_trainer(*parse_arguments(flags(tmp_path / given, metric_for_best_model=given)))
+        assert graded.settings()["metric_for_best_model"] == "pairs_spearman"
     neither = build_trainer(*parse_arguments(flags(tmp_path / "neither", eval_pairs=None, health_sentences=0)))
     assert (neither.args.eval_strategy, neither.settings()["metric_for_best_model"]) == ("no", None)
 

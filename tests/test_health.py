@@ -112,7 +112,7 @@ def test_without_pairs_the_health_picks_the_checkpoint(tmp_path, tokenizer):
     trainer.train()
     found = {line["step"]: line["eval_health"] for line in trainer.state.log_history if "eval_health" in line}
     assert list(found) == [0, 2, 4, 6]
-    assert not any("eval_stsb_spearman" in line for line in trainer.state.log_history)
+    assert not any("eval_pairs_spearman" in line for line in trainer.state.log_history)
     best = [step for step, health in found.items() if health >= found[0]][-1]
     assert best > 0 and trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
     assert trainer.health(trainer.model) == pytest.approx(found[best], abs=1e-4)
@@ -180,7 +180,7 @@ def test_the_last_line_says_what_the_health_says(tmp_path, tokenizer, monkeypatc
     monkeypatch.setattr(trainer, "health", lambda model: next(told))
     trainer.train()
     assert caplog.records[-1].message.startswith(said)
-    assert f"(health {health:.2f}, before 10.00). Only graded pairs" in caplog.records[-1].message
+    assert f"(health {health:.2f}, before 10.00). Only labels" in caplog.records[-1].message
 
 
 def test_a_ruinous_training_is_warned_of_by_its_health_and_the_budget_prevents_it(tmp_path):
@@ -247,7 +247,7 @@ WITHOUT_EVALUATION = {
     "epochs": {"eval_strategy": "epoch", "save_strategy": "epoch", "eval_delay": 3},
     "the best saved only": {"eval_delay": 1000, "save_strategy": "best"},
     "one checkpoint": {"eval_delay": 1000, "save_total_limit": 1},
-    "graded pairs": {"eval_delay": 1000, "metric_for_best_model": "stsb_spearman"},
+    "graded pairs": {"eval_delay": 1000, "metric_for_best_model": "pairs_spearman"},
 }
 
 

@@ -24,7 +24,7 @@ from sarcse.evaluation.embedding import encode
 from sarcse.evaluation.jobs import Job, duplicates_job, labelled_job, nearest, retrieval_job, v_measure
 from sarcse.loading import load_model
 from sarcse.training.arguments import SarcseTrainingArguments
-from sarcse.training.build import check_together
+from sarcse.training.build import build_trainer
 from sarcse.training.parsing import parse_arguments
 from sarcse.training.trainer import SarcseTrainer
 
@@ -94,7 +94,7 @@ def test_clusters_and_neighbours_are_those_of_scikit_learn():
     )
     assert found["ten neighbours"] == pytest.approx(100 * (labels[ours] == labels[:, None]).mean())
     assert found["neighbour"] == pytest.approx(100 * (labels[ours[:, 0]] == labels).mean())
-    assert job.sizes == {"texts": 90, "labels": 3} and job.map.shape == (90, 2)
+    assert job.sizes == {"texts": 90, "labels": 3} and np.allclose(job.drawn, embeddings, atol=1e-6)
 
 
 def test_weights_count_a_text_as_often_as_they_say():
@@ -415,11 +415,11 @@ def test_labelled_texts_that_cannot_be_scored_are_refused_by_the_trainer(tmp_pat
     ("options", "message"),
     [
         (["--label_column", "x"], "--label_column has no effect without --eval_labelled"),
-        (["--eval_labelled", "x.csv", "--eval_pairs", "y.csv"], "--eval_pairs and --eval_labelled: one of them"),
+        (["--eval_labelled", "x.csv", "--eval_pairs", "y.csv"], "give either --eval_pairs or --eval_labelled"),
         (["--metric_for_best_model", "labelled_neighbours"], "metric_for_best_model labelled_neighbours: the evalu"),
     ],
 )
 def test_options_of_a_training_that_do_not_go_together_are_refused(tmp_path, options, message):
     flags = ["--train_file", "x.txt", "--output_dir", str(tmp_path), *options]
     with pytest.raises(ValueError, match=message):
-        check_together(*parse_arguments(flags))
+        build_trainer(*parse_arguments(flags))

@@ -41,7 +41,7 @@ from sarcse.evaluation.report import report, write_results
 from sarcse.loading import load_model
 from sarcse.options import STS_TASKS, ReleaseOptions
 from sarcse.release import folder as folder_module
-from sarcse.release.build import build
+from sarcse.release.build import build, prompts_of
 from sarcse.release.card import WIDGET, eval_result_entries, eval_results, placeholder, seeds_table, write_card
 from sarcse.release.facts import Facts, Onnx, read_facts, read_scores, read_seeds
 from sarcse.release.folder import GOLDEN_SENTENCES, verify, write_model, write_tokenizer
@@ -119,6 +119,23 @@ def test_a_release_is_built_through_a_link(finished_run, tmp_path):
         assert [path.name for path in target.parent.iterdir()] == ["release"], "nothing is left beside it"
         (target / "stale.txt").write_text("of an earlier release")
     assert not {path.name for path in tmp_path.iterdir()} - {"disk", "link"}
+
+
+@pytest.mark.parametrize("pooler", ["words", "mean"])
+def test_sentence_transformers_finds_the_similarity_and_the_prompts_beside_a_release(tmp_path, tokenizer, pooler):
+    from sentence_transformers import SentenceTransformer
+
+    model, _ = load_model(str(ENCODER), pooler=pooler, channels=4)
+    prompts = prompts_of(ReleaseOptions("model", "release", prompt=["query=query: ", "x=a = b"]))
+    write_model(model, tokenizer, tmp_path / "release", plain=pooler == "mean", with_decoder=False, prompts=prompts)
+    loaded = SentenceTransformer(str(tmp_path / "release"), trust_remote_code=True, device="cpu")
+    assert loaded.prompts.items() >= {"query": "query: ", "x": "a = b"}.items()
+    assert loaded.similarity_fn_name == "cosine" and loaded.default_prompt_name is None
+    expected = loaded.encode(["query: Why?"])
+    np.testing.assert_allclose(loaded.encode(["Why?"], prompt_name="query"), expected, atol=1e-6)
+    for wrong in ("query", "=text", "query="):
+        with pytest.raises(ValueError, match="--prompt .*: write NAME=TEXT"):
+            prompts_of(ReleaseOptions("model", "release", prompt=[wrong]))
 
 
 def test_tokenizer_json_alone_cuts_at_the_models_limit(release_folder, tokenizer, tmp_path):

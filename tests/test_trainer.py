@@ -166,7 +166,7 @@ def test_token_ids_alone_are_weighted_by_their_own_counts_only_if_asked(tmp_path
 
 def test_a_trainer_without_training_data_evaluates_and_saves(tmp_path, pairs):
     trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), eval_dataset=pairs)
-    assert "eval_stsb_spearman" in trainer.evaluate()
+    assert "eval_pairs_spearman" in trainer.evaluate()
     trainer.save_model(str(tmp_path / "saved"))
     assert SarcseModel.from_pretrained(tmp_path / "saved").config.pooler == "words"
 
@@ -234,8 +234,8 @@ def test_without_pairs_and_without_a_health_check_the_end_of_the_training_is_kep
 
 
 def test_a_metric_of_pairs_without_pairs_ends_in_a_message(tmp_path):
-    arguments = SarcseTrainingArguments(str(tmp_path), metric_for_best_model="stsb_spearman", **SMALL)
-    with pytest.raises(ValueError, match="stsb_spearman: the evaluations measure health without graded pairs"):
+    arguments = SarcseTrainingArguments(str(tmp_path), metric_for_best_model="pairs_spearman", **SMALL)
+    with pytest.raises(ValueError, match="pairs_spearman: the evaluations measure health without graded pairs"):
         SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS)
 
 
@@ -270,7 +270,7 @@ def test_predict_gives_the_similarities_that_evaluate_scores(tmp_path, pairs, to
     np.testing.assert_allclose(predicted.predictions, wanted, atol=1e-6)
     assert predicted.label_ids.tolist() == pairs["score"][:]
     assert trainer.predict(pairs.select([3])).predictions == pytest.approx(predicted.predictions[3:4], abs=1e-6)
-    names = ("stsb_spearman", "alignment", "uniformity")
+    names = ("pairs_spearman", "alignment", "uniformity")
     assert [predicted.metrics[f"test_{name}"] for name in names] == [evaluated[f"eval_{name}"] for name in names]
 
 
@@ -288,7 +288,7 @@ def test_the_card_is_the_releases_without_a_pinned_revision(tmp_path, pairs, cap
     assert f"32 unlabelled sentences. SHA-256 of the sentences, each followed by a newline: `{sha256(TEXTS)}`" in text
     assert "revision" not in card.text and "golden" not in card.text
     scores = json.loads((tmp_path / "sts_results.json").read_text())["models"]
-    evaluated = trainer.evaluate()["eval_stsb_spearman"]
+    evaluated = trainer.evaluate()["eval_pairs_spearman"]
     assert scores[f"after: {tmp_path}"]["average"] == pytest.approx(evaluated)
     assert re.search(rf"\| this model, words +\| +(\*\*)?{evaluated:.2f}", card.text)
     assert list(scores) == [f"before: {ENCODER}, mean", f"before: {ENCODER}, cls", f"after: {tmp_path}"]
@@ -325,8 +325,8 @@ def test_the_model_before_the_training_is_kept_if_no_checkpoint_is_better(tmp_pa
     arguments = SarcseTrainingArguments(str(tmp_path), learning_rate_budget=0, **arguments)
     trainer = SarcseTrainer(model, arguments, train_dataset=TEXTS, eval_dataset=pairs)
     trainer.train()
-    start, *later = [line for line in trainer.state.log_history if "eval_stsb_spearman" in line]
-    assert start["step"] == 0 and start["eval_stsb_spearman"] == pytest.approx(spearman, abs=0.01)
+    start, *later = [line for line in trainer.state.log_history if "eval_pairs_spearman" in line]
+    assert start["step"] == 0 and start["eval_pairs_spearman"] == pytest.approx(spearman, abs=0.01)
     assert start.keys() == later[0].keys() and len(later) == 2
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-0")
     for name, tensor in trainer.unwrapped.state_dict().items():
@@ -334,7 +334,7 @@ def test_the_model_before_the_training_is_kept_if_no_checkpoint_is_better(tmp_pa
     if given == {"save_total_limit": 1}:
         assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-0"]
     (said,) = [record.message for record in caplog.records if record.message.startswith("Kept")]
-    metric = given.get("metric_for_best_model", "stsb_spearman")
+    metric = given.get("metric_for_best_model", "pairs_spearman")
     assert said == f"Kept as it was before the training: no checkpoint was better (by its {metric})."
 
 
@@ -355,7 +355,7 @@ def test_of_the_models_that_are_saved_the_best_is_kept(tmp_path, pairs, monkeypa
     trainer = SarcseTrainer(
         fresh_model(), SarcseTrainingArguments(str(tmp_path), **arguments), train_dataset=TEXTS, eval_dataset=pairs
     )
-    monkeypatch.setattr(trainer, "measured", lambda *_: {"eval_stsb_spearman": next(told)})
+    monkeypatch.setattr(trainer, "measured", lambda *_: {"eval_pairs_spearman": next(told)})
     trainer.train()
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{kept}")
     saved = SarcseModel.from_pretrained(tmp_path / f"checkpoint-{kept}").state_dict()
@@ -371,7 +371,7 @@ def test_a_run_that_was_killed_before_its_first_step_is_resumed_from_its_start(t
     whole.train()
     assert whole.state.best_global_step > 0
     again.train(str(tmp_path / "checkpoint-0"))
-    assert [line["step"] for line in again.state.log_history if "eval_stsb_spearman" in line] == [0, 1, 2]
+    assert [line["step"] for line in again.state.log_history if "eval_pairs_spearman" in line] == [0, 1, 2]
     for name, tensor in whole.unwrapped.state_dict().items():
         assert torch.equal(again.unwrapped.state_dict()[name], tensor), name
 
@@ -646,7 +646,7 @@ def test_a_second_training_is_compared_with_the_first_start(tmp_path, pairs):
 
 def test_a_trainer_without_training_data_evaluates(tmp_path, pairs):
     trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), eval_dataset=pairs)
-    assert np.isfinite(trainer.evaluate()["eval_stsb_spearman"])
+    assert np.isfinite(trainer.evaluate()["eval_pairs_spearman"])
 
 
 def test_sentences_without_a_tokenizer_end_in_a_message(tmp_path):
@@ -767,7 +767,7 @@ def test_adapters_are_trained_and_merged(tmp_path, pairs, tokenizer):
     arguments = SarcseTrainingArguments(str(tmp_path / "run"), **arguments, autoencoder_learning_rate=3e-2)
     trainer = SarcseTrainer(model, arguments, train_dataset=TEXTS, eval_dataset=pairs)
     trainer.train()
-    key = "eval_stsb_spearman"
+    key = "eval_pairs_spearman"
     found = {line["step"]: line[key] for line in trainer.state.log_history if key in line}
     assert [*found] == [0, 1, 2] and max(found, key=found.get) == 1
     assert trainer.evaluate()[key] == pytest.approx(found[1], abs=1e-4)
@@ -842,7 +842,7 @@ def test_the_arguments_of_one_trainer_are_not_changed_for_the_next(tmp_path, pai
     ids = datasets.Dataset.from_dict({"input_ids": [[0, 5, 2]] * 16})
     SarcseTrainer(fresh_model(), arguments, train_dataset=ids)  # too short: no evaluations
     trainer = SarcseTrainer(fresh_model(), arguments, train_dataset=TEXTS, eval_dataset=pairs)
-    assert (trainer.args.metric_for_best_model, trainer.args.eval_strategy) == ("stsb_spearman", "steps")
+    assert (trainer.args.metric_for_best_model, trainer.args.eval_strategy) == ("pairs_spearman", "steps")
     assert trainer.args.load_best_model_at_end
 
 

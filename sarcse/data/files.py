@@ -44,6 +44,23 @@ QUOTED_CELL = re.compile(r'(?:^|\t)"[^\t]*""[^\t]*"(?:\t|$)', re.MULTILINE)
 csv.field_size_limit(2**31 - 1)
 
 
+# So many rows are filtered or tokenised in less than ten seconds.
+FEW_ROWS = 50_000
+
+
+@contextmanager
+def bar_if_many(rows: int) -> Iterator[None]:
+    """Let `datasets` show a progress bar only where it says how long somebody has to wait."""
+    shown = not datasets.are_progress_bars_disabled()
+    if rows <= FEW_ROWS:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
 class UnreadableDataError(ValueError):
     """Data that cannot be read. A stream may raise this long after it was opened."""
 

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from sarcse.data.cache import Cached
 from sarcse.data.files import (
     MissingColumnError,
+    bar_if_many,
     explained,
     file_version,
     load_or_explain,
@@ -44,10 +45,6 @@ def load_sentences(arguments: DataArguments) -> datasets.Dataset | datasets.Iter
             missing, empty, not UTF-8, or of an unknown kind; the message names the line where there is one. Of a
             stream only the beginning is checked: the rest raises `UnreadableDataError` when it is read.
     """
-    if arguments.dataset_name is not None and arguments.train_file is not None:
-        raise ValueError("give either --train_file or --dataset_name, not both.")
-    if arguments.max_train_samples is not None and arguments.max_train_samples < 1:
-        raise ValueError(f"--max_train_samples must be at least 1, got {arguments.max_train_samples}.")
     name = name_of_sentences(arguments)
     try:
         if arguments.dataset_name is None:
@@ -75,7 +72,8 @@ def without_blank(
     if isinstance(sentences, datasets.IterableDataset):
         return sentences.filter(partial(_has_text, name=name))
     (column,) = sentences.column_names
-    kept = sentences.filter(Cached(_not_blank), input_columns=column, desc="Dropping blank lines")
+    with bar_if_many(len(sentences)):
+        kept = sentences.filter(Cached(_not_blank), input_columns=column, desc="Dropping blank lines")
     if len(kept) < len(sentences):
         logger.warning(f"{name}: {len(sentences) - len(kept)} of {len(sentences)} texts are blank, and are skipped.")
     if len(kept) == 0:

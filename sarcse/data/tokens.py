@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sarcse.data.cache import Cached
+from sarcse.data.files import bar_if_many
 
 
 if TYPE_CHECKING:  # `train.py --help` needs the names of the weightings, but not this slow import
@@ -62,7 +63,8 @@ def tokenize(
     # The cache depends only on these arguments and our code, so that runs with other options can use it.
     arguments = {"tokenizer": tokenizer, "text_column": column, "max_seq_length": max_seq_length}
     options = {"num_proc": num_proc, "desc": "Tokenising", "remove_columns": column}
-    return sentences.map(Cached(_encode_batch), batched=True, fn_kwargs=arguments, **options)
+    with bar_if_many(len(sentences)):
+        return sentences.map(Cached(_encode_batch), batched=True, fn_kwargs=arguments, **options)
 
 
 def _encode_batch(

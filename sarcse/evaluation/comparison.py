@@ -151,6 +151,14 @@ class Results:
     precision: str = PRECISION  # of the encoding
     groups: dict[str, dict[int, str]] = field(default_factory=dict)  # rows of the same training, by name and seed
 
+    def __str__(self) -> str:
+        """The content of results.md, which notebooks show as its tables."""
+        from sarcse.evaluation.report import report  # which imports this module
+
+        return report(self)
+
+    _repr_markdown_ = __str__
+
     def to_json(self) -> dict[str, Any]:
         """The content of results.json."""
         results: dict[str, Any] = {"precision": self.precision}

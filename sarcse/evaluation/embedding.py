@@ -31,7 +31,7 @@ from sarcse.data.sentences import fingerprint
 from sarcse.data.tokens import unknown_share
 from sarcse.evaluation import figures
 from sarcse.evaluation.comparison import Geometry, Measurement, Results, correlations, none_if_nan, reference_task
-from sarcse.evaluation.jobs import Embed, Job, duplicates_job
+from sarcse.evaluation.jobs import Embed, Job, duplicates_job, plane
 from sarcse.evaluation.report import row_label, short_name
 from sarcse.loading import check_tokenizer, config_fields, is_sarcse, kind_of_model, load_model
 from sarcse.options import FIRST_LAST
@@ -364,8 +364,8 @@ def draw_figures(
         output_dir / "job_scores",
     )
     for job, first in next(iter(measurements.values())).jobs.items():
-        if first.map is not None:
-            maps = {labels[name]: measurement.jobs[job].map for name, measurement in measurements.items()}
+        if len(first.drawn) > 0:
+            maps = {labels[name]: plane(measurement.jobs[job].drawn) for name, measurement in measurements.items()}
             figures.text_map(maps, first.labels, output_dir / "text_map")
     figures.training_curve({labels[name]: log_history(name) for name in models}, output_dir / "training_curve")
 

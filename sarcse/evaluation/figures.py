@@ -23,7 +23,7 @@ FIGURES = {
     "alignment_uniformity": "Alignment and uniformity",
     "training_curve": "Losses and scores during training",
     "job_scores": "Scores with 95% intervals",
-    "text_map": "The texts by their embeddings, in the plane of the two principal components",
+    "text_map": "Texts of up to six labels in a plane that keeps the neighbours of their embeddings together (t-SNE)",
 }
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color) without its yellow, which is too light for lines.

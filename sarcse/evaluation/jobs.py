@@ -65,13 +65,13 @@ class Job:
     Args:
         sizes (`dict[str, int]`): Numbers of texts, labels, queries or documents, for the reader.
         scores (`dict[str, JobScore]`): By name.
-        map (`np.ndarray` of shape `(N, 2)`, *optional*): The texts in the plane, where they are drawn.
+        drawn (`torch.Tensor` of shape `(n, d)`): The embeddings of the n texts that figures show.
         labels (`list[str]`): Of these texts.
     """
 
     sizes: dict[str, int]
     scores: dict[str, JobScore]
-    map: np.ndarray | None = None
+    drawn: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     labels: list[str] = field(default_factory=list)
 
 
@@ -87,6 +87,8 @@ def labelled_job(embed: Embed, rows: datasets.Dataset, reference: datasets.Datas
     embeddings = F.normalize(embed(rows["text"][:]), dim=1)  # (N, d)
     names, labels = np.unique(rows["label"][:], return_inverse=True)  # (N,)
     same = same_labels(embed, rows, reference, embeddings)
+    (drawn,) = np.isin(labels, np.argsort(-np.bincount(labels), kind="stable")[:DRAWN_LABELS]).nonzero()
+    drawn = drawn[evenly_spaced(len(drawn), DRAWN)]  # (n,)
     some = evenly_spaced(len(labels), CLUSTERED)
     clusters = k_means(embeddings[some].numpy(), len(set(labels[some])))
     return Job(
@@ -96,8 +98,8 @@ def labelled_job(embed: Embed, rows: datasets.Dataset, reference: datasets.Datas
             "neighbour": mean_score(same[:, 0]),
             "ten neighbours": mean_score(same.mean(axis=1)),
         },
-        map=plane(embeddings) if len(names) <= MAPPED_LABELS else None,
-        labels=[str(names[label]) for label in labels],
+        drawn=embeddings[drawn],
+        labels=[str(names[label]) for label in labels[drawn]],
     )
 
 
@@ -167,15 +169,16 @@ def mean_score(values: np.ndarray) -> JobScore:
     return JobScore(len(values), lambda weights: 100 * float(weights @ values) / float(weights.sum()))
 
 
-# Texts of at most so many labels are drawn: more colours cannot be told apart.
-MAPPED_LABELS = 6
+# Texts of the most frequent labels are drawn, at most so many: more colours or points cannot be told apart.
+DRAWN_LABELS, DRAWN = 6, 1_000
 
 
 def plane(embeddings: torch.Tensor) -> np.ndarray:
-    """The texts in the plane of their two principal components, `(N, d)` -> `(N, 2)`."""
-    from sklearn.decomposition import PCA
+    """The texts in a plane that keeps neighbours together, by t-SNE (JMLR 9, 2008): `(n, d)` -> `(n, 2)`."""
+    from sklearn.manifold import TSNE
 
-    return PCA(2, random_state=0).fit_transform(embeddings.numpy())
+    perplexity = min(30, (len(embeddings) - 1) / 3)
+    return TSNE(2, init="pca", perplexity=perplexity, random_state=0).fit_transform(embeddings.numpy())
 
 
 # --- Duplicates and retrieval ----------------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ def report(results: Results) -> str:
     labels = {name: row_label(name, scores) for name, scores in results.models.items()}
     first = next(iter(results.models.values()))
     how = "" if results.precision == PRECISION else f" Encoded in {results.precision}."
-    what = "Spearman x 100" if first.tasks else "Scores x 100"
+    what = "Spearman x 100" if first.tasks and not first.jobs else "Scores x 100"
     parts = [f"{what}, the best in bold.{how}", results_table(results.models)]
     if results.groups:
         table, differences = seeds_tables(results)

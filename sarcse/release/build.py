@@ -102,6 +102,7 @@ def build(options: ReleaseOptions, tasks: dict[str, datasets.Dataset] | None = N
     check_folders(model_dir, release_dir)
     release_dir = release_dir.resolve()  # a link stays, and the folder that it leads to is replaced
     check_names(options)
+    prompts = prompts_of(options)
     model, tokenizer = load_model(str(model_dir))
     plain = is_plain(options, model, tokenizer)
     if options.onnx_int8 and not tasks:
@@ -109,7 +110,7 @@ def build(options: ReleaseOptions, tasks: dict[str, datasets.Dataset] | None = N
     release_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=release_dir.parent, prefix=f".{release_dir.name}-") as temporary:
         folder = Path(temporary, "release")
-        write_model(model, tokenizer, folder, plain, options.with_decoder)
+        write_model(model, tokenizer, folder, plain, options.with_decoder, prompts)
         facts = read_facts(model_dir, model, tokenizer, options.results, options.seeds)
         facts.plain = plain
         facts.onnx = onnx_files.write(model, tokenizer, folder, plain, tasks if options.onnx_int8 else None)
@@ -190,6 +191,18 @@ def check_releasable(name: str, encoder_fields: dict[str, Any]) -> None:
             f"{name}: cannot be released. Its encoder needs its own code "
             f"({encoder_fields['auto_map']['AutoModel']}), which a release does not include."
         )
+
+
+def prompts_of(options: ReleaseOptions) -> dict[str, str]:
+    """
+    Raises:
+        ValueError: a prompt has no name or no text.
+    """
+    pairs = [prompt.partition("=") for prompt in options.prompt]
+    for name, _, text in pairs:
+        if not name or not text:
+            raise ValueError(f"--prompt {name}: write NAME=TEXT, for example query='query: '.")
+    return {name: text for name, _, text in pairs}
 
 
 def check_names(options: ReleaseOptions) -> None:

@@ -16,7 +16,7 @@ from huggingface_hub import get_token
 from transformers import PreTrainedTokenizerBase
 
 from modeling_sarcse import SarcseModel
-from sarcse.loading import tokenizer_errors
+from sarcse.loading import tokenizer_errors, without_progress_bars
 from sarcse.output import write_json
 from sarcse.release.card import eval_result_entries
 from sarcse.release.facts import Facts
@@ -45,8 +45,14 @@ GOLDEN_SENTENCES = [
 GOLDEN_TOLERANCE = 1e-5  # relative to the largest value; summing float32 in another order changes less
 
 
+@without_progress_bars()
 def write_model(
-    model: SarcseModel, tokenizer: PreTrainedTokenizerBase, folder: Path, plain: bool, with_decoder: bool
+    model: SarcseModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    plain: bool,
+    with_decoder: bool,
+    prompts: dict[str, str] | None = None,
 ) -> None:
     """Write weights, configuration, tokenizer, golden embeddings, and the code unless `plain`. Changes the model."""
     # This may be a path on this machine; the card names the encoder.
@@ -62,6 +68,8 @@ def write_model(
     else:
         model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
         describe_onnx_outputs(model, tokenizer, folder)
+    by_name = {"prompts": prompts or {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    write_json(folder / "config_sentence_transformers.json", by_name)
     write_tokenizer(tokenizer, folder)
     # transformers 5 puts it only into tokenizer_config.json; fastembed before 0.9 fails without this file.
     write_json(folder / "special_tokens_map.json", tokenizer.special_tokens_map)

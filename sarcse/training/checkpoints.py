@@ -32,6 +32,7 @@ from transformers.utils import (
     logging,
 )
 
+from sarcse.loading import without_progress_bars
 from sarcse.options import ReleaseArguments
 
 
@@ -298,18 +299,6 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
 
 
 # --- Weights as they were saved --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Hide the progress bars that transformers shows for each model it reads or writes."""
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
 
 
 def loaded_again(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:

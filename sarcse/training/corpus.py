@@ -92,10 +92,13 @@ def read_corpus(
             rows = without_blank(rows, name)
     is_stream = isinstance(rows, datasets.IterableDataset)
     first = first_part(rows, name, args.token_count_samples) if is_stream else rows
+    if not is_stream and args.token_count_samples != SarcseTrainingArguments.token_count_samples:
+        raise ValueError("--token_count_samples has no effect without a stream: all tokens are counted.")
     if len(first) < args.global_batch_size:
+        raised = " or raise --token_count_samples" if len(first) == args.token_count_samples else ""
         raise ValueError(
             f"{len(first)} sentences do not fill one batch of {args.global_batch_size}: lower "
-            "--per_device_train_batch_size."
+            f"--per_device_train_batch_size{raised}."
         )
     tokens = first
     if is_text:

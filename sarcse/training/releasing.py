@@ -17,7 +17,7 @@ from sarcse.evaluation import figures
 from sarcse.evaluation.comparison import Measurement, Results
 from sarcse.evaluation.embedding import draw_figures, remove_results
 from sarcse.evaluation.report import write_results
-from sarcse.loading import tokenizer_as_loaded
+from sarcse.loading import tokenizer_as_loaded, without_progress_bars
 from sarcse.options import ReleaseArguments, ReleaseOptions
 from sarcse.output import RECORD_NAME, RESULTS_NAME, write_json
 from sarcse.release.build import check_releasable, is_plain, release
@@ -80,6 +80,7 @@ class ReleasingTrainer(Trainer):
         """The model or, if it has adapters, a copy with the adapters merged into its weights."""
         return copy.deepcopy(self.unwrapped).merge_and_unload() if has_adapters(self.model) else self.unwrapped
 
+    @without_progress_bars()
     def save_results(self) -> Results | None:
         """
         Write the model into the output folder with everything its card needs: the training's record, log and curve,

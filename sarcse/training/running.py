@@ -12,7 +12,6 @@ from transformers import ProgressCallback
 
 from sarcse.data.files import UnreadableDataError
 from sarcse.evaluation.comparison import ModelScores, Results
-from sarcse.evaluation.report import report
 from sarcse.options import RELEASE_COMMAND, DataArguments, one_line_errors
 from sarcse.output import RECORD_NAME, RESULTS_NAME, read_json
 from sarcse.training.arguments import ModelArguments, SarcseTrainingArguments
@@ -51,7 +50,7 @@ def seeds_report(output_dir: str, folders: dict[int, str]) -> str:
             group, name = (output_dir, folder) if name.startswith("after: ") else (name, name)
             models[name] = ModelScores.from_json(row)
             groups.setdefault(group, {})[seed if group == output_dir else 0] = name
-    return report(Results(models, {}, groups=groups))
+    return str(Results(models, {}, groups=groups))
 
 
 def train(model: ModelArguments, data: DataArguments, training: SarcseTrainingArguments) -> None:
@@ -104,7 +103,7 @@ def run(trainer: SarcseTrainer) -> None:
         return
     trainer.save_metrics("train", metrics, combined=False)
     if results is not None:
-        print(f"\n{report(results)}")
+        print(f"\n{results}")
     print(what_next(trainer.args.output_dir))
 
 

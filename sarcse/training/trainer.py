@@ -59,6 +59,7 @@ from sarcse.loading import (
     is_sarcse,
     sentence_encoder,
     tokenizer_as_loaded,
+    without_progress_bars,
 )
 from sarcse.options import CORPUS, ENGLISH, HEALTH, LABELLED
 from sarcse.reconstruction import reconstruction_errors
@@ -160,7 +161,7 @@ class SarcseTrainer(ReleasingTrainer):
         model_init: Callable[..., SarcseModel] | None = None,
         *,
         token_weights: torch.Tensor | None = None,
-        eval_name: str = "stsb",
+        eval_name: str = "pairs",
         tasks: dict[str, datasets.Dataset] | None = None,
         train_source: dict[str, str | None] | None = None,
         model_revision: str | None = None,
@@ -215,12 +216,16 @@ class SarcseTrainer(ReleasingTrainer):
         self.sentence_encoder = self.kept_of_sentence_encoder(name, revision)
         self.args.resolve_learning_rate()
         self.commit = self.seconds = None
+        self.checkpoint: Path | None = None  # to resume from
+        self.rehearsed_for: str | bool | None = None
         self.rehearsed = self.pushed_later = False
         self.given_weights = token_weights
         self.corpus, self.health = None, None
         if train_dataset is not None:
             self.corpus = read_corpus(train_dataset, processing_class, self.model.config, self.args, train_source)
             self.train_dataset = self.corpus.rows
+            if isinstance(self.train_dataset, SentenceStream):
+                self.args.train_sampling_strategy = "random"  # for the record: a stream cannot be sorted
             self.data_collator = data_collator or self.corpus.collator
             self.health = self.health_check(self.corpus)
             self.prepare_to_train(self.corpus)
@@ -350,16 +355,25 @@ class SarcseTrainer(ReleasingTrainer):
         for parameter in RESTING.pop(decoder, []):
             parameter.requires_grad_(True)
 
-    def rehearse(self) -> None:
+    def rehearse(self, resume_from_checkpoint: str | bool | None = None) -> None:
         """
-        Try out the optimizer, the scheduler and saving, so that a long training does not fail on them later. `train`
-        calls this by itself.
+        Find the checkpoint to resume from, and try out the optimizer, the scheduler and saving, so that a long
+        training does not fail on them later. `train` calls this by itself.
 
         Raises:
-            ValueError: if the optimizer or the scheduler cannot be created, or the model cannot be saved, or does not
-                load as it was saved.
+            ValueError: if the checkpoint belongs to a run with other settings or has a flaw, the optimizer or the
+                scheduler cannot be created, or the model cannot be saved, or does not load as it was saved.
         """
         args, given = self.args, self.lr_scheduler
+        self.checkpoint, self.rehearsed_for = None, resume_from_checkpoint
+        if resume_from_checkpoint:  # a path, "last" or True
+            self.checkpoint = checkpoint_to_resume(str(resume_from_checkpoint), args.output_dir)
+            check_settings(self.checkpoint, self.settings())
+            if self.is_world_process_zero():
+                point_to_best(self.checkpoint)
+            self.accelerator.wait_for_everyone()
+        elif self.rehearsed:
+            return
         try:
             self.create_optimizer()  # the one that is used
             rehearsal = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
@@ -405,14 +419,9 @@ class SarcseTrainer(ReleasingTrainer):
         """
         # A search holds the lock for all of its runs, of which several may be at work in other processes.
         with alone_in_folder(self.args) if self.hp_search_backend is None else nullcontext():
-            if resume_from_checkpoint:  # a path, "last" or True
-                checkpoint = checkpoint_to_resume(str(resume_from_checkpoint), self.args.output_dir)
-                if self.is_world_process_zero():
-                    point_to_best(checkpoint)
-                self.accelerator.wait_for_everyone()
-                resume_from_checkpoint = str(checkpoint)
-            if not self.rehearsed:
-                self.rehearse()
+            if not self.rehearsed or resume_from_checkpoint != self.rehearsed_for:
+                self.rehearse(resume_from_checkpoint)
+            checkpoint = self.checkpoint and str(self.checkpoint)
             self.commit = code_commit()
             scored = (self.tasks or self.labelled) and trial is None  # a search only uses its evaluations
             jobs: Jobs = {task: partial(labelled_job, rows=rows) for task, rows in self.labelled.items()}
@@ -423,10 +432,10 @@ class SarcseTrainer(ReleasingTrainer):
                 )
             start = time.monotonic()
             try:
-                output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+                output = super().train(checkpoint, trial, ignore_keys_for_eval)
             finally:
                 self.save_on_signal.restore_handlers()  # after an error, too
-            self.seconds = None if resume_from_checkpoint else time.monotonic() - start
+            self.seconds = None if checkpoint else time.monotonic() - start
             check_choice(self)
             if scored:
                 model = self.unwrapped
@@ -643,6 +652,7 @@ class SarcseTrainer(ReleasingTrainer):
         metrics = {f"{metric_key_prefix}_{name}": math.nan if v is None else v for name, v in measured.items()}
         return PredictionOutput(embedded.similarities(), embedded.scores, metrics)
 
+    @without_progress_bars()
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save the run's settings first: the state, which marks a checkpoint as complete, is written last."""
         folder = Path(output_dir or self.args.output_dir)
@@ -654,7 +664,6 @@ class SarcseTrainer(ReleasingTrainer):
             super()._save(str(folder), state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        check_settings(Path(resume_from_checkpoint), self.settings())
         if has_adapters(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:

@@ -161,7 +161,7 @@ def health_in_words(health: float, before: float) -> str:
     judgement = {"more": "Probably better", "as much": "About as before", "less": "Probably worse"}[change]
     return (
         f"{judgement}: texts have {change} in common with their nearest neighbours (health {health:.2f}, before "
-        f"{before:.2f}). Only graded pairs would prove it (--eval_pairs FILE)."
+        f"{before:.2f}). Only labels prove it: categories (--eval_labelled FILE) or graded pairs (--eval_pairs FILE)."
     )
 
 
