@@ -18,17 +18,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
-from sentence_transformers import (
-    SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
-)
-from sentence_transformers.losses import ContrastiveTensionLossInBatchNegatives, DenoisingAutoEncoderLoss
-from sentence_transformers.models import Pooling, Transformer
 from transformers import set_seed
 
 from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, QUIET, SHARED
@@ -57,6 +50,9 @@ from study.lines import make_missing, read_lines
 from study.run import TASKS, encoder_folder, program_fields
 
 
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
 LINES = PROJECT / "study" / "results" / "jobs.jsonl"
 ENCODERS = (ENCODER, SMALL_ENCODER, SECOND_ENCODER)
 CORPORA = {"Stack Overflow": "stackoverflow.tsv.xz", "Banking77": "banking77_train.tsv.xz"}
@@ -73,6 +69,8 @@ def trained(run: dict[str, Any], data: str, texts: list[str], folder: str) -> Em
     method, encoder = run["method"], str(encoder_folder(run["encoder"], data))
     set_seed(run["seed"])
     if method in BASELINES or method == UNTRAINED_MEAN:
+        from sentence_transformers import SentenceTransformer  # here and below, as it takes seconds
+
         model = SentenceTransformer(modules=mean_pooled(encoder), device="cpu")
         if method != UNTRAINED_MEAN:
             BASELINES[method](model, texts, run["seed"], folder)
@@ -89,28 +87,34 @@ def trained(run: dict[str, Any], data: str, texts: list[str], folder: str) -> Em
 
 
 def mean_pooled(encoder: str) -> list[Any]:
+    from sentence_transformers.models import Pooling, Transformer
+
     transformer = Transformer(encoder, max_seq_length=MAX_SEQ_LENGTH)
     return [transformer, Pooling(transformer.get_embedding_dimension(), "mean")]
 
 
-def embedded(model: SentenceTransformer, texts: list[str]) -> Any:
+def embedded(model: "SentenceTransformer", texts: list[str]) -> Any:
     return model.encode(texts, convert_to_tensor=True, show_progress_bar=False).cpu()
 
 
 def sentence_transformers_training(
-    model: SentenceTransformer, rows: datasets.Dataset, loss: Any, seed: int, folder: str, **fields: Any
+    model: "SentenceTransformer", rows: datasets.Dataset, loss: Any, seed: int, folder: str, **fields: Any
 ) -> None:
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+
     arguments = SentenceTransformerTrainingArguments(
         folder, seed=seed, num_train_epochs=1, use_cpu=True, **fields, **QUIET
     )
     SentenceTransformerTrainer(model, arguments, train_dataset=rows, loss=loss).train()
 
 
-def tsdae(model: SentenceTransformer, texts: list[str], seed: int, folder: str) -> None:
+def tsdae(model: "SentenceTransformer", texts: list[str], seed: int, folder: str) -> None:
     """
     TSDAE (arXiv 2104.06979) with its batch size, learning rate and share of deleted words. Mean pooling instead of the
     first token, which the paper finds no better.
     """
+
+    from sentence_transformers.losses import DenoisingAutoEncoderLoss
 
     def deleted(text: str) -> str:
         words = text.split()
@@ -122,14 +126,16 @@ def tsdae(model: SentenceTransformer, texts: list[str], seed: int, folder: str) 
     sentence_transformers_training(model, rows, DenoisingAutoEncoderLoss(model), seed, folder, **fields)
 
 
-def tension(model: SentenceTransformer, texts: list[str], seed: int, folder: str) -> None:
+def tension(model: "SentenceTransformer", texts: list[str], seed: int, folder: str) -> None:
     """Contrastive Tension with in-batch negatives, and the learning rate of sentence-transformers' example."""
+    from sentence_transformers.losses import ContrastiveTensionLossInBatchNegatives
+
     rows = datasets.Dataset.from_dict({"text": texts})
     fields = {"per_device_train_batch_size": 64, "learning_rate": 5e-5}
     sentence_transformers_training(model, rows, ContrastiveTensionLossInBatchNegatives(model), seed, folder, **fields)
 
 
-BASELINES: dict[str, Callable[[SentenceTransformer, list[str], int, str], None]] = {TSDAE: tsdae, TENSION: tension}
+BASELINES: dict[str, Callable[["SentenceTransformer", list[str], int, str], None]] = {TSDAE: tsdae, TENSION: tension}
 
 
 # --- Runs ------------------------------------------------------------------------------------------------------------
@@ -176,22 +182,26 @@ def runs(encoders: list[str], corpora: list[str], methods: list[str], seeds: int
 
 # --- The table -------------------------------------------------------------------------------------------------------
 
-SCORES = {"clusters": "V", "ten neighbours": "P@10"}
+SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "V": lambda line: line["report"]["clusters"],
+    "P@1": lambda line: line["report"]["neighbour"],
+    "P@10": lambda line: line["report"]["ten neighbours"],
+    "STS": lambda line: float(np.mean([*line["sts"].values()])),
+}
+# For the README.
+SHORT = {"methods": (UNTRAINED_MEAN, TSDAE, TENSION, "SimCSE", PAPER, SARCSE), "scores": ("V", "P@10")}
 
 
-def jobs_table(lines: list[dict[str, Any]], methods: tuple[str, ...] = METHODS) -> str:
+def jobs_table(
+    lines: list[dict[str, Any]], methods: tuple[str, ...] = METHODS, scores: tuple[str, ...] = tuple(SCORES)
+) -> str:
     """Scores of the odd rows of each corpus, mean and standard deviation over seeds, and STS after each training."""
-    heads = [f"{corpus}, {head}" for corpus in CORPORA for head in (*SCORES.values(), "STS")]
-    rows = [["encoder", "method", "seeds", *heads]]
+    rows = [["encoder", "method", "seeds", *(f"{corpus}, {name}" for corpus in CORPORA for name in scores)]]
     for encoder in ENCODERS:
         for method in methods:
             of_method = [line for line in lines if line["encoder"] == encoder and line["method"] == method]
-            cells = []
-            for corpus in CORPORA:
-                of = [line for line in of_method if line["corpus"] == corpus]
-                columns = [[line["report"][name] for line in of] for name in SCORES]
-                columns.append([np.mean([*line["sts"].values()]) for line in of])
-                cells += [mean_and_deviation(values) for values in columns]
+            of_corpora = [[line for line in of_method if line["corpus"] == corpus] for corpus in CORPORA]
+            cells = [mean_and_deviation([*map(SCORES[name], of)]) for of in of_corpora for name in scores]
             if of_method:
                 rows.append([encoder, method, str(len({line["seed"] for line in of_method})), *cells])
     return markdown_table(rows)

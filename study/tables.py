@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from sarcse.evaluation.report import markdown_table
-from study import own_text
+from study import jobs, own_text
 from study.configurations import (
     ADDED,
     BUDGET,
@@ -39,6 +39,7 @@ from study.configurations import (
     steps_of,
     watched,
 )
+from study.lines import read_lines
 from study.reading import (
     HEALTH_NUMBER,
     HEALTHY_SHARE,
@@ -339,7 +340,9 @@ TABLES = {
     **{name: partial(series_table, series=series) for name, series in SERIES.items()},
     "tuning": tuning_table,
     "final": partial(final_table, scores=ALL_SCORES),
-    "forms": lambda _: own_text.forms_table(own_text.read_lines()),
+    "jobs": lambda _: jobs.jobs_table(read_lines(jobs.LINES)),
+    "jobs in short": lambda _: jobs.jobs_table(read_lines(jobs.LINES), **jobs.SHORT),
+    "forms": lambda _: own_text.forms_table(read_lines(own_text.LINES)),
     "watched": watched_table,
     "without textcnn": without_textcnn_table,
     "final differences": partial(final_differences_table, scores=SCORES, compared=[*ASKED_FOR, *TO_UNTRAINED]),

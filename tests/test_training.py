@@ -91,6 +91,7 @@ def test_printed_lines_load_the_model(finished_run, tmp_path):
         f'python -m sarcse search {folder} FILE "a question"',
         f"python -m model_card {folder} --release_dir {folder}/release",
     ]
+    assert f"rm -r {folder}/checkpoint-*" in commands.splitlines()
     check = "assert embeddings.shape == (2, 128) and embeddings.isfinite().all()"
     loaded = run_python("-c", "\n".join([*lines, check]), cwd=tmp_path, HF_HOME=str(tmp_path / "hf_home"))
     assert loaded.returncode == 0, loaded.stderr

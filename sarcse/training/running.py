@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sarcse.data.files import UnreadableDataError
 from sarcse.evaluation.comparison import ModelScores, Results
@@ -16,7 +17,7 @@ from sarcse.options import RELEASE_COMMAND, DataArguments, one_line_errors
 from sarcse.output import RECORD_NAME, RESULTS_NAME, read_json
 from sarcse.training.arguments import ModelArguments, SarcseTrainingArguments
 from sarcse.training.build import build_trainer
-from sarcse.training.checkpoints import OtherRunError, alone_in_folder, last_good_checkpoint
+from sarcse.training.checkpoints import OtherRunError, alone_in_folder, checkpoints, last_good_checkpoint
 from sarcse.training.parsing import parse_arguments
 from sarcse.training.trainer import SarcseTrainer
 
@@ -124,7 +125,16 @@ To search in a file of texts, and to release the model for the Hub:
 
 python -m sarcse search {folder} FILE "a question"
 {release} {folder} --release_dir {folder}/release
-"""
+{about_checkpoints(output_dir)}"""
+
+
+def about_checkpoints(output_dir: str) -> str:
+    """How large the checkpoints are, and how to delete them; empty without any."""
+    size = sum(file.stat().st_size for folder in checkpoints(output_dir) for file in folder.rglob("*.*"))
+    if size == 0:
+        return ""
+    prefix = f"{shlex.quote(output_dir)}/{PREFIX_CHECKPOINT_DIR}"
+    return f"\nThe checkpoints of this training, {size / 1e6:,.0f} MB, are not needed any more:\n\nrm -r {prefix}-*\n"
 
 
 def how_to_go_on(training: SarcseTrainingArguments) -> str:
