@@ -172,15 +172,23 @@ def load_config_and_tokenizer(
     except Exception as error:
         if fields.get("model_type") == SarcseConfig.model_type:  # a field has an impossible value
             raise ValueError(f"{name_or_path}: {error}") from error
-        if name_or_path.count("/") != 1 or name_or_path.startswith((".", "~", "/")):  # what the Hub says does not help
-            raise ValueError(f"{name_or_path}: neither a model folder nor a model on a reachable Hub.") from error
-        raise ValueError(f"{name_or_path}: neither a model folder nor a model on a reachable Hub.\n{error}") from error
+        raise ValueError(f"{name_or_path}: {nothing_to_load(name_or_path, error)}.") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers and tokenizers raise a dozen exceptions for missing files
         raise ValueError(f"{name_or_path} has no tokenizer that can be loaded ({in_one_line(error)}).") from error
     check_tokenizer(name_or_path, tokenizer, getattr(config, "encoder_config", config))
     return config, tokenizer
+
+
+def nothing_to_load(name_or_path: str, error: Exception) -> str:
+    """Why nothing of this name can be loaded."""
+    reason = next(iter(str(error).strip().splitlines()), "").rstrip(".")
+    if name_or_path.count("/") != 1 or name_or_path.startswith((".", "~", "/")):  # what the Hub says does not help
+        return "neither a model folder nor a model on a reachable Hub"
+    if Path(name_or_path).is_dir():
+        return f"a folder without a model, which hides any of that name on the Hub ({reason}): rename it"
+    return f"neither a model folder nor a model on a reachable Hub ({reason})"
 
 
 @contextmanager

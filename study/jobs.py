@@ -87,7 +87,7 @@ def trained(run: dict[str, Any], data: str, texts: list[str], folder: str) -> Em
 
 
 def mean_pooled(encoder: str) -> list[Any]:
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     transformer = Transformer(encoder, max_seq_length=MAX_SEQ_LENGTH)
     return [transformer, Pooling(transformer.get_embedding_dimension(), "mean")]
@@ -114,7 +114,7 @@ def tsdae(model: "SentenceTransformer", texts: list[str], seed: int, folder: str
     first token, which the paper finds no better.
     """
 
-    from sentence_transformers.losses import DenoisingAutoEncoderLoss
+    from sentence_transformers.sentence_transformer.losses import DenoisingAutoEncoderLoss
 
     def deleted(text: str) -> str:
         words = text.split()
@@ -128,7 +128,7 @@ def tsdae(model: "SentenceTransformer", texts: list[str], seed: int, folder: str
 
 def tension(model: "SentenceTransformer", texts: list[str], seed: int, folder: str) -> None:
     """Contrastive Tension with in-batch negatives, and the learning rate of sentence-transformers' example."""
-    from sentence_transformers.losses import ContrastiveTensionLossInBatchNegatives
+    from sentence_transformers.sentence_transformer.losses import ContrastiveTensionLossInBatchNegatives
 
     rows = datasets.Dataset.from_dict({"text": texts})
     fields = {"per_device_train_batch_size": 64, "learning_rate": 5e-5}

@@ -286,7 +286,7 @@ def study(arguments: argparse.Namespace) -> None:
         or (run["seed"] <= arguments.keep and not kept_folder(run, arguments.output_dir).is_dir())
     ]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {LINES.name}.")
-    lines.in_processes(arguments.processes, partial(make_line, arguments=arguments), missing)
+    lines.in_processes(arguments.processes, lambda run: make_line(run, arguments), missing)
 
 
 def main() -> None:

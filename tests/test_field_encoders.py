@@ -379,6 +379,14 @@ def test_a_folder_that_is_not_a_whole_model_ends_in_a_message(tmp_path, tokenize
         next(load_embedders(folder, ["mean"], "main", torch.device("cpu"), 8))
 
 
+def test_a_folder_that_hides_a_model_on_the_hub_is_named(tmp_path, monkeypatch):
+    (tmp_path / "org" / "encoder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    message = refusal(tmp_path, model_name_or_path="org/encoder")
+    assert message.startswith("org/encoder: a folder without a model, which hides any of that name on the Hub")
+    assert "\n" not in message + refusal(tmp_path, model_name_or_path="org/other")
+
+
 # --- An encoder with code of its own ---------------------------------------------------------------------------------
 
 

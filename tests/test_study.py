@@ -4,6 +4,7 @@ import lzma
 import re
 import shutil
 import sys
+from functools import partial
 from math import sqrt
 from types import SimpleNamespace
 
@@ -12,10 +13,14 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from configuration_sarcse import SarcseConfig
+from sarcse.data.labelled import load_labelled
 from sarcse.data.sts import load_tasks
+from sarcse.evaluation.embedding import encode
+from sarcse.evaluation.jobs import labelled_job
+from sarcse.loading import load_model
 from sarcse.options import STS_TASKS
 from sarcse.training.arguments import SarcseTrainingArguments
-from study import bias, configurations, reading, report, run, score, tables
+from study import bias, configurations, jobs, reading, report, run, score, tables
 
 from .conftest import DEMO, ENCODER, PROJECT, SENTENCES, whole_model
 
@@ -111,6 +116,24 @@ def test_a_run_is_trained_and_measured_by_the_program_and_leaves_one_line(small_
     shutil.rmtree(kept)
     run.main()
     assert made == [tiny]
+
+
+def test_methods_are_compared_on_labelled_texts_that_none_of_them_sees_the_labels_of(small_data, tokenizer):
+    """The encoder before training, a method of sentence-transformers, a rung of the ladder, and train.py's default."""
+    texts = (DEMO / "queries.tsv").read_text().splitlines()[:81]  # of two categories
+    file = small_data / "data" / "jobs" / jobs.CORPORA["Banking77"]
+    file.parent.mkdir()
+    file.write_bytes(lzma.compress("\n".join(texts).encode()))
+    common = {"encoder": run.ENCODER, "corpus": "Banking77", "seed": 1}
+    methods = (jobs.UNTRAINED_MEAN, jobs.TSDAE, jobs.PAPER, jobs.SARCSE)
+    found = {method: jobs.one_run({**common, "method": method}, str(small_data)) for method in methods}
+    assert len({tuple(line["sts"].values()) for line in found.values()}) == len(methods), "each is another model"
+    rows = load_labelled(str(file))
+    embed = partial(encode, load_model(str(ENCODER), pooler="mean")[0], tokenizer)
+    expected = {name: s.value() for name, s in labelled_job(embed, rows.select(range(1, 80, 2))).scores.items()}
+    assert found[jobs.UNTRAINED_MEAN]["report"] == pytest.approx(expected)
+    table = jobs.jobs_table([{**common, "method": method, **line} for method, line in found.items()])
+    assert [row.split("|")[2].strip() for row in table.splitlines()[2:]] == [*methods]
 
 
 def test_an_interrupted_run_has_the_candidates_from_before_the_interruption(model, tokenizer, tmp_path):

@@ -44,20 +44,20 @@ QUOTED_CELL = re.compile(r'(?:^|\t)"[^\t]*""[^\t]*"(?:\t|$)', re.MULTILINE)
 csv.field_size_limit(2**31 - 1)
 
 
-# So many rows are filtered or tokenised in less than ten seconds.
-FEW_ROWS = 50_000
+# More rows, or bytes, take more than ten seconds to filter, tokenise or read.
+MANY_ROWS, MANY_BYTES = 50_000, 10**7
 
 
 @contextmanager
-def bar_if_many(rows: int) -> Iterator[None]:
-    """Let `datasets` show a progress bar only where it says how long somebody has to wait."""
-    shown = not datasets.are_progress_bars_disabled()
-    if rows <= FEW_ROWS:
+def progress_bar(shown: bool) -> Iterator[None]:
+    """Let `datasets` show its progress bars, unless they are disabled, only where somebody has to wait."""
+    enabled = not datasets.are_progress_bars_disabled()
+    if not shown:
         datasets.disable_progress_bars()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             datasets.enable_progress_bars()
 
 

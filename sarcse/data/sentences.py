@@ -16,12 +16,14 @@ from tqdm.auto import tqdm
 
 from sarcse.data.cache import Cached
 from sarcse.data.files import (
+    MANY_BYTES,
+    MANY_ROWS,
     MissingColumnError,
-    bar_if_many,
     explained,
     file_version,
     load_or_explain,
     matching_files,
+    progress_bar,
     read_rows,
     text_of,
 )
@@ -72,7 +74,7 @@ def without_blank(
     if isinstance(sentences, datasets.IterableDataset):
         return sentences.filter(partial(_has_text, name=name))
     (column,) = sentences.column_names
-    with bar_if_many(len(sentences)):
+    with progress_bar(len(sentences) > MANY_ROWS):
         kept = sentences.filter(Cached(_not_blank), input_columns=column, desc="Dropping blank lines")
     if len(kept) < len(sentences):
         logger.warning(f"{name}: {len(sentences) - len(kept)} of {len(sentences)} texts are blank, and are skipped.")
@@ -94,8 +96,10 @@ def sentences_of_files(arguments: DataArguments) -> datasets.Dataset | datasets.
         )
     versions = [file_version(file) for file in files]
     options = {"files": files, "column": column, "versions": versions}
+    are_large = any(not Path(file).is_file() or Path(file).stat().st_size > MANY_BYTES for file in files)
     try:
-        return datasets.Dataset.from_generator(Cached(text_cells), features=features, gen_kwargs=options)
+        with progress_bar(are_large):
+            return datasets.Dataset.from_generator(Cached(text_cells), features=features, gen_kwargs=options)
     except Exception as error:  # `datasets` wraps what its readers raise
         raise explained(name, error) from error
 

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sarcse.data.cache import Cached
-from sarcse.data.files import bar_if_many
+from sarcse.data.files import MANY_ROWS, progress_bar
 
 
 if TYPE_CHECKING:  # `train.py --help` needs the names of the weightings, but not this slow import
@@ -63,7 +63,7 @@ def tokenize(
     # The cache depends only on these arguments and our code, so that runs with other options can use it.
     arguments = {"tokenizer": tokenizer, "text_column": column, "max_seq_length": max_seq_length}
     options = {"num_proc": num_proc, "desc": "Tokenising", "remove_columns": column}
-    with bar_if_many(len(sentences)):
+    with progress_bar(len(sentences) > MANY_ROWS):
         return sentences.map(Cached(_encode_batch), batched=True, fn_kwargs=arguments, **options)
 
 
