@@ -3,6 +3,7 @@ What the commands need to read their options. It imports nothing that is slow, t
 a typo are answered at once.
 """
 
+import os
 import shlex
 import signal
 import sys
@@ -278,11 +279,18 @@ def in_utf8(arguments: list[str]) -> list[str]:
 
 @contextmanager
 def one_line_errors(command: str) -> Iterator[None]:
-    """A context in which a user error ends the command with one line and exit code 2, and Ctrl-C with 130 silently."""
+    """
+    A context in which a user error ends the command with one line and exit code 2, Ctrl-C silently with 130, and a
+    reader of its output that has enough, such as `head`, silently with 141.
+    """
     try:
         yield
+        sys.stdout.flush()
     except ValueError as error:
         print(f"{command}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would write the rest when it ends, and fail once more
+        sys.exit(128 + signal.SIGPIPE)

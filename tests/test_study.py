@@ -201,7 +201,6 @@ def test_the_textcnn_added_to_the_mean_has_the_setting_that_development_data_of_
 def test_sarcse_has_the_program_defaults_in_the_study(encoder, width):
     """So that training without flags gives what the results page shows."""
     training, config = SarcseTrainingArguments(), SarcseConfig()
-    training.resolve_learning_rate()
     defaults = {**vars(config), **training.to_dict(), "view_dropout": training.view_dropout_of(config.pooler)}
     studied = {**configurations.START, **configurations.FINAL[encoder]["SARCSE"]}
     # Apart from the data, and channels, which depend on the encoder.

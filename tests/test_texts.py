@@ -17,7 +17,7 @@ from sarcse.evaluation.jobs import k_means
 from sarcse.evaluation.texts import best_number, read_texts, write_rows
 from sarcse.loading import load_model
 
-from .conftest import DEMO, ENCODER, PROJECT, run_command
+from .conftest import DEMO, ENCODER, PROJECT, offline, run_command
 
 
 @pytest.fixture
@@ -75,13 +75,26 @@ def test_every_row_gets_its_cluster_and_the_largest_comes_first(tmp_path, ticket
 
 
 def test_the_number_of_clusters_has_the_best_silhouette(capsys):
-    """Three groups of points."""
+    """Three groups of points. Of a hundred or more a handful is not tried: it is the best whatever the texts are."""
     generator = np.random.default_rng(0)
     points = np.concatenate([centre + 0.1 * generator.normal(size=(30, 3)) for centre in np.eye(3)])
     assert best_number(points) == 3
     assert silhouette_score(points, k_means(points, 3)) > silhouette_score(points, k_means(points, 2))
     assert "3 clusters have the best silhouette of 2, 3, 5, 8" in capsys.readouterr().out
     assert best_number(points[:2]) == 1
+    assert best_number(np.concatenate([points, points])) >= 8
+
+
+def test_a_reader_that_has_enough_ends_the_command_without_a_word(tmp_path, ticket_file):
+    command = f"{sys.executable} -m sarcse cluster {ENCODER} {ticket_file} --text_column body --clusters 30 | head -1"
+    process = subprocess.run(
+        ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"],
+        cwd=tmp_path,
+        env=offline({"PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1"}),
+        capture_output=True,
+        text=True,
+    )
+    assert process.stdout.splitlines()[-1] == "141" and "Traceback" not in process.stderr, process.stderr
 
 
 def test_duplicates_are_those_that_sentence_transformers_mines(tmp_path, ticket_file, mean_pooled):

@@ -157,12 +157,12 @@ LEARNING_RATE_BUDGET = 0.003
 # The same for a sentence encoder, which has more to lose: the whole budget ruined all-MiniLM-L6-v2, and 0.0004 cost it
 # two points of its neighbours on Banking77, where this costs nothing (docs/training.md).
 SENTENCE_ENCODER_BUDGET = 0.0001
-# The learning rate with a budget, which scales it down in longer trainings. Any rate that uses up the budget makes the
-# same training; this one does from 60 steps, and its first steps are not too long in shorter ones.
+# The learning rate with a reconstruction. The budget scales it down in longer trainings: any rate that uses up the
+# budget makes the same training; this one does from 60 steps, and its first steps are not too long in shorter ones.
 LEARNING_RATE = 1e-4
 # The learning rate of new layers with a reconstruction. No budget limits it: the budget protects pretrained weights.
 NEW_LAYERS_LEARNING_RATE = 1e-3
-# Without a budget: SimCSE's for batches of 64 (BERT-base, arXiv 2104.08821, appendix A).
+# Without a reconstruction: SimCSE's for batches of 64 (BERT-base, arXiv 2104.08821, appendix A).
 SIMCSE_LEARNING_RATE = 3e-5
 
 
@@ -286,11 +286,11 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
     )
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the sentences."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Sentences per step and device."})
-    learning_rate: float = field(  # type: ignore[assignment]  # a number from SarcseTrainer on, which knows the budget
+    learning_rate: float = field(  # type: ignore[assignment]  # a number from __post_init__ on
         default=None,
         metadata={
-            "help": f"Peak learning rate of AdamW. Default: {LEARNING_RATE:g} with learning_rate_budget, which scales "
-            f"it down in longer trainings; {SIMCSE_LEARNING_RATE:g} without."
+            "help": f"Peak learning rate of AdamW, scaled down by learning_rate_budget in longer trainings. Default: "
+            f"{LEARNING_RATE:g}; {SIMCSE_LEARNING_RATE:g} without a reconstruction."
         },
     )
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: steps, epoch or no."})
@@ -347,6 +347,8 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
             self.metric_for_best_model = metric_name(self.metric_for_best_model)
         if self.eval_steps is None:
             self.eval_steps = self.save_steps  # so that each checkpoint has a score
+        if self.learning_rate is None:
+            self.learning_rate = LEARNING_RATE if self.reconstruction_weight > 0 else SIMCSE_LEARNING_RATE
         if self.data_seed is None:
             # Each process has its own random numbers, for dropout, but all must agree on the order of the sentences.
             self.data_seed = self.seed
@@ -388,11 +390,6 @@ class SarcseTrainingArguments(TrainingArguments, SarcseArguments):
                 "--lr_scheduler_type greedy can raise the learning rate beyond any budget: choose another schedule, "
                 "or set --learning_rate_budget 0."
             )
-
-    def resolve_learning_rate(self) -> None:
-        """Set the default of `learning_rate`, once it is known whether there is a budget."""
-        if self.learning_rate is None:
-            self.learning_rate = LEARNING_RATE if self.rate_budget > 0 else SIMCSE_LEARNING_RATE
 
     @property
     def new_layers_learning_rate(self) -> float:

@@ -214,7 +214,6 @@ class SarcseTrainer(ReleasingTrainer):
         revision = model_revision or self.unwrapped.source.get("revision", "main")
         self.base_model = describe_base_model(name, revision)
         self.sentence_encoder = self.kept_of_sentence_encoder(name, revision)
-        self.args.resolve_learning_rate()
         self.commit = self.seconds = None
         self.checkpoint: Path | None = None  # to resume from
         self.rehearsed_for: str | bool | None = None
