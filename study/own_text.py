@@ -43,6 +43,7 @@ from sarcse.data.sts import load_sts
 from sarcse.data.tokens import LONGEST, token_counts, tokenize
 from sarcse.evaluation.comparison import correlations
 from sarcse.evaluation.embedding import encode, measure, uniformity
+from sarcse.evaluation.jobs import NEIGHBOURS, k_means, nearest
 from sarcse.evaluation.report import markdown_table
 from sarcse.loading import load_model
 from sarcse.options import ENGLISH
@@ -61,7 +62,6 @@ ENCODERS = ("roberta-mini-wiki", "roberta-tiny-wiki", "all-MiniLM-L6-v2")
 WIKIPEDIA_SENTENCES = 20_032
 TASKS = ("STS12", "STS14", "STS15", "STSB")
 LABELLED = ("stackoverflow", "banking77")
-NEIGHBOURS = 10
 SAMPLE = 2_000  # texts for the candidates for a check without labels
 TOPICS = 100
 
@@ -154,20 +154,16 @@ def shares(tokens: Dataset, size: int, special: list[int]) -> tuple[np.ndarray, 
 # --- Scores ----------------------------------------------------------------------------------------------------------
 
 
-def neighbours(embeddings: np.ndarray, number: int) -> np.ndarray:
-    """The rows of each text's nearest neighbours, itself left out: `(N, d)` -> `(N, number)`."""
-    found = []
-    for start in range(0, len(embeddings), 1000):
-        similarities = embeddings[start : start + 1000] @ embeddings.T  # (1000, N)
-        similarities[np.arange(len(similarities)), start + np.arange(len(similarities))] = -np.inf
-        found.append(np.argpartition(-similarities, number, axis=1)[:, :number])
-    return np.concatenate(found)
+def near_texts(embeddings: np.ndarray) -> np.ndarray:
+    """The rows of each text's nearest neighbours, itself left out: `(N, d)` -> `(N, NEIGHBOURS)`."""
+    vectors = torch.from_numpy(embeddings)
+    return nearest(vectors, vectors, NEIGHBOURS, leave_out_own=True)
 
 
 def label_scores(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """V-measure of k-means with as many clusters as labels, and precision at 10, both x 100."""
-    clusters = KMeans(len(set(labels)), n_init=5, random_state=0).fit_predict(embeddings)
-    same = labels[neighbours(embeddings, NEIGHBOURS)] == labels[:, None]  # (N, 10)
+    clusters = k_means(embeddings, len(set(labels)))
+    same = labels[near_texts(embeddings)] == labels[:, None]  # (N, 10)
     return {"v": 100 * v_measure_score(labels, clusters), "p10": 100 * same.mean()}
 
 
@@ -214,7 +210,7 @@ class Candidates:
             return F.normalize(encode(model, self.tokenizer, texts), dim=1).numpy()
 
         embeddings = embed(self.texts)
-        near, of_first = neighbours(embeddings, NEIGHBOURS), neighbours(embed(self.first), NEIGHBOURS)
+        near, of_first = near_texts(embeddings), near_texts(embed(self.first))
         singular = np.linalg.svd(embeddings - embeddings.mean(axis=0), compute_uv=False) ** 2
         spread = singular / singular.sum()
         clusters = [KMeans(20, n_init=2, random_state=seed).fit_predict(embeddings) for seed in (1, 2)]
