@@ -524,6 +524,26 @@ def test_a_training_that_failed_or_was_interrupted_leaves_signals_and_the_traine
     assert trainer.train().global_step == 2
 
 
+def test_the_same_trainer_resumes_each_time_from_the_newest_checkpoint(tmp_path):
+    """With the same argument: what was found the time before is older."""
+    begins = []
+
+    class Interrupts(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            begins.append(state.global_step)
+
+        def on_save(self, args, state, control, **kwargs):
+            raise RuntimeError("the machine goes down")
+
+    fields = {**SMALL, "max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **fields), train_dataset=TEXTS)
+    trainer.add_callback(Interrupts())
+    for resume in (None, "last", "last"):
+        with pytest.raises(RuntimeError, match="goes down"):
+            trainer.train(resume_from_checkpoint=resume)
+    assert begins == [0, 1, 2]
+
+
 def test_a_training_runs_outside_the_main_thread(tmp_path):
     """As in a web server or a parallel search: Python allows no signal handlers there."""
     trainer = SarcseTrainer(fresh_model(), SarcseTrainingArguments(str(tmp_path), **SMALL), train_dataset=TEXTS)

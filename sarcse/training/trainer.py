@@ -420,7 +420,7 @@ class SarcseTrainer(ReleasingTrainer):
         with alone_in_folder(self.args) if self.hp_search_backend is None else nullcontext():
             if not self.rehearsed or resume_from_checkpoint != self.rehearsed_for:
                 self.rehearse(resume_from_checkpoint)
-            checkpoint = self.checkpoint and str(self.checkpoint)
+            checkpoint, self.rehearsed_for = self.checkpoint and str(self.checkpoint), None  # the next may be newer
             self.commit = code_commit()
             scored = (self.tasks or self.labelled) and trial is None  # a search only uses its evaluations
             jobs: Jobs = {task: partial(labelled_job, rows=rows) for task, rows in self.labelled.items()}
