@@ -293,4 +293,4 @@ def one_line_errors(command: str) -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would write the rest when it ends, and fail once more
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(141)  # 128 + SIGPIPE, which not every system has

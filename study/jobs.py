@@ -14,7 +14,6 @@ import argparse
 import json
 import random
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -110,10 +109,9 @@ def sentence_transformers_training(
 
 def tsdae(model: "SentenceTransformer", texts: list[str], seed: int, folder: str) -> None:
     """
-    TSDAE (arXiv 2104.06979) with its batch size, learning rate and share of deleted words. Mean pooling instead of the
-    first token, which the paper finds no better.
+    TSDAE (arXiv 2104.06979) with the batch size, learning rate and share of deleted words of sentence-transformers'
+    example. Mean pooling instead of the first token, which is weak in these encoders before training.
     """
-
     from sentence_transformers.sentence_transformer.losses import DenoisingAutoEncoderLoss
 
     def deleted(text: str) -> str:
@@ -145,16 +143,13 @@ def one_run(run: dict[str, Any], data: str) -> dict[str, Any]:
     """The content of a line apart from `run` itself."""
     rows = load_labelled(str(Path(data, "data", "jobs", CORPORA[run["corpus"]])))
     with tempfile.TemporaryDirectory() as folder:
-        started = time.time()
         embed = trained(run, data, rows["text"][:], folder)
-        seconds = time.time() - started
     halves = {"choose": range(0, len(rows), 2), "report": range(1, len(rows), 2)}
     sts = {task: load_sts(task, f"{data}/data/senteval") for task in TASKS}
     similarities = measure(embed, sts).similarities
     return {
         **{half: scores(embed, rows.select(of)) for half, of in halves.items()},
         "sts": {task: correlations(similarities[task], np.array(sts[task]["score"][:])).spearman for task in TASKS},
-        "seconds": round(seconds, 1),
         "versions": versions(),
     }
 
