@@ -13,7 +13,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sarcse.data.cache import Cached
-from sarcse.data.files import MANY_ROWS, progress_bar
 
 
 if TYPE_CHECKING:  # `train.py --help` needs the names of the weightings, but not this slow import
@@ -59,6 +58,8 @@ def tokenize(
     num_proc: int | None = None,
 ) -> datasets.Dataset:
     """Tokenise a data set's only column: `input_ids`, cut at `max_seq_length` and unpadded; cached by `datasets`."""
+    from sarcse.data.files import MANY_ROWS, progress_bar  # needs `datasets`, which `--help` does not
+
     (column,) = sentences.column_names
     # The cache depends only on these arguments and our code, so that runs with other options can use it.
     arguments = {"tokenizer": tokenizer, "text_column": column, "max_seq_length": max_seq_length}
