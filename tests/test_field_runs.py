@@ -203,7 +203,7 @@ def test_two_pairs_are_enough(tmp_path):
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "--lr_scheduler_type cosine_with_min_lr: .*lr_scheduler_kwargs"),
         ({"lr_scheduler_kwargs": '{"x": 1}'}, "--lr_scheduler_type linear: .*'x'"),
         ({"max_train_samples": 0}, "--max_train_samples must be at least 1, got 0"),
-        ({"sts_dir": "anywhere"}, "--sts_dir has no effect with --eval_pairs, which replaces the STS data"),
+        ({"sts_dir": "anywhere"}, "give either --eval_pairs or --sts_dir, not both"),
         ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor has no effect: InfoNCE has no labels"),
         ({"bf16_full_eval": "true"}, "--bf16_full_eval has no effect: evaluations use the precision of the training"),
         (
@@ -212,7 +212,7 @@ def test_two_pairs_are_enough(tmp_path):
         ),
         ({"eval_on_start": "true"}, "--eval_on_start has no effect: evaluations begin before the first step"),
         ({"auto_find_batch_size": "true"}, "--auto_find_batch_size has no effect: a smaller batch changes InfoNCE's"),
-        ({"token_count_samples": 10}, "--token_count_samples has no effect without --streaming"),
+        ({"token_count_samples": 10}, "--token_count_samples has no effect without a stream"),
         ({"dataset_config_name": "en"}, "--dataset_config_name has no effect without --dataset_name"),
         ({"accelerator_config": '{"split_batches": true}'}, "--accelerator_config split_batches is not supported"),
         (

@@ -54,6 +54,7 @@ def test_a_plain_release_holds_no_code_and_says_so_nowhere(plain):
     assert set(files_of(folder)) == {
         *("README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
         *("modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "special_tokens_map.json"),
+        "config_sentence_transformers.json",
         *("golden_embeddings.json", "onnx/model.onnx"),
     }
     card = ModelCard.load(folder / "README.md").text

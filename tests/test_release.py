@@ -70,6 +70,7 @@ def test_a_release_holds_what_loads_it_and_nothing_else(release_folder):
         "sentence_bert_config.json",
         "golden_embeddings.json",
         "special_tokens_map.json",
+        "config_sentence_transformers.json",
         "1_Pooling/config.json",
         *(f"onnx/{name}" for name in ("model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json")),
         *(f"onnx/{name}" for name in ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json")),
