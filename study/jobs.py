@@ -10,7 +10,6 @@ label picks a checkpoint. The scores are those of `eval_sts.py --labelled` on th
 on the even ones, and the average of the STS tasks. Each run is a line of study/results/jobs.jsonl.
 """
 
-import argparse
 import json
 import random
 import tempfile
@@ -23,7 +22,7 @@ import datasets
 import numpy as np
 from transformers import set_seed
 
-from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, QUIET, SHARED
+from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, QUIET
 from sarcse.data.labelled import load_labelled
 from sarcse.data.sts import load_sts
 from sarcse.evaluation.comparison import correlations
@@ -45,7 +44,8 @@ from study.configurations import (
     TEXTCNN_RECONSTRUCTED,
     UNTRAINED_MEAN,
 )
-from study.lines import make_missing, read_lines
+from study.lines import make_missing, parser_for_runs, read_lines
+from study.reading import Score, average, mean_and_deviation
 from study.run import TASKS, encoder_folder, program_fields
 
 
@@ -177,11 +177,11 @@ def runs(encoders: list[str], corpora: list[str], methods: list[str], seeds: int
 
 # --- The table -------------------------------------------------------------------------------------------------------
 
-SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
+SCORES: dict[str, Score] = {
     "V": lambda line: line["report"]["clusters"],
     "P@1": lambda line: line["report"]["neighbour"],
     "P@10": lambda line: line["report"]["ten neighbours"],
-    "STS": lambda line: float(np.mean([*line["sts"].values()])),
+    "STS": average,
 }
 # For the README.
 SHORT = {"methods": (UNTRAINED_MEAN, TSDAE, TENSION, "SimCSE", SARCSE), "scores": ("V", "P@10")}
@@ -195,29 +195,18 @@ def jobs_table(
     for encoder in ENCODERS:
         for method in methods:
             of_method = [line for line in lines if line["encoder"] == encoder and line["method"] == method]
-            of_corpora = [[line for line in of_method if line["corpus"] == corpus] for corpus in CORPORA]
-            cells = [mean_and_deviation([*map(SCORES[name], of)]) for of in of_corpora for name in scores]
+            of_corpora = [{line["seed"]: line for line in of_method if line["corpus"] == corpus} for corpus in CORPORA]
+            cells = [mean_and_deviation(of, SCORES[name]) for of in of_corpora for name in scores]
             if of_method:
                 rows.append([encoder, method, str(len({line["seed"] for line in of_method})), *cells])
     return markdown_table(rows)
 
 
-def mean_and_deviation(values: list[float]) -> str:
-    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{deviation}" if values else ""
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = parser_for_runs(str(__doc__), seeds=5)
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS))
     parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--data", default=str(SHARED))
-    parser.add_argument("--table", action="store_true", help="Print the table of all runs, and train nothing.")
-    parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.table:
         print(jobs_table(read_lines(LINES)))

@@ -1,5 +1,6 @@
 """Runs that are a process and a line of a file each, so that the command that makes them resumes what was stopped."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -12,10 +13,23 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from benchmarks.common import SHARED, parser_for
 from sarcse.training.record import code_commit
 
 
 WRITING = Lock()
+
+
+def parser_for_runs(docstring: str, seeds: int) -> argparse.ArgumentParser:
+    """A parser with the options of how many runs are made, and how; `seeds` is the default."""
+    parser = parser_for(docstring)
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--data", default=str(SHARED))
+    parser.add_argument("--table", action="store_true", help="Print the tables of all runs, and train nothing.")
+    parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
+    return parser
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ skipped. "english" counts tokens in the English text that the program brings.
 Shapes: N texts, d dimensions.
 """
 
-import argparse
 import json
 import lzma
 import tempfile
@@ -35,7 +34,7 @@ from sklearn.preprocessing import normalize
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, QUIET, SHARED
+from benchmarks.common import MAX_SEQ_LENGTH, PROJECT, QUIET
 from configuration_sarcse import SarcseConfig
 from modeling_sarcse import POOLERS, SarcseModel
 from sarcse.data.general import general_counts
@@ -53,14 +52,14 @@ from sarcse.training.record import versions
 from sarcse.training.trainer import SarcseTrainer
 from study import tried  # noqa: F401  # adds the poolers that were tried
 from study.candidates import Halves
-from study.lines import make_missing, read_lines
-from study.run import encoder_folder, mean_pooled, sick_pairs
+from study.lines import make_missing, parser_for_runs, read_lines
+from study.reading import average
+from study.run import TASKS, encoder_folder, mean_pooled, sick_pairs
 
 
 LINES = PROJECT / "study" / "results" / "own_text.jsonl"
 ENCODERS = ("roberta-mini-wiki", "roberta-tiny-wiki", "all-MiniLM-L6-v2")
 WIKIPEDIA_SENTENCES = 20_032
-TASKS = ("STS12", "STS14", "STS15", "STSB")
 LABELLED = ("stackoverflow", "banking77")
 SAMPLE = 2_000  # texts for the candidates for a check without labels
 TOPICS = 100
@@ -311,10 +310,6 @@ def untrained(line: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, An
     return next(o for o in lines if o["weighting"] == "none" and all(o[name] == line[name] for name in same))
 
 
-def sts_average(line: dict[str, Any]) -> float:
-    return float(np.mean([line["sts"][task] for task in TASKS]))
-
-
 def table(lines: list[dict[str, Any]]) -> str:
     """The reported half of each corpus: V-measure and precision at 10; and the average of four STS tasks."""
     corpora = sorted({line["corpus"] for line in lines} - {"wikipedia"})
@@ -331,7 +326,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         for corpus in corpora:
             found = [line["report"] for line in of if line["corpus"] == corpus]
             cells += [f"{np.mean([scores[key] for scores in found]):.1f}" if found else "" for key in ("v", "p10")]
-        sts = [sts_average(line) for line in of if line["corpus"] == "wikipedia"]
+        sts = [average(line) for line in of if line["corpus"] == "wikipedia"]
         cells.append(f"{np.mean(sts):.2f}" if sts else "")
         rows.append([encoder, setting, str(len({line["seed"] for line in of})), *cells])
     return markdown_table(rows)
@@ -357,7 +352,7 @@ def form_scores(of: list[dict[str, Any]], part: str | None = None) -> list[float
         if "report" in scores:
             found.setdefault(line["corpus"], []).append([scores["report"]["v"], scores["report"]["p10"]])
         elif "sts" in scores:
-            found.setdefault(line["corpus"], []).append([sts_average(scores)])
+            found.setdefault(line["corpus"], []).append([average(scores)])
     widths = {"stackoverflow": 2, "banking77": 2, "wikipedia": 1}
     return [x for corpus, n in widths.items() for x in np.mean(found.get(corpus, [[np.nan] * n]), axis=0)]
 
@@ -417,19 +412,13 @@ def candidates_table(lines: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = parser_for_runs(str(__doc__), seeds=1)
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS))
     parser.add_argument("--corpora", nargs="+", default=["stackoverflow", "banking77", "wikipedia"])
     parser.add_argument("--weightings", nargs="+", default=["none", *WEIGHTINGS])
     parser.add_argument("--pooler", choices=[*POOLERS])
     parser.add_argument("--architecture", type=json.loads, help="Fields of SarcseConfig.")
     parser.add_argument("--fields", type=json.loads, help="Fields of SarcseTrainingArguments.")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--data", default=str(SHARED))
-    parser.add_argument("--table", action="store_true", help="Print the tables of all runs, and train nothing.")
-    parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.table:
         print(*(made(read_lines(LINES)) for made in (table, candidates_table, forms_table)), sep="\n\n")
